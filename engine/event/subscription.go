@@ -1,0 +1,179 @@
+package event
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Owner says who may change a definition: the rules file or the API.
+type Owner struct {
+	File string // "" when the API owns it
+	Line int
+}
+
+// Topic is the definition of a topic: a ring of events in one or more partitions.
+type Topic struct {
+	Name       string
+	Partitions int // fixed when the topic is made; 1
+	Retain     Retain
+	WhenFull   WhenFull
+	Dedupe     time.Duration // window in which (source, id) is unique; 2 min
+	Schema     []byte        // JSON Schema for the data; nil: none
+	Owner      Owner
+}
+
+// Retain bounds a topic: past any of them the oldest events leave.
+type Retain struct {
+	Bytes  int64         // 1 GiB; over all partitions
+	Age    time.Duration // 7 d
+	Events int64         // 0: no bound
+}
+
+// WhenFull says what a topic does when a bound is reached.
+type WhenFull uint8
+
+// DropOldest lets the oldest events go; Reject refuses new ones while an unfinished subscription would
+// lose an event.
+const (
+	DropOldest WhenFull = iota
+	Reject
+)
+
+// WithDefaults returns t with its zero fields filled.
+func (t Topic) WithDefaults() Topic {
+	if t.Partitions == 0 {
+		t.Partitions = 1
+	}
+	if t.Retain.Bytes == 0 {
+		t.Retain.Bytes = 1 << 30
+	}
+	if t.Retain.Age == 0 {
+		t.Retain.Age = 7 * 24 * time.Hour
+	}
+	if t.Dedupe == 0 {
+		t.Dedupe = 2 * time.Minute
+	}
+	return t
+}
+
+// Function is the definition of a function: which module, within what limits, with what configuration.
+type Function struct {
+	Name   string
+	Digest string // "sha256:<hex>" of the module's bytes: the function's version
+	Pushed bool   // rules: `wasm: pushed`; the API may set the version
+	Limits FunctionLimits
+	Config map[string]string
+	Owner  Owner
+}
+
+// FunctionLimits bound one function. Zero means the default.
+type FunctionLimits struct {
+	Memory int64 // bytes of linear memory of one instance; 64 MiB
+	Output int   // bytes of results of one call; 4 MiB
+}
+
+// WithDefaults returns l with its zero fields filled.
+func (l FunctionLimits) WithDefaults() FunctionLimits {
+	if l.Memory == 0 {
+		l.Memory = 64 << 20
+	}
+	if l.Output == 0 {
+		l.Output = 4 << 20
+	}
+	return l
+}
+
+// Subscription is the definition of a subscription: which events of a topic, through which functions, to
+// where.
+type Subscription struct {
+	Name        string
+	Topic       string
+	Start       Start
+	Filter      string   // "" matches all
+	Functions   []string // a chain
+	Deliver     Deliver
+	Concurrency int // sends under way at once; 16
+	Retry       RetryPolicy
+	Parked      int64  // bytes of parked deliveries; 256 MiB
+	DeadLetter  string // topic; "" only where none is due: a pull subscription without functions
+	Owner       Owner
+	Source      json.RawMessage // the definition as JSON, as the API shows it; secrets are references
+}
+
+// Deliver says how a subscription's deliveries leave.
+type Deliver struct {
+	Face        Face
+	Kind        string        // Push: the sink's kind, such as "webhook"
+	Topic       string        // ToTopic and Stream: where outputs go
+	StreamKeep  Retain        // Stream: bounds of its topic
+	AckDeadline time.Duration // Pull: 10 s; 10 s to 600 s
+}
+
+// Face is one of the ways to read a subscription.
+type Face uint8
+
+// The faces. ToTopic and Stream append what comes out to a topic.
+const (
+	Push Face = iota
+	Pull
+	ToTopic
+	Stream
+)
+
+func (f Face) String() string { return [...]string{"push", "pull", "topic", "stream"}[f] }
+
+// Start says where a new subscription or a reader begins.
+type Start struct {
+	At     StartAt
+	Time   time.Time // AtTime
+	Cursor string    // AtCursor: exclusive
+}
+
+// StartAt is a kind of start.
+type StartAt uint8
+
+// Latest is what is published from now on; the default.
+const (
+	Latest StartAt = iota
+	Earliest
+	AtTime
+	AtCursor
+)
+
+// RetryPolicy says when a failed delivery is tried again.
+type RetryPolicy struct {
+	Attempts int             // tries in all, the first included; Unlimited; 0 means the default of 10
+	Schedule []time.Duration // waits after the first try, the second…; the last repeats
+	Jitter   float64         // ± share of the wait; 0.2
+}
+
+// Unlimited attempts.
+const Unlimited = -1
+
+// DefaultSchedule is that of Standard Webhooks after its first, immediate try.
+var DefaultSchedule = []time.Duration{5 * time.Second, 5 * time.Minute, 30 * time.Minute, 2 * time.Hour,
+	5 * time.Hour, 10 * time.Hour, 14 * time.Hour, 20 * time.Hour, 24 * time.Hour}
+
+// Delivery is one event on its way out of a subscription.
+type Delivery struct {
+	ID           string // webhook-id: the same in every attempt
+	Subscription string
+	Topic        string // the topic of the event that the subscription read
+	Event        Record // what is sent: the event or an output of a function; read-only
+	Attempt      int    // 1 is the first
+}
+
+// Lease is a delivery handed to a puller until Deadline.
+type Lease struct {
+	ID       string
+	Attempt  int
+	Deadline time.Time
+	Event    Record
+}
+
+// Match says whether a subscription would take an event, and why.
+type Match struct {
+	Subscription string `json:"subscription"`
+	Matched      bool   `json:"matched"`
+	Why          string `json:"why"` // the sub-expression that decided, with its value
+}

@@ -1,0 +1,90 @@
+package httpapi
+
+import (
+	"context"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// Backend is what the HTTP face needs of the router behind it. Errors are event's; see the table in
+// errors.go for the status each becomes.
+type Backend interface {
+	Publisher
+	Readers
+	Puller
+	Definitions
+	Operator
+}
+
+// Publisher takes events in.
+type Publisher interface {
+	// Publish stores all events or none and fills in pos, which has their number. It fills the attributes
+	// that a client left out (see event.Event) in the caller's events. Once it returns nil the events are durable. The
+	// events may be borrowed from a request; nothing is kept of them.
+	Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error
+	// DryRun stores nothing and says for every event which subscriptions of the topic would match and why.
+	DryRun(ctx context.Context, topic string, evs []event.Event) ([][]event.Match, error)
+}
+
+// Readers reads topics and what subscriptions put out.
+type Readers interface {
+	// OpenTopic begins to read a topic; filter "" passes all. Close the reader.
+	OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (Reader, error)
+	// OpenSubscription is the same over the topic that a subscription puts its outputs into.
+	OpenSubscription(ctx context.Context, name string, start event.Start, filter string) (Reader, error)
+	// Event returns one event of a topic.
+	Event(ctx context.Context, topic string, pos event.Position) (event.Record, error)
+	// Schema returns a topic's JSON Schema, nil if it has none.
+	Schema(ctx context.Context, topic string) ([]byte, error)
+}
+
+// Reader walks a topic. It belongs to one goroutine.
+type Reader interface {
+	// Next returns the next event that passes the filter, waiting until there is one or ctx ends (then
+	// ctx's error). An event that the ring overtook is event.ErrGone. The record is read-only and stays valid.
+	Next(ctx context.Context) (event.Record, error)
+	// TryNext does not wait: ok is false at the end of what is stored now. It looks at no more than a bounded
+	// number of events, so that a selective filter cannot hold a request for long; more tells that it stopped early.
+	TryNext(ctx context.Context) (rec event.Record, ok, more bool, err error)
+	// Cursor is the opaque position after everything that was returned or passed over.
+	Cursor() string
+	Close()
+}
+
+// Puller hands deliveries of a pull subscription to consumers.
+type Puller interface {
+	// Pull leases up to max deliveries, waiting up to wait for the first.
+	Pull(ctx context.Context, subscription string, max int, wait time.Duration) ([]event.Lease, error)
+	// Ack settles leases durably; lost lists those that were no longer held.
+	Ack(ctx context.Context, subscription string, leases []string) (lost []string, err error)
+	// Nack gives deliveries back, due again after delay.
+	Nack(ctx context.Context, subscription string, leases []string, delay time.Duration) (lost []string, err error)
+	// Extend moves the deadlines to d from now.
+	Extend(ctx context.Context, subscription string, leases []string, d time.Duration) (lost []string, err error)
+}
+
+// Definitions shows and changes topics, subscriptions and functions. Kind is "topics", "subscriptions" or
+// "functions"; documents are JSON, key for key as in rules files, plus "name" and read-only state.
+type Definitions interface {
+	List(ctx context.Context, kind string) ([]byte, error) // a JSON array
+	Show(ctx context.Context, kind, name string) ([]byte, error)
+	Create(ctx context.Context, kind string, doc []byte) (shown []byte, err error)
+	Change(ctx context.Context, kind, name string, patch []byte) (shown []byte, err error) // RFC 7396 merge patch
+	Delete(ctx context.Context, kind, name string) error
+	// PushFunction stores a module (or a JSON document of settings, by contentType) as a function's version.
+	PushFunction(ctx context.Context, name, contentType string, body []byte) (shown []byte, err error)
+	// Rules returns the rules in force as JSON.
+	Rules(ctx context.Context) ([]byte, error)
+	// CheckRules says what is wrong with a YAML rules file; nil when nothing is.
+	CheckRules(ctx context.Context, yaml []byte) error
+}
+
+// Operator moves and stops subscriptions and tells how the router is.
+type Operator interface {
+	Seek(ctx context.Context, subscription string, to event.Start) error
+	Pause(ctx context.Context, subscription string) error
+	Resume(ctx context.Context, subscription string) error
+	// Ready returns a JSON document of details, and an error while the router should get no traffic.
+	Ready(ctx context.Context) ([]byte, error)
+}
