@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Event is a CloudEvent 1.0 as a producer sent it or a function made it, before it has an offset.
@@ -155,6 +154,3 @@ func (l Limits) WithDefaults() Limits {
 	fill(&l.Attrs, 128)
 	return l
 }
-
-// ParseTime reads an RFC 3339 time.
-func ParseTime(s string) (time.Time, error) { return time.Parse(time.RFC3339Nano, s) }

@@ -3,6 +3,8 @@ package event
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+	"strings"
 	"time"
 	"unsafe"
 )
@@ -51,6 +53,60 @@ const (
 	TagTime
 	tagEnd
 )
+
+// header is the HTTP header of a tag's attribute in lower case, "" for TagExtension and TagTopic.
+func (t Tag) header() string {
+	switch t {
+	case TagID:
+		return "ce-id"
+	case TagSource:
+		return "ce-source"
+	case TagType:
+		return "ce-type"
+	case TagSubject:
+		return "ce-subject"
+	case TagDataContentType:
+		return "ce-datacontenttype" // only in name: it travels as Content-Type
+	case TagDataSchema:
+		return "ce-dataschema"
+	case TagPartitionKey:
+		return "ce-partitionkey"
+	case TagTraceParent:
+		return "ce-traceparent"
+	case TagTime:
+		return "ce-time"
+	}
+	return ""
+}
+
+// Name is the CloudEvents name of a tag's attribute; "" for TagExtension, whose attributes carry theirs,
+// and for TagTopic, which is no CloudEvents attribute.
+func (t Tag) Name() string { return strings.TrimPrefix(t.header(), "ce-") }
+
+// tagOf is the tag of the attribute that CloudEvents calls name; TagExtension if it has none.
+func tagOf(name string) Tag {
+	switch name {
+	case "id":
+		return TagID
+	case "source":
+		return TagSource
+	case "type":
+		return TagType
+	case "subject":
+		return TagSubject
+	case "datacontenttype":
+		return TagDataContentType
+	case "dataschema":
+		return TagDataSchema
+	case "partitionkey":
+		return TagPartitionKey
+	case "traceparent":
+		return TagTraceParent
+	case "time":
+		return TagTime
+	}
+	return TagExtension
+}
 
 // NoValue as a value's length in a function's result removes the attribute.
 const NoValue = 0xFFFFFFFF
@@ -114,8 +170,29 @@ func kindOf(tag Tag) Kind {
 	return String
 }
 
-// AppendRecord appends e as a record to dst: the one copy of an event's bytes on its way in. Offset,
-// received time, partition and attempt are zero until the store and the delivery set them.
+// CheckRecord says whether a record can hold e: what AppendRecord requires. Every event that Validate
+// accepts passes, and every event read from a record; it is for those that skip Validate.
+func (e *Event) CheckRecord() error {
+	if n := len(e.Extensions); n > math.MaxUint16-int(tagEnd) {
+		return Bad(ErrTooLarge, "", fmt.Sprintf("the event has %d extensions; a record holds %d", n, math.MaxUint16-int(tagEnd)))
+	}
+	for i := range e.Extensions {
+		if n := len(e.Extensions[i].Name); n == 0 || n > math.MaxUint16 {
+			return Invalid(clip(e.Extensions[i].Name), fmt.Sprintf("the attribute's name has %d bytes; a record holds 1 to %d", n, math.MaxUint16))
+		}
+		if k := e.Extensions[i].Kind; k > Timestamp {
+			return Invalid(clip(e.Extensions[i].Name), fmt.Sprintf("is of kind %d; the last kind is %d", k, Timestamp))
+		}
+	}
+	if n := e.RecordSize(); uint64(n) > math.MaxUint32 {
+		return Bad(ErrTooLarge, "", fmt.Sprintf("the event takes %d bytes; a record holds %d", n, math.MaxUint32))
+	}
+	return nil
+}
+
+// AppendRecord appends e, for which CheckRecord holds, as a record to dst: the one copy of an event's
+// bytes on its way in. Offset, received time, partition and attempt are zero until the store and the
+// delivery set them. It allocates nothing if dst has room for RecordSize more bytes.
 func (e *Event) AppendRecord(dst []byte) []byte {
 	start := len(dst)
 	dst = append(dst, make([]byte, HeaderSize)...)
@@ -171,47 +248,64 @@ func appendPad(dst []byte, from, to int) []byte {
 	return dst
 }
 
-// CutRecord splits the first record off b and checks it whole: lengths, bounds, padding, attributes. It
+// CutRecord splits the first record off b and checks it whole: lengths, bounds, alignment, attributes. It
 // is how bytes from outside this process (a file, a function) become a Record; everything a Record's
-// methods index is inside bounds afterwards.
+// methods index is inside bounds afterwards. That attributes make a CloudEvent is Validate's question.
 func CutRecord(b []byte) (rec Record, rest []byte, err error) {
 	if len(b) < HeaderSize {
-		return nil, nil, fmt.Errorf("record: %d bytes, a header has %d", len(b), HeaderSize)
+		return nil, nil, fmt.Errorf("record: %d bytes, a header has %d: %w", len(b), HeaderSize, ErrInvalid)
 	}
 	n := uint64(le.Uint32(b))
 	if n < HeaderSize || n > uint64(len(b)) || n%8 != 0 {
-		return nil, nil, fmt.Errorf("record: length %d of %d bytes", n, len(b))
+		return nil, nil, fmt.Errorf("record: length %d of %d bytes; want a multiple of 8: %w", n, len(b), ErrInvalid)
 	}
 	r := Record(b[:n:n])
 	dataOff, dataLen := uint64(le.Uint32(r[32:])), uint64(le.Uint32(r[36:]))
 	attrOff := uint64(le.Uint32(r[40:]))
-	if attrOff < HeaderSize || attrOff > dataOff || dataOff%8 != 0 || dataOff+dataLen > n {
-		return nil, nil, fmt.Errorf("record: attributes at %d, data at %d+%d of %d", attrOff, dataOff, dataLen, n)
+	if attrOff < HeaderSize || attrOff > dataOff || attrOff%4 != 0 || dataOff%8 != 0 || dataOff+dataLen > n {
+		return nil, nil, fmt.Errorf("record: attributes at %d, data at %d+%d of %d: %w", attrOff, dataOff, dataLen, n, ErrInvalid)
 	}
-	if _, err := CheckAttrs(r[attrOff:dataOff], int(le.Uint16(r[4:]))); err != nil {
+	if dataLen > 0 && r.Flags()&FlagNoData != 0 {
+		return nil, nil, fmt.Errorf("record: %d bytes of data beside the flag of none: %w", dataLen, ErrInvalid)
+	}
+	if _, err := checkAttrs(r[attrOff:dataOff], int(le.Uint16(r[4:])), false); err != nil {
 		return nil, nil, err
 	}
 	return r, b[n:], nil
 }
 
-// CheckAttrs checks count encoded attributes at the start of b and returns how many bytes they take.
-func CheckAttrs(b []byte, count int) (int, error) {
+// CheckAttrs checks count encoded attributes of a function's result at the start of b and returns how
+// many bytes they take.
+func CheckAttrs(b []byte, count int) (int, error) { return checkAttrs(b, count, true) }
+
+// checkAttrs is CheckAttrs for results, in which an attribute may be removed, and for records, in which
+// none may and none that has a tag stands twice.
+func checkAttrs(b []byte, count int, result bool) (int, error) {
 	at := 0
+	var seen uint32
 	for i := range count {
 		if len(b)-at < 8 {
-			return 0, fmt.Errorf("record: attribute %d of %d is cut off", i, count)
+			return 0, fmt.Errorf("record: attribute %d of %d is cut off: %w", i, count, ErrInvalid)
 		}
+		tag, kind := b[at], b[at+1]
 		klen, vlen := uint64(le.Uint16(b[at+2:])), uint64(le.Uint32(b[at+4:]))
 		if vlen == NoValue {
+			if !result {
+				return 0, fmt.Errorf("record: attribute %d of %d has no value, which only a function's result may say: %w", i, count, ErrInvalid)
+			}
 			vlen = 0
 		}
 		size := (8 + klen + vlen + 3) &^ 3
 		if size > uint64(len(b)-at) {
-			return 0, fmt.Errorf("record: attribute %d of %d has %d bytes, %d are left", i, count, size, len(b)-at)
+			return 0, fmt.Errorf("record: attribute %d of %d has %d bytes, %d are left: %w", i, count, size, len(b)-at, ErrInvalid)
 		}
-		if b[at] >= byte(tagEnd) || b[at+1] > byte(Timestamp) || (b[at] == 0) != (klen > 0) {
-			return 0, fmt.Errorf("record: attribute %d of %d: tag %d, kind %d, key of %d bytes", i, count, b[at], b[at+1], klen)
+		if tag >= byte(tagEnd) || kind > byte(Timestamp) || (tag == 0) != (klen > 0) {
+			return 0, fmt.Errorf("record: attribute %d of %d: tag %d, kind %d, key of %d bytes: %w", i, count, tag, kind, klen, ErrInvalid)
 		}
+		if tag != 0 && seen&(1<<tag) != 0 && !result {
+			return 0, fmt.Errorf("record: attribute %d of %d: tag %d stands twice: %w", i, count, tag, ErrInvalid)
+		}
+		seen |= 1 << tag
 		at += int(size)
 	}
 	return at, nil
@@ -344,10 +438,18 @@ func (r Record) Decode(e *Event) {
 	})
 }
 
-// Set changes an attribute: what a function's result does to the event it inherits from.
+// Set changes an attribute: what a function's result does to the event it inherits from. An extension
+// whose name has a tag (partitionkey, subject) is the tag's attribute.
 func (e *Event) Set(a Attr) {
-	if a.Tag != TagExtension {
-		*e.field(a.Tag) = a.Value
+	tag := a.Tag
+	if tag == TagExtension {
+		tag = tagOf(a.Name)
+	}
+	if tag != TagExtension {
+		if a.Unset {
+			a.Value = ""
+		}
+		*e.field(tag) = a.Value
 		return
 	}
 	for i := range e.Extensions {
@@ -366,3 +468,5 @@ func (e *Event) Set(a Attr) {
 }
 
 func borrow(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
