@@ -76,12 +76,14 @@ func (e *Event) validate(l Limits, f *faults) {
 			}
 		}
 		checkValue(a.Name, a.Value, l, f)
-		switch a.Kind {
-		case Boolean:
+		switch {
+		case a.Kind > Timestamp:
+			f.add(ErrInvalid, a.Name, fmt.Sprintf("is of kind %d; the kinds are %d to %d", a.Kind, String, Timestamp))
+		case a.Kind == Boolean:
 			if a.Value != "true" && a.Value != "false" {
 				f.add(ErrInvalid, a.Name, fmt.Sprintf("is %.60q; a boolean is true or false", a.Value))
 			}
-		case Integer:
+		case a.Kind == Integer:
 			if !isInt32(a.Value) {
 				f.add(ErrInvalid, a.Name, fmt.Sprintf("is %.60q; an integer is %d to %d in plain digits", a.Value, math.MinInt32, math.MaxInt32))
 			}

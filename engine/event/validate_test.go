@@ -75,6 +75,7 @@ func TestValidate(t *testing.T) {
 		`i: is "2147483648"; an integer`:   func(e *Event) { e.Extensions[2].Value = "2147483648" },
 		`i: is "+1"; an integer`:           func(e *Event) { e.Extensions[2].Value = "+1" },
 		"u: has U+0000":                    func(e *Event) { e.Extensions[3].Value = "\x00" },
+		"u: is of kind 7":                  func(e *Event) { e.Extensions[3].Kind = Timestamp + 1 },
 	} {
 		e := good.Clone()
 		change(&e)
