@@ -50,6 +50,20 @@ func TestCheckJSONNamesTheByte(t *testing.T) {
 	}
 }
 
+// TestEveryByteOfAString puts every byte at every place of the eight that are looked at together.
+func TestEveryByteOfAString(t *testing.T) {
+	for c := range 256 {
+		for at := 1; at < 20; at++ {
+			in := []byte(`"` + strings.Repeat("x", 20) + `"`)
+			in[at] = byte(c)
+			want := c >= 0x20 && c < 0x80 && c != '"' && c != '\\'
+			if err := CheckJSON(in); (err == nil) != want {
+				t.Errorf("0x%02X at %d: %v", c, at, err)
+			}
+		}
+	}
+}
+
 func TestDepthIsBoundedWithoutStack(t *testing.T) {
 	nest := func(n int) []byte { return []byte(strings.Repeat("[", n) + strings.Repeat("]", n)) }
 	if err := CheckJSON(nest(maxDepth)); err != nil {

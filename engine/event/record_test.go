@@ -150,6 +150,24 @@ func TestCutRecordRefuses(t *testing.T) {
 	if _, _, err := CutRecord(good); err != nil {
 		t.Error(err)
 	}
+
+	// Without attributes nothing else stands against an odd attr_off; without a value's bytes nothing else
+	// against a removed one.
+	bare := append((&Event{}).AppendRecord(nil), make([]byte, 8)...)
+	le.PutUint32(bare, 56)
+	le.PutUint32(bare[32:], 56)
+	if _, _, err := CutRecord(bare); err != nil {
+		t.Error(err)
+	}
+	le.PutUint32(bare[40:], 50)
+	if _, _, err := CutRecord(bare); !errors.Is(err, ErrInvalid) {
+		t.Errorf("attributes at 50: %v", err)
+	}
+	removed := (&Event{Extensions: []Attribute{{Name: "x"}}}).AppendRecord(nil)
+	le.PutUint32(removed[HeaderSize+4:], NoValue)
+	if _, _, err := CutRecord(removed); !errors.Is(err, ErrInvalid) {
+		t.Errorf("a removed attribute in a record: %v", err)
+	}
 }
 
 // TestHeaderCanGrow reads a record of a later version, whose header and attribute area are longer.

@@ -173,8 +173,14 @@ func TestParseLimits(t *testing.T) {
 			t.Errorf("%.80s…: %v; want %q", c.doc, err, c.want)
 		}
 	}
+	// A flood of bad members is told within bounds.
+	var f *Faults
+	err := ParseStructured([]byte(`{`+must+strings.Repeat(`,"X":{}`, 100_000)+`}`), Limits{}, &e)
+	if !errors.As(err, &f) || len(f.List) > 200 {
+		t.Errorf("%d faults", len(f.List))
+	}
 	// A name past any record is malformed rather than cut to what a record can say.
-	err := ParseStructured([]byte(`{`+must+`,"`+strings.Repeat("x", 70_000)+`":""}`), Limits{}, &e)
+	err = ParseStructured([]byte(`{`+must+`,"`+strings.Repeat("x", 70_000)+`":""}`), Limits{}, &e)
 	if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), "has 70000 bytes; the limit is 249") {
 		t.Error(err)
 	}
@@ -239,6 +245,7 @@ func TestAppendStructured(t *testing.T) {
 		{Event{Data: []byte("1"), Binary: true}, `,"data_base64":"MQ=="}`},
 		{Event{Data: []byte("{")}, `,"data_base64":"ew=="}`},
 		{Event{Data: []byte{}}, `,"data_base64":""}`},
+		{Event{Data: []byte("1 x")}, `,"data_base64":"MSB4"}`},
 		{Event{Data: []byte("\"\xff\"")}, `,"data_base64":"Iv8i"}`},
 		{Event{Data: []byte("a\"\x01"), DataContentType: "text/plain"}, `,"datacontenttype":"text/plain","data":"a\"\u0001"}`},
 		{Event{Data: []byte{}, DataContentType: "text/plain"}, `,"datacontenttype":"text/plain","data":""}`},

@@ -200,7 +200,7 @@ func ParseTime(s string) (time.Time, error) {
 	default:
 		return bad("has no zone")
 	}
-	if t := time.Date(year, time.Month(month), day, 0, 0, 0, 0, time.UTC); int(t.Month()) != month || t.Day() != day {
+	if t := time.Date(year, time.Month(month), day, 0, 0, 0, 0, time.UTC); int(t.Month()) != month {
 		return bad("is no day of the calendar")
 	}
 	return time.Date(year, time.Month(month), day, hour, minute, sec, nanos, loc), nil
