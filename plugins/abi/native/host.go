@@ -1,0 +1,87 @@
+package native
+
+import (
+	"context"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/api"
+
+	"github.com/millrace/millrace/plugins"
+)
+
+const hostModule = "millrace_v1"
+
+// What the i64 results of host functions say besides a size.
+const (
+	notFound    = -1
+	badArgument = -6
+)
+
+// later are host functions of the convention that this build does not have.
+var later = map[string]bool{"secret_get": true, "kv_get": true, "kv_put": true, "kv_del": true, "kv_add": true,
+	"http": true, "counter_add": true}
+
+type runtime = wazero.Runtime
+
+// link makes the host functions. A pointer out of bounds is badArgument where there is a result to say
+// so, else nothing happens: a guest harms only itself.
+func link(ctx context.Context, r runtime) error {
+	i32, i64 := api.ValueTypeI32, api.ValueTypeI64
+	b := r.NewHostModuleBuilder(hostModule)
+	for _, f := range []struct {
+		name    string
+		in, out []api.ValueType
+		fn      api.GoFunc
+	}{
+		{"log", []api.ValueType{i32, i32, i32}, nil, logMessage},
+		{"config_get", []api.ValueType{i32, i32, i32, i32}, []api.ValueType{i64}, configGet},
+		{"now", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Now()) }},
+		{"clock", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Clock()) }},
+		{"random", []api.ValueType{i32, i32}, nil, random},
+	} {
+		b.NewFunctionBuilder().WithGoFunction(f.fn, f.in, f.out).Export(f.name)
+	}
+	_, err := b.Instantiate(ctx)
+	return err
+}
+
+// logMessage is log(level, ptr, len).
+func logMessage(ctx context.Context, s []uint64) {
+	in := plugins.InstanceOf(ctx)
+	if msg, ok := in.Memory().Read(uint32(s[1]), uint32(s[2])); ok {
+		in.Log(int(int32(s[0])), msg)
+	}
+}
+
+// configGet is config_get(k, klen, buf, cap) -> size.
+func configGet(ctx context.Context, s []uint64) {
+	in := plugins.InstanceOf(ctx)
+	key, ok := in.Memory().Read(uint32(s[0]), uint32(s[1]))
+	if !ok {
+		s[0] = code(badArgument)
+		return
+	}
+	value, ok := in.Config(key)
+	if !ok {
+		s[0] = code(notFound)
+		return
+	}
+	buf, room := uint32(s[2]), uint32(s[3])
+	s[0] = uint64(len(value))
+	if uint64(len(value)) > uint64(room) {
+		return
+	}
+	if len(value) > 0 && !in.Memory().WriteString(buf, value) {
+		s[0] = code(badArgument)
+	}
+}
+
+// random is random(ptr, len).
+func random(ctx context.Context, s []uint64) {
+	in := plugins.InstanceOf(ctx)
+	if p, ok := in.Memory().Read(uint32(s[0]), uint32(s[1])); ok {
+		in.Random(p)
+	}
+}
+
+func code(n int64) uint64 { return uint64(n) }

@@ -1,0 +1,374 @@
+package plugins
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// Options say how a Host works. The zero value of a field means its default.
+type Options struct {
+	ABIs []ABI  // the conventions that it runs, in the order in which they are tried; none by default
+	Dir  string // modules and the compile cache live here, made if missing; "": memory only
+
+	MaxModule int   // bytes of a module; 64 MiB
+	MaxMemory int64 // bytes of linear memory that a function's limits may ask for; 1 GiB
+	Instances int   // of one function at work at once; GOMAXPROCS
+
+	// Log takes what functions log and print: bounded in length and rate, UTF-8, otherwise as the guest
+	// wrote it. Levels are 0 debug, 1 info, 2 warn, 3 error. Calls may overlap. Default: nowhere.
+	Log func(function string, level int, message string)
+	Now func() time.Time // the true time, for the guests' clock; time.Now
+}
+
+func (o Options) withDefaults() Options {
+	if o.MaxModule == 0 {
+		o.MaxModule = 64 << 20
+	}
+	if o.MaxMemory == 0 {
+		o.MaxMemory = 1 << 30
+	}
+	if o.Instances == 0 {
+		o.Instances = runtime.GOMAXPROCS(0)
+	}
+	if o.Log == nil {
+		o.Log = func(string, int, string) {}
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	if o.MaxModule < 0 {
+		errs = append(errs, fmt.Errorf("MaxModule: %d bytes; want 1 or more, or 0 for 64 MiB", o.MaxModule))
+	}
+	if o.MaxMemory < pageSize || o.MaxMemory > 4<<30 {
+		errs = append(errs, fmt.Errorf("MaxMemory: %d bytes; want %d to %d", o.MaxMemory, pageSize, int64(4)<<30))
+	}
+	if o.Instances < 0 {
+		errs = append(errs, fmt.Errorf("Instances: %d; want 1 or more, or 0 for GOMAXPROCS", o.Instances))
+	}
+	return errors.Join(errs...)
+}
+
+// A Host keeps modules and runs functions. Its methods may be called at the same time.
+type Host struct {
+	o       Options
+	runtime wazero.Runtime
+	cache   wazero.CompilationCache
+
+	compiling sync.Mutex // one module at a time: compiling takes all the memory and CPU that it can get
+
+	mu       sync.Mutex
+	closed   bool
+	memory   map[string][]byte    // modules by digest, where there is no Dir
+	compiled map[string]*compiled // by key
+	warm     *compiled            // what Put compiled last, for the Open that follows
+	open     map[*Function]struct{}
+}
+
+// compiled is machine code that functions of the same module and memory limit share.
+type compiled struct {
+	key  string
+	code wazero.CompiledModule
+	refs int // under Host.mu
+}
+
+// NewHost makes a host and its directory. Close it.
+func NewHost(ctx context.Context, o Options) (*Host, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("functions: %w", err)
+	}
+	h := &Host{o: o, memory: map[string][]byte{}, compiled: map[string]*compiled{}, open: map[*Function]struct{}{}}
+	if err := h.start(ctx); err != nil {
+		return nil, errors.Join(fmt.Errorf("functions: %w", err), h.Close(ctx))
+	}
+	return h, nil
+}
+
+func (h *Host) start(ctx context.Context) (err error) {
+	h.cache = wazero.NewCompilationCache()
+	if h.o.Dir != "" {
+		if err := os.MkdirAll(h.modules(), 0o700); err != nil {
+			return err
+		}
+		if err := syncDir(h.o.Dir); err != nil {
+			return err
+		}
+		if h.cache, err = wazero.NewCompilationCacheWithDir(h.cacheDir()); err != nil {
+			return fmt.Errorf("compile cache in %s: %w", h.cacheDir(), err)
+		}
+	}
+	h.runtime = wazero.NewRuntimeWithConfig(ctx, h.config().WithCompilationCache(h.cache))
+	if _, err := wasi_snapshot_preview1.Instantiate(ctx, h.runtime); err != nil {
+		return err
+	}
+	for _, abi := range h.o.ABIs {
+		if err := abi.Link(ctx, h.runtime); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// config leaves wazero's deadline check off: it makes guests several times slower and misses recursion.
+func (h *Host) config() wazero.RuntimeConfig {
+	return wazero.NewRuntimeConfig().WithDebugInfoEnabled(false).
+		WithMemoryLimitPages(uint32(h.o.MaxMemory / pageSize))
+}
+
+// Put checks and compiles a module and keeps it under its digest, "sha256:<hex>": the version of a
+// function. It is on disk, synced, when Put returns. To put a module again is nothing. Faults of the
+// module are event.ErrInvalid, ErrTooLarge or ErrUnsupported and say in words what to do.
+func (h *Host) Put(ctx context.Context, module []byte) (digest string, err error) {
+	m, _, err := h.inspect(module)
+	if err != nil {
+		return "", err
+	}
+	digest = digestOf(module)
+	limit := event.FunctionLimits{}.WithDefaults().Memory
+	if len(m.memories) > 0 { // a function whose limits are wide may still be made of it
+		limit = min(max(limit, int64(m.memories[0].min)*pageSize), h.o.MaxMemory)
+	}
+	c, err := h.compile(ctx, m, digest, limit)
+	if err != nil {
+		return "", err
+	}
+	h.mu.Lock()
+	old := h.warm
+	h.warm = c
+	h.mu.Unlock()
+	if err := h.release(ctx, old); err != nil {
+		return "", err
+	}
+	if h.o.Dir == "" {
+		h.mu.Lock()
+		h.memory[digest] = append([]byte{}, module...)
+		h.mu.Unlock()
+		return digest, nil
+	}
+	if kept, err := h.Module(digest); err == nil && len(kept) == len(module) {
+		return digest, nil
+	}
+	if err := writeSynced(h.path(digest), module); err != nil {
+		return "", fmt.Errorf("keep module %s: %w", digest, err)
+	}
+	return digest, nil
+}
+
+// Module returns the bytes of a module, or event.ErrNotFound. Bytes that no longer have the digest are
+// an error that names the file.
+func (h *Host) Module(digest string) ([]byte, error) {
+	if sum, ok := cutDigest(digest); !ok || len(sum) != sha256.Size {
+		return nil, event.Bad(event.ErrInvalid, "digest", fmt.Sprintf("is %.90q; a digest is sha256: and 64 hexadecimal digits in lower case", digest))
+	}
+	h.mu.Lock()
+	b, ok := h.memory[digest]
+	h.mu.Unlock()
+	if ok {
+		return b, nil
+	}
+	missing := event.Bad(event.ErrNotFound, "digest", fmt.Sprintf("no module %s is kept here; push it", digest))
+	if h.o.Dir == "" {
+		return nil, missing
+	}
+	b, err := os.ReadFile(h.path(digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, missing
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read module: %w", err)
+	}
+	if got := digestOf(b); got != digest {
+		return nil, fmt.Errorf("module %s: the file %s is damaged (its digest is %s); push the module again", digest, h.path(digest), got)
+	}
+	return b, nil
+}
+
+// compile returns machine code of m under a memory limit; release it.
+func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int64) (*compiled, error) {
+	if memory < pageSize || memory > h.o.MaxMemory {
+		return nil, event.Bad(event.ErrInvalid, "limits.memory", fmt.Sprintf("is %d bytes; want %d to %d", memory, pageSize, h.o.MaxMemory))
+	}
+	code, err := m.limited(uint32(memory / pageSize))
+	if err != nil {
+		return nil, err
+	}
+	key := fmt.Sprintf("%s/%d", digest, memory/pageSize)
+	h.compiling.Lock()
+	defer h.compiling.Unlock()
+	if c, err := h.held(key); c != nil || err != nil {
+		return c, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	machine, err := compileIn(ctx, h.runtime, code)
+	if err != nil && h.o.Dir != "" && h.cacheAtFault(ctx, code) {
+		machine, err = compileIn(ctx, h.runtime, code)
+	}
+	if err != nil {
+		return nil, event.Bad(event.ErrInvalid, "module", "does not compile: "+bounded(err.Error()))
+	}
+	c := &compiled{key: key, code: machine, refs: 1}
+	h.mu.Lock()
+	h.compiled[key] = c
+	h.mu.Unlock()
+	return c, nil
+}
+
+func (h *Host) held(key string) (*compiled, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, errClosed
+	}
+	c := h.compiled[key]
+	if c != nil {
+		c.refs++
+	}
+	return c, nil
+}
+
+func (h *Host) release(ctx context.Context, c *compiled) error {
+	if c == nil {
+		return nil
+	}
+	h.mu.Lock()
+	c.refs--
+	last := c.refs == 0
+	if last {
+		delete(h.compiled, c.key)
+	}
+	h.mu.Unlock()
+	if last {
+		return c.code.Close(ctx)
+	}
+	return nil
+}
+
+// compileIn turns a crash of the compiler into an error: a module is not worth the process.
+func compileIn(ctx context.Context, r wazero.Runtime, code []byte) (c wazero.CompiledModule, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the compiler failed: %v", p)
+		}
+	}()
+	return r.CompileModule(ctx, code)
+}
+
+// cacheAtFault reports whether code compiles without the cache, and empties the cache if so: a damaged
+// entry of it fails a compilation instead of being compiled anew.
+func (h *Host) cacheAtFault(ctx context.Context, code []byte) bool {
+	r := wazero.NewRuntimeWithConfig(ctx, h.config())
+	defer r.Close(ctx)
+	if _, err := compileIn(ctx, r, code); err != nil {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join(h.cacheDir(), "*", "*"))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err == nil
+}
+
+// Close closes every function, waiting for calls under way, and frees everything.
+func (h *Host) Close(ctx context.Context) error {
+	h.mu.Lock()
+	h.closed = true
+	var open []*Function
+	for f := range h.open {
+		open = append(open, f)
+	}
+	h.mu.Unlock()
+	for _, f := range open {
+		if err := f.Close(ctx); err != nil {
+			return err
+		}
+	}
+	h.mu.Lock()
+	warm := h.warm
+	h.warm = nil
+	h.mu.Unlock()
+	err := h.release(ctx, warm)
+	if h.runtime != nil {
+		err = errors.Join(err, h.runtime.Close(ctx))
+	}
+	if h.cache != nil {
+		err = errors.Join(err, h.cache.Close(ctx))
+	}
+	return err
+}
+
+var errClosed = fmt.Errorf("%w: the function is closed", event.ErrUnavailable)
+
+func (h *Host) modules() string  { return filepath.Join(h.o.Dir, "modules") }
+func (h *Host) cacheDir() string { return filepath.Join(h.o.Dir, "compiled") }
+
+func (h *Host) path(digest string) string {
+	return filepath.Join(h.modules(), digest[len("sha256:"):]+".wasm")
+}
+
+func digestOf(b []byte) string {
+	sum := sha256.Sum256(b)
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+func cutDigest(s string) ([]byte, bool) {
+	if len(s) < 7 || s[:7] != "sha256:" {
+		return nil, false
+	}
+	b, err := hex.DecodeString(s[7:])
+	return b, err == nil && "sha256:"+hex.EncodeToString(b) == s
+}
+
+// writeSynced writes a file that is there whole or not at all, also after a power cut.
+func writeSynced(path string, b []byte) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "*.tmp")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	if _, err = f.Write(b); err != nil {
+		return err
+	}
+	if err = f.Sync(); err != nil {
+		return err
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}

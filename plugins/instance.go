@@ -1,0 +1,222 @@
+package plugins
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// An Instance is one guest at work: its memory, and what its host functions answer from. One goroutine
+// uses it at a time.
+type Instance struct {
+	fn     *Function
+	module api.Module
+	memory api.Memory
+	guest  Guest
+	ctx    guestContext
+	made   time.Time // the zero of its monotonic clock
+	size   uint32    // bytes of memory when it was made
+	counts int64     // bytes of memory as the function's stats have them
+	runs   int
+
+	batch   Batch // batch.call is nil outside a run
+	random  *rand.ChaCha8
+	seeded  int // the event that random was seeded for, from 1; 0: none
+	hash    hash.Hash
+	seed    [sha256.Size]byte
+	scratch [16]byte
+	stdout  lines
+	stderr  lines
+	ended   error // why a host function ended the call
+}
+
+// guestContext is what host functions are called with. It knows the instance and nothing of the values
+// of the caller's context, which no guest may depend on.
+type guestContext struct {
+	context.Context
+	in *Instance
+}
+
+func (*guestContext) Value(any) any { return nil }
+
+// InstanceOf returns the instance that called a host function.
+func InstanceOf(ctx context.Context) *Instance { return ctx.(*guestContext).in }
+
+// Memory is the guest's memory. It may be read after a fault.
+func (in *Instance) Memory() api.Memory { return in.memory }
+
+// Export returns an exported function; nil if there is none.
+func (in *Instance) Export(name string) api.Function { return in.module.ExportedFunction(name) }
+
+// Invoke calls an export with its parameters in stack, which then holds its results. An error is a
+// *GuestError, or the context's if that ended the call; the instance is then spent.
+func (in *Instance) Invoke(fn api.Function, stack []uint64) error {
+	err := fn.CallWithStack(&in.ctx, stack)
+	if err == nil {
+		return nil
+	}
+	if in.ended != nil {
+		return in.ended
+	}
+	return in.fault(err)
+}
+
+// fault names what ended a guest. WASM has no trap for running out of memory: memory.grow says no and
+// the guest gives up in its own way, so that reason is told by the traces of it.
+func (in *Instance) fault(err error) *GuestError {
+	g := &GuestError{Reason: ReasonTrap, Index: -1}
+	var exit *sys.ExitError
+	said := in.stderr.first()
+	if errors.As(err, &exit) {
+		g.Err = fmt.Errorf("the guest exited with status %d", exit.ExitCode())
+	} else {
+		g.Err = errors.New(bounded(strings.TrimPrefix(err.Error(), "wasm error: ")))
+	}
+	limit := in.fn.def.Limits.Memory
+	spent := int64(in.memory.Size()) > limit-limit/16
+	aborted := exit != nil || strings.Contains(g.Err.Error(), "unreachable")
+	if in.stderr.oom || spent && aborted {
+		g.Reason = ReasonMemory
+		g.Err = fmt.Errorf("out of memory (%d of %d KiB in use): %w", in.memory.Size()/1024, limit/1024, g.Err)
+	}
+	if said != "" {
+		g.Err = fmt.Errorf("%w; it said: %s", g.Err, said)
+	}
+	return g
+}
+
+// Name is the function's name.
+func (in *Instance) Name() string { return in.fn.def.Name }
+
+// Config is a value of the function's configuration.
+func (in *Instance) Config(key []byte) (string, bool) {
+	v, ok := in.fn.def.Config[string(key)]
+	return v, ok
+}
+
+// Now is when the event at work was received, in Unix nanoseconds: the same in every attempt. While the
+// guest is initialised it is 0.
+func (in *Instance) Now() int64 {
+	if in.batch.call == nil {
+		return 0
+	}
+	return in.batch.Event(in.cursor()).Received()
+}
+
+// Clock is the true time in Unix nanoseconds.
+func (in *Instance) Clock() int64 { return in.fn.host.o.Now().UnixNano() }
+
+// Random fills p with the next bytes of a stream that is the same in every attempt at the event at work,
+// and differs from event to event, from subscription to subscription and from function to function.
+func (in *Instance) Random(p []byte) {
+	at := 0
+	if in.batch.call != nil {
+		at = in.cursor() + 1
+	}
+	if in.random == nil || at != in.seeded {
+		in.reseed(at)
+	}
+	_, _ = in.random.Read(p) // never fails
+}
+
+func (in *Instance) reseed(at int) {
+	in.hash.Reset()
+	if at == 0 {
+		_, _ = in.hash.Write(borrow(in.fn.def.Digest))
+	} else {
+		r := in.batch.Event(at - 1)
+		b := in.scratch[:]
+		binary.LittleEndian.PutUint32(b[0:], r.Partition())
+		binary.LittleEndian.PutUint64(b[4:], r.Offset())
+		binary.LittleEndian.PutUint32(b[12:], uint32(len(in.fn.def.Name)))
+		_, _ = in.hash.Write(in.batch.call.Key[:])
+		_, _ = in.hash.Write(b)
+		_, _ = in.hash.Write(borrow(in.fn.def.Name))
+		// In a chain all outputs of a function for one event have its position; their ids tell them apart.
+		_, _ = in.hash.Write(borrow(r.Attr(event.TagID)))
+	}
+	in.hash.Sum(in.seed[:0])
+	if in.random == nil {
+		in.random = rand.NewChaCha8(in.seed)
+	} else {
+		in.random.Seed(in.seed)
+	}
+	in.seeded = at
+}
+
+// cursor is the event at work, held inside the batch whatever the guest claims.
+func (in *Instance) cursor() int {
+	if c := in.guest.Cursor(); c >= 0 && c < in.batch.Len() {
+		return c
+	}
+	return in.batch.Len() - 1
+}
+
+// Log passes a message of the guest on, within the function's budget.
+func (in *Instance) Log(level int, message []byte) {
+	in.fn.log(min(max(level, 0), 3), message)
+}
+
+// End makes the call that is under way fail with err: for host functions that must not return.
+func (in *Instance) End(err error) {
+	in.ended = err
+	panic(err) // wazero unwinds the guest and returns it as the call's error
+}
+
+// run hands the picked events (nil: all) to the guest and appends to out. A fault leaves out as it was
+// and names the event to blame if it can. An error is the context's.
+func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcome) (*GuestError, error) {
+	results, bytes := len(out.Results), len(out.Buf)
+	in.batch.call, in.batch.picks = c, picks
+	in.ctx.Context = ctx
+	in.seeded = -1
+	in.runs++
+	err := in.guest.Handle(&in.batch, out)
+	in.flush()
+	in.count()
+	var fault *GuestError
+	if err != nil {
+		clear(out.Results[results:])
+		out.Results, out.Buf = out.Results[:results], out.Buf[:bytes]
+		if errors.As(err, &fault) {
+			if fault.Index < 0 {
+				fault.Index = in.guest.Cursor()
+			}
+			err = nil
+		}
+	}
+	in.batch.call, in.batch.picks = nil, nil
+	in.ctx.Context = context.Background()
+	return fault, err
+}
+
+// grown reports whether the guest has taken most of what it may since it was made.
+func (in *Instance) grown() bool {
+	limit := in.fn.def.Limits.Memory
+	return in.memory.Size() > in.size && int64(in.memory.Size()) > limit/4*3
+}
+
+// count brings the function's stats up to the memory in use.
+func (in *Instance) count() {
+	if n := int64(in.memory.Size()); n != in.counts {
+		in.fn.stats.bytes.Add(n - in.counts)
+		in.counts = n
+	}
+}
+
+func (in *Instance) close(ctx context.Context) error {
+	in.fn.stats.instances.Add(-1)
+	in.fn.stats.bytes.Add(-in.counts)
+	return in.module.Close(ctx)
+}
