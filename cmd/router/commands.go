@@ -1,0 +1,15 @@
+package main
+
+import "github.com/spf13/cobra"
+
+// commands is every command of the program, in no particular order: help sorts them.
+func commands(p *program) []*cobra.Command {
+	return []*cobra.Command{
+		publishCommand(p),
+		tailCommand(p),
+		pullCommand(p),
+		topicsCommand(p),
+		subscriptionsCommand(p),
+		versionCommand(p),
+	}
+}

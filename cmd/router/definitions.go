@@ -1,0 +1,485 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/storage"
+)
+
+// definitions holds what is in force and who owns it: the rules file, or the API, whose definitions the
+// store keeps. Every change builds the whole next specification and has the engine swap it in.
+type definitions struct {
+	eng   *engine.Engine
+	host  *plugins.Host
+	o     rules.Options
+	path  string // of the rules; "" without
+	log   *slog.Logger
+	start time.Time
+
+	mu     sync.Mutex
+	file   *rules.Set // nil without rules
+	api    owned
+	loaded rulesState
+}
+
+// owned are the API's definitions: kind → name → JSON.
+type owned map[string]map[string][]byte
+
+// The kinds of definition, as they stand in paths and in the store.
+const (
+	kindTopics        = "topics"
+	kindSubscriptions = "subscriptions"
+	kindFunctions     = "functions"
+)
+
+// rulesState is how the last load of the rules file went, for /readyz.
+type rulesState struct {
+	Path     string    `json:"path"`
+	Revision string    `json:"revision"`
+	Loaded   time.Time `json:"loaded"`
+	Error    string    `json:"error,omitempty"` // of the last load; the rules before it are in force
+}
+
+func (d *definitions) rulesState() *rulesState {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.path == "" {
+		return nil
+	}
+	s := d.loaded
+	return &s
+}
+
+// open loads what the API owns and the rules file, and puts them in force.
+func (d *definitions) open(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.api = owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}}
+	err := d.eng.Definitions(ctx, func(kind, name string, doc []byte) error {
+		if d.api[kind] == nil {
+			return fmt.Errorf("the store holds a definition of kind %q, which this build does not know", kind)
+		}
+		d.api[kind][name] = doc
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return d.load(ctx)
+}
+
+// reload reads the rules file again. A bad one changes nothing and is reported.
+func (d *definitions) reload(ctx context.Context) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.load(ctx)
+}
+
+func (d *definitions) load(ctx context.Context) error {
+	if d.path == "" {
+		return d.apply(ctx, nil, d.api)
+	}
+	set, err := rules.Parse(ctx, d.path, d.o)
+	if err == nil {
+		err = d.apply(ctx, set, d.api)
+	}
+	d.loaded.Path = d.path
+	if err != nil {
+		d.loaded.Error = err.Error()
+		return err
+	}
+	d.file = set
+	d.loaded = rulesState{Path: d.path, Revision: set.Revision, Loaded: time.Now().UTC()}
+	return nil
+}
+
+// apply builds the specification of a rules file and the API's definitions together.
+func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops ...storage.Op) error {
+	var spec engine.Spec
+	var errs []error
+	topics := map[string]event.Topic{}
+	for _, t := range d.eng.Topics() {
+		topics[t.Name] = t.Topic // kept although nothing names them any more
+	}
+	kept := maps.Clone(topics)
+	if set != nil {
+		for _, t := range set.Topics {
+			if _, made := api[kindTopics][t.Name]; made && t.Owner.Line == 0 {
+				continue // only named in the file; the API defines it
+			}
+			topics[t.Name] = t
+		}
+		for _, f := range set.Functions {
+			def, err := d.function(ctx, f, api)
+			errs = append(errs, err)
+			spec.Functions = append(spec.Functions, def)
+		}
+		for _, s := range set.Subscriptions {
+			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		}
+	}
+	errs = append(errs, d.applyAPI(set, api, topics, &spec))
+	for name, t := range topics {
+		if was, same := kept[name]; !same || !sameTopic(was, t) {
+			spec.Topics = append(spec.Topics, t)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
+	return d.eng.Apply(ctx, spec, ops...)
+}
+
+// applyAPI adds what the API owns.
+func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]event.Topic, spec *engine.Spec) error {
+	var errs []error
+	for name, doc := range api[kindTopics] {
+		t, err := rules.ParseTopic(name, doc, d.o)
+		errs = append(errs, err)
+		topics[name] = t
+	}
+	for name, doc := range api[kindFunctions] {
+		if _, ok := d.fileFunction(set, name); ok {
+			continue // `wasm: pushed`: the file has the definition, the API the version
+		}
+		f, err := rules.ParseFunction(name, doc, d.o)
+		errs = append(errs, err)
+		spec.Functions = append(spec.Functions, f.Function)
+	}
+	for name, doc := range api[kindSubscriptions] {
+		s, err := rules.ParseSubscription(name, doc, d.o)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		imply(topics, s.Subscription)
+	}
+	return errors.Join(errs...)
+}
+
+// imply makes the topics that a subscription puts events into.
+func imply(topics map[string]event.Topic, s event.Subscription) {
+	for _, t := range s.Implied() {
+		if _, ok := topics[t.Name]; !ok {
+			topics[t.Name] = t
+		}
+	}
+}
+
+func subscriptionSpec(s rules.Subscription) engine.SubscriptionSpec {
+	return engine.SubscriptionSpec{Subscription: s.Subscription, Program: s.Program, OpenSink: s.OpenSink, Fingerprint: s.Fingerprint}
+}
+
+func sameTopic(a, b event.Topic) bool {
+	return a.Partitions == b.Partitions && a.Retain == b.Retain && a.WhenFull == b.WhenFull && a.Dedupe == b.Dedupe && string(a.Schema) == string(b.Schema)
+}
+
+// function resolves the module of a function of the rules file to its digest.
+func (d *definitions) function(ctx context.Context, f rules.Function, api owned) (event.Function, error) {
+	def := f.Function
+	switch {
+	case def.Pushed:
+		if doc := api[kindFunctions][def.Name]; doc != nil {
+			pushed, err := rules.ParseFunction(def.Name, doc, d.o)
+			if err != nil {
+				return def, err
+			}
+			def.Digest = pushed.Digest
+		}
+	case def.Digest == "":
+		digest, err := d.host.Put(ctx, f.Module)
+		if err != nil {
+			return def, event.At(fmt.Sprintf("%s:%d: functions.%s", def.Owner.File, def.Owner.Line, def.Name), err)
+		}
+		def.Digest = digest
+	}
+	return def, nil
+}
+
+func (d *definitions) fileFunction(set *rules.Set, name string) (event.Function, bool) {
+	if set != nil {
+		for _, f := range set.Functions {
+			if f.Name == name {
+				return f.Function, true
+			}
+		}
+	}
+	return event.Function{}, false
+}
+
+// ownerOf is the rules file's definition of a name, if it has one of its own.
+func (d *definitions) ownerOf(kind, name string) (event.Owner, bool) {
+	if d.file == nil {
+		return event.Owner{}, false
+	}
+	var o event.Owner
+	found := false
+	switch kind {
+	case kindTopics:
+		for _, t := range d.file.Topics {
+			if t.Name == name && t.Owner.Line > 0 {
+				o, found = t.Owner, true
+			}
+		}
+	case kindSubscriptions:
+		for _, s := range d.file.Subscriptions {
+			if s.Name == name {
+				o, found = s.Owner, true
+			}
+		}
+	case kindFunctions:
+		if f, ok := d.fileFunction(d.file, name); ok {
+			o, found = f.Owner, true
+		}
+	}
+	return o, found
+}
+
+func (d *definitions) refuseOwned(kind, name string) error {
+	if o, ok := d.ownerOf(kind, name); ok {
+		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("%q is defined at %s:%d; change it there, or remove it there first", name, o.File, o.Line))
+	}
+	return nil
+}
+
+// Create makes a definition of the API's.
+func (d *definitions) Create(ctx context.Context, kind string, doc []byte) ([]byte, error) {
+	var head struct {
+		Name string `json:"name"`
+	}
+	if err := json.Unmarshal(doc, &head); err != nil {
+		return nil, event.Invalid("", "the body is not a JSON object: "+err.Error())
+	}
+	if err := event.CheckName(strings.TrimSuffix(kind, "s"), head.Name); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.refuseOwned(kind, head.Name); err != nil {
+		return nil, err
+	}
+	if d.exists(kind, head.Name) {
+		return nil, event.Bad(event.ErrConflict, "name", fmt.Sprintf("%s %q exists; PATCH changes it", strings.TrimSuffix(kind, "s"), head.Name))
+	}
+	return d.set(ctx, kind, head.Name, doc)
+}
+
+func (d *definitions) exists(kind, name string) bool {
+	switch kind {
+	case kindTopics:
+		_, err := d.eng.Topic(name)
+		return err == nil
+	case kindSubscriptions:
+		_, err := d.eng.Subscription(name)
+		return err == nil
+	}
+	return d.api[kind][name] != nil
+}
+
+// set puts a definition of the API's in force and stores it in the same commit.
+func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([]byte, error) {
+	doc, err := withoutName(doc)
+	if err != nil {
+		return nil, err
+	}
+	next := d.api.clone()
+	next[kind][name] = doc
+	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
+		return nil, strip(kind, name, err)
+	}
+	d.api = next
+	return d.show(kind, name)
+}
+
+func (o owned) clone() owned {
+	next := owned{}
+	for kind, m := range o {
+		next[kind] = maps.Clone(m)
+	}
+	return next
+}
+
+// strip makes faults of the one definition that was sent read as the client wrote it.
+func strip(kind, name string, err error) error {
+	var f *event.Faults
+	if !errors.As(err, &f) {
+		return err
+	}
+	g := &event.Faults{Is: f.Is}
+	for _, x := range f.List {
+		x.At = strings.TrimPrefix(strings.TrimPrefix(x.At, kind+"."+name), ".")
+		g.List = append(g.List, x)
+	}
+	return g
+}
+
+// withoutName drops the name and what the API shows besides the definition, so that what was read can be
+// sent back.
+func withoutName(doc []byte) ([]byte, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(doc, &m); err != nil {
+		return nil, event.Invalid("", "the body is not a JSON object: "+err.Error())
+	}
+	delete(m, "name")
+	delete(m, "state")
+	delete(m, "owner")
+	return json.Marshal(m)
+}
+
+// Change patches a definition of the API's.
+func (d *definitions) Change(ctx context.Context, kind, name string, patch []byte) ([]byte, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.refuseOwned(kind, name); err != nil {
+		return nil, err
+	}
+	if _, err := d.show(kind, name); err != nil {
+		return nil, err
+	}
+	old := d.api[kind][name]
+	if old == nil {
+		old = []byte("{}") // a topic that came about by being named
+	}
+	doc, err := rules.MergePatch(old, patch)
+	if err != nil {
+		return nil, err
+	}
+	return d.set(ctx, kind, name, doc)
+}
+
+// Delete removes a definition of the API's; a topic with its events.
+func (d *definitions) Delete(ctx context.Context, kind, name string) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.refuseOwned(kind, name); err != nil {
+		return err
+	}
+	if _, err := d.show(kind, name); err != nil {
+		return err
+	}
+	next := d.api.clone()
+	delete(next[kind], name)
+	if kind == kindTopics {
+		if err := d.eng.DeleteTopic(ctx, name, engine.Define(kind, name, nil)); err != nil {
+			return err
+		}
+	} else if err := d.apply(ctx, d.file, next, engine.Define(kind, name, nil)); err != nil {
+		return err
+	}
+	d.api = next
+	return nil
+}
+
+// PushFunction stores a module as a function's version, or takes its settings.
+func (d *definitions) PushFunction(ctx context.Context, name, contentType string, body []byte) ([]byte, error) {
+	if err := event.CheckName("function", name); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f, ok := d.fileFunction(d.file, name); ok && !f.Pushed {
+		return nil, event.Bad(event.ErrConflict, "name", fmt.Sprintf("function %q is defined at %s:%d with a module of its own; `wasm: pushed` there lets versions be pushed", name, f.Owner.File, f.Owner.Line))
+	}
+	settings := map[string]json.RawMessage{}
+	if old := d.api[kindFunctions][name]; old != nil {
+		if err := json.Unmarshal(old, &settings); err != nil {
+			return nil, err
+		}
+	}
+	switch base, _, _ := strings.Cut(contentType, ";"); strings.TrimSpace(base) {
+	case "application/wasm":
+		digest, err := d.host.Put(ctx, body)
+		if err != nil {
+			return nil, err
+		}
+		settings["wasm"], _ = json.Marshal(digest)
+	case "application/json":
+		var sent map[string]json.RawMessage
+		if err := json.Unmarshal(body, &sent); err != nil {
+			return nil, event.Invalid("", "the body is not a JSON object: "+err.Error())
+		}
+		if digest, ok := sent["module"]; ok {
+			sent["wasm"] = digest
+			delete(sent, "module")
+		}
+		maps.Copy(settings, sent)
+		if settings["wasm"] == nil {
+			return nil, event.Invalid("module", "missing: push the module first as application/wasm, or name it by digest, sha256:…")
+		}
+	default:
+		return nil, event.Invalid("Content-Type", fmt.Sprintf("%.60q; a module is application/wasm, settings are application/json", contentType))
+	}
+	doc, err := json.Marshal(settings)
+	if err != nil {
+		return nil, err
+	}
+	return d.set(ctx, kindFunctions, name, doc)
+}
+
+// CheckRules says what is wrong with a rules file, as `router rules validate` does.
+func (d *definitions) CheckRules(ctx context.Context, yaml []byte) error {
+	_, err := rules.ParseBytes("rules.yaml", yaml, d.o)
+	return err
+}
+
+// watch reloads the rules when the file changes or a signal asks for it, until ctx ends.
+func (d *definitions) watch(ctx context.Context, hangup <-chan os.Signal, every time.Duration) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	last := stampOf(d.path)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		case <-ticker.C:
+			if now := stampOf(d.path); now == last {
+				continue
+			}
+		}
+		last = stampOf(d.path)
+		if err := d.reload(ctx); err != nil {
+			d.log.Error("the rules were not reloaded; those before are in force", "path", d.path, "error", err)
+		} else {
+			d.log.Info("rules reloaded", "path", d.path, "revision", d.rulesState().Revision)
+		}
+	}
+}
+
+// stampOf changes when a file of the rules does: names, sizes and times.
+func stampOf(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err.Error()
+	}
+	if !info.IsDir() {
+		return fmt.Sprint(info.Size(), info.ModTime().UnixNano())
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, e := range entries {
+		if i, err := e.Info(); err == nil {
+			fmt.Fprintln(&b, e.Name(), i.Size(), i.ModTime().UnixNano())
+		}
+	}
+	return b.String()
+}
