@@ -1,0 +1,191 @@
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
+)
+
+// Engine runs topics, subscriptions and functions over one store. All methods may be called at the same
+// time.
+//
+// What waits for what, outermost first: applying (one definition change at a time) → partition.mu (a
+// reader between blocks) → subscription.commits (one row of a subscription under way to the store) →
+// subscription.mu (memory only, never held across a wait for the store, a function or a sink).
+type Engine struct {
+	o     Options
+	store storage.Store
+	start time.Time // wall clock and monotonic reading at Open
+
+	secret [32]byte // of the store: seeds what functions see as random, signs leases
+	epoch  uint64   // of this run, in lease ids
+
+	applying sync.Mutex
+	plan     atomic.Pointer[Plan]
+	serial   uint32 // last number given to a topic or subscription; guarded by applying
+
+	draining atomic.Bool
+	stop     context.CancelFunc // ends readers, feeders, pumps: nothing new is begun
+	abort    context.CancelFunc // ends sends and calls under way
+	spawn    func(func(ctx context.Context))
+	working  func() context.Context // what sends and functions run under: ends with abort
+	readers  sync.WaitGroup         // everything spawn started
+
+	dirty  dirtySet
+	parked schedule
+	turn   atomic.Uint32 // partitions for events without a key, in turn
+	clock  timeText
+}
+
+// Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.
+func Open(ctx context.Context, o Options) (*Engine, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("engine options: %w", err)
+	}
+	e := &Engine{o: o, store: o.Store, start: o.Now()}
+	e.epoch = uint64(e.start.UnixNano())
+	if err := e.loadMeta(ctx); err != nil {
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	life, stop := context.WithCancel(context.WithoutCancel(ctx))
+	work, abort := context.WithCancel(context.WithoutCancel(ctx))
+	e.stop, e.abort = stop, abort
+	e.working = func() context.Context { return work }
+	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
+	e.parked.wake = make(chan struct{}, 1)
+	e.plan.Store(&Plan{})
+	if err := e.loadTopics(ctx); err != nil {
+		stop()
+		abort()
+		return nil, fmt.Errorf("open engine: %w", err)
+	}
+	e.spawn(e.flushLoop)
+	e.spawn(e.scheduleLoop)
+	return e, nil
+}
+
+func (e *Engine) loadMeta(ctx context.Context) error {
+	secret, err := e.store.Load(ctx, tableMeta, []byte("secret"))
+	if err != nil {
+		return err
+	}
+	serial, err := e.store.Load(ctx, tableMeta, []byte("serial"))
+	if err != nil {
+		return err
+	}
+	if len(serial) == 4 {
+		e.serial = be.Uint32(serial)
+	}
+	if copy(e.secret[:], secret) == len(e.secret) {
+		return nil
+	}
+	if _, err := rand.Read(e.secret[:]); err != nil {
+		return err
+	}
+	return e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{put(tableMeta, []byte("secret"), e.secret[:])}})
+}
+
+// now is the wall clock at Open plus the time that passed since: a clock that is set while the router
+// runs neither expires nor retries anything early.
+func (e *Engine) now() time.Time { return e.start.Add(e.o.Now().Sub(e.start)) }
+
+// Draining reports whether Close has begun.
+func (e *Engine) Draining() bool { return e.draining.Load() }
+
+// Drain refuses new events from now on and ends waiting readers; Close does the same and goes on.
+func (e *Engine) Drain() {
+	if e.draining.CompareAndSwap(false, true) {
+		for _, t := range e.plan.Load().topics {
+			t.wakeAll()
+		}
+	}
+}
+
+// Close drains: it refuses new events, stops reading, lets functions and sends under way finish until ctx
+// ends, writes the cursors and returns. What was not settled is delivered after the next start. The store
+// is the caller's to close.
+func (e *Engine) Close(ctx context.Context) error {
+	e.Drain()
+	e.applying.Lock() // whoever changes definitions ends first; nobody begins after Drain
+	defer e.applying.Unlock()
+	e.stop()
+	p := e.plan.Load()
+	for _, s := range p.subs {
+		s.close()
+	}
+	done := make(chan struct{})
+	go func() {
+		for _, s := range p.subs {
+			s.workers.Wait()
+		}
+		e.readers.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
+		e.abort()
+		<-done
+	}
+	defer e.abort()
+	errs := []error{e.flush(context.WithoutCancel(ctx))}
+	for _, s := range p.subs {
+		errs = append(errs, s.config.Load().release())
+	}
+	for _, f := range p.functions {
+		errs = append(errs, f.release(context.WithoutCancel(ctx)))
+	}
+	return errors.Join(errs...)
+}
+
+func nearest(want string, have []string) string {
+	best, at := "", 3
+	for _, h := range have {
+		if d := distance(want, h); d < at {
+			best, at = h, d
+		}
+	}
+	return best
+}
+
+// distance is the Levenshtein distance of two short names.
+func distance(a, b string) int {
+	if len(a) > 64 || len(b) > 64 {
+		return 1 << 10
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := 1
+			if a[i] == b[j] {
+				cost = 0
+			}
+			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
+		}
+	}
+	return row[len(b)]
+}
+
+func unknown(kind, name string, have []string, hint string) error {
+	s := fmt.Sprintf("%s %.80q does not exist", kind, name)
+	if n := nearest(name, have); n != "" {
+		s += fmt.Sprintf("; did you mean %q?", n)
+	}
+	if hint != "" {
+		s += "; " + hint
+	}
+	return event.Bad(event.ErrNotFound, kind, s)
+}

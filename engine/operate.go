@@ -1,0 +1,279 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/storage"
+)
+
+func (e *Engine) subscription(name string) (*subscription, error) {
+	p := e.plan.Load()
+	if s := p.subs[name]; s != nil {
+		return s, nil
+	}
+	if err := event.CheckName("subscription", name); err != nil {
+		return nil, err
+	}
+	have := make([]string, 0, len(p.subs))
+	for n := range p.subs {
+		have = append(have, n)
+	}
+	return nil, unknown("subscription", name, have, "`router subscriptions list` shows them all")
+}
+
+// Pause stops a subscription's deliveries after those under way; its events wait, within the ring's bounds.
+// It survives restarts.
+func (e *Engine) Pause(ctx context.Context, name string) error {
+	return e.setState(ctx, name, func(r *subRow) {
+		now := e.now().UTC()
+		r.Paused = &now
+	})
+}
+
+// Resume undoes Pause, and what disabled the subscription.
+func (e *Engine) Resume(ctx context.Context, name string) error {
+	return e.setState(ctx, name, func(r *subRow) { r.Paused, r.Disabled, r.Since = nil, "", nil })
+}
+
+func (s *subscription) disable(ctx context.Context, why error) {
+	err := s.setState(ctx, func(r *subRow) {
+		now := s.e.now().UTC()
+		r.Disabled, r.Since = clip(why.Error(), 512), &now
+	})
+	s.e.o.Log.Warn("a subscription is disabled; `router subscriptions resume` enables it", "subscription", s.name, "reason", why, "stored", err == nil)
+}
+
+func (e *Engine) setState(ctx context.Context, name string, change func(*subRow)) error {
+	s, err := e.subscription(name)
+	if err != nil {
+		return err
+	}
+	return s.setState(ctx, change)
+}
+
+// setState changes the row, in memory at once and in the store before it returns.
+func (s *subscription) setState(ctx context.Context, change func(*subRow)) error {
+	s.commits.Lock()
+	defer s.commits.Unlock()
+	s.mu.Lock()
+	change(&s.row)
+	op, err := s.rowOp()
+	s.kick()
+	s.mu.Unlock()
+	s.e.parked.nudge()
+	if err == nil {
+		err = s.e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{op}})
+	}
+	return err
+}
+
+// Seek moves a subscription, one commit for all partitions. Parked deliveries below the target are settled;
+// of those at or above it the ones that the ring still holds are read again, the others stay due.
+func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
+	s, err := e.subscription(name)
+	if err != nil {
+		return err
+	}
+	offsets, err := s.topic.resolve(ctx, to)
+	if err != nil {
+		return event.At("to", err)
+	}
+	s.commits.Lock()
+	defer s.commits.Unlock()
+
+	b := storage.Batch{}
+	for i, off := range offsets {
+		row := (&cursor{}).appendRow(nil, off)
+		b.Ops = append(b.Ops, put(tableCursors, key32x2(s.serial, uint32(i)), row))
+	}
+	// From here on nothing that was taken before counts.
+	s.mu.Lock()
+	s.gen++
+	s.queue.clear()
+	s.due.clear()
+	s.sends.clear()
+	held := s.leases.out
+	s.leases = leaseBook{}
+	s.parked.busy, s.parked.cleared = nil, nil
+	for i, c := range s.cursors {
+		c.read, c.attached, c.recover, c.hasRow = offsets[i], false, nil, true
+		c.out.clear()
+		s.touch(c)
+	}
+	s.mu.Unlock()
+	for _, l := range held {
+		s.leave(l.config)
+	}
+
+	left := size{}
+	err = e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+		_, pos := splitParkedKey(k)
+		if int(pos.Partition) < len(offsets) && (pos.Offset < offsets[pos.Partition] || pos.Offset >= s.topic.parts[pos.Partition].log.Bounds().Head) {
+			b.Ops = append(b.Ops, del(tableParked, slices.Clone(k)))
+			return nil
+		}
+		left.count++
+		left.bytes += int64(len(v))
+		return nil
+	})
+	b.Ops = append(b.Ops, left.op(s.serial))
+	if err == nil {
+		err = e.store.Commit(ctx, &b)
+	}
+	s.mu.Lock()
+	s.parked.size = left
+	s.parked.next = 0
+	if left.count > 0 {
+		s.parked.next = 1
+	}
+	s.room.Broadcast()
+	s.mu.Unlock()
+	for _, p := range s.topic.parts {
+		if !p.attach(s) {
+			s.feed(p)
+		}
+	}
+	e.parked.nudge()
+	if err != nil {
+		return fmt.Errorf("seek: moved for this run only, since the store refused: %w", err)
+	}
+	return nil
+}
+
+// resolve turns a start into an offset for each partition: the first to read.
+func (t *topic) resolve(ctx context.Context, start event.Start) ([]event.Offset, error) {
+	if start.At == event.AtCursor {
+		return t.parseCursor(start.Cursor)
+	}
+	offsets := make([]event.Offset, len(t.parts))
+	for i, p := range t.parts {
+		switch b := p.log.Bounds(); start.At {
+		case event.Latest:
+			offsets[i] = b.Next
+		case event.Earliest:
+			offsets[i] = b.Head
+		case event.AtTime:
+			off, err := p.log.Since(ctx, start.Time)
+			if err != nil {
+				return nil, err
+			}
+			offsets[i] = off
+		}
+	}
+	return offsets, nil
+}
+
+// SubscriptionInfo is how a subscription stands.
+type SubscriptionInfo struct {
+	event.Subscription
+	State       string     // running, paused, disabled or waiting
+	Reason      string     // why it is disabled or waits
+	Since       *time.Time // paused or disabled
+	Lag         uint64     // events of the topic it has not looked at
+	Outstanding int        // queued or in hand, not settled
+	Parked      int64
+	ParkedBytes int64
+	Leased      int
+	Digests     []string // of its functions, in order
+
+	// Counters since the start.
+	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost, FilterErrors uint64
+}
+
+// Subscriptions lists all subscriptions by name.
+func (e *Engine) Subscriptions() []SubscriptionInfo {
+	subs := e.plan.Load().subs
+	names := make([]string, 0, len(subs))
+	for n := range subs {
+		names = append(names, n)
+	}
+	slices.Sort(names)
+	infos := make([]SubscriptionInfo, len(names))
+	for i, n := range names {
+		infos[i] = subs[n].info()
+	}
+	return infos
+}
+
+// Subscription returns one subscription, or event.ErrNotFound with the nearest name.
+func (e *Engine) Subscription(name string) (SubscriptionInfo, error) {
+	s, err := e.subscription(name)
+	if err != nil {
+		return SubscriptionInfo{}, err
+	}
+	return s.info(), nil
+}
+
+func (s *subscription) info() SubscriptionInfo {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.config.Load()
+	info := SubscriptionInfo{
+		Subscription: c.Subscription, State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
+		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
+		Dropped: s.c.Dropped, Lost: s.c.Lost, FilterErrors: s.c.FilterErrors,
+	}
+	for i, p := range s.topic.parts {
+		c := s.cursors[i]
+		info.Lag += p.log.Bounds().Next - min(c.reach(p), p.log.Bounds().Next)
+		info.Outstanding += c.out.live
+	}
+	for _, f := range c.functions {
+		info.Digests = append(info.Digests, f.digest())
+	}
+	switch {
+	case s.row.Disabled != "":
+		info.State, info.Reason, info.Since = "disabled", s.row.Disabled, s.row.Since
+	case s.row.Paused != nil:
+		info.State, info.Since = "paused", s.row.Paused
+	case s.waiting != "":
+		info.State, info.Reason = "waiting", s.waiting
+	case s.parked.bytes >= c.Parked:
+		info.State, info.Reason = "waiting", fmt.Sprintf("parked.bytes: %d of %d bytes wait for their next try; no new event is read", s.parked.bytes, c.Parked)
+	}
+	return info
+}
+
+// FunctionInfo is a function in force and what it has done.
+type FunctionInfo struct {
+	event.Function
+	Stats plugins.FunctionStats // zero while nothing was pushed
+}
+
+// Functions lists all functions by name.
+func (e *Engine) Functions() []FunctionInfo {
+	fs := e.plan.Load().functions
+	infos := make([]FunctionInfo, 0, len(fs))
+	for _, f := range fs {
+		infos = append(infos, f.info())
+	}
+	slices.SortFunc(infos, func(a, b FunctionInfo) int { return strings.Compare(a.Name, b.Name) })
+	return infos
+}
+
+// Function returns one function, or event.ErrNotFound with the nearest name.
+func (e *Engine) Function(name string) (FunctionInfo, error) {
+	fs := e.plan.Load().functions
+	if f := fs[name]; f != nil {
+		return f.info(), nil
+	}
+	have := make([]string, 0, len(fs))
+	for n := range fs {
+		have = append(have, n)
+	}
+	return FunctionInfo{}, unknown("function", name, have, fmt.Sprintf("`router functions push %s FILE` makes it", name))
+}
+
+func (f *function) info() FunctionInfo {
+	info := FunctionInfo{Function: f.def}
+	if f.code != nil {
+		info.Stats = f.code.Stats()
+	}
+	return info
+}

@@ -1,0 +1,88 @@
+package engine
+
+import (
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/storage"
+)
+
+// Options configure an Engine. Zero means default; Store is required.
+type Options struct {
+	Store storage.Store
+	Host  *plugins.Host // nil: a plan with functions is refused
+
+	// AutoCreate makes an unknown topic on its first publish instead of refusing it.
+	AutoCreate bool
+	Limits     event.Limits
+	Observer   Observer
+	Log        *slog.Logger // nothing is logged per event; discarded if nil
+	// Now is the wall clock; within a run ages and due times advance with the monotonic part of the time
+	// it returned first. time.Now.
+	Now func() time.Time
+
+	Queue      int           // deliveries that wait in memory, per subscription; 1,024
+	QueueBytes int           // bytes of log that they keep in memory, per subscription; 4 MiB
+	Flush      time.Duration // how often cursors are gathered and written; 100 ms
+	MaxLeases  int           // leases out at once, per subscription; 10,000
+}
+
+// Observer is told what happened. Calls are synchronous and come from many goroutines; return at once.
+type Observer struct {
+	Published    func(topic string, events, bytes int)
+	Delivered    func(subscription string, took time.Duration)
+	Failed       func(subscription string, attempt int, err error)
+	DeadLettered func(subscription string, reason string)
+}
+
+func (o Options) withDefaults() Options {
+	fill := func(v *int, d int) {
+		if *v == 0 {
+			*v = d
+		}
+	}
+	fill(&o.Queue, 1024)
+	fill(&o.QueueBytes, 4<<20)
+	fill(&o.MaxLeases, 10_000)
+	if o.Flush == 0 {
+		o.Flush = 100 * time.Millisecond
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	o.Limits = o.Limits.WithDefaults()
+	b := &o.Observer
+	if b.Published == nil {
+		b.Published = func(string, int, int) {}
+	}
+	if b.Delivered == nil {
+		b.Delivered = func(string, time.Duration) {}
+	}
+	if b.Failed == nil {
+		b.Failed = func(string, int, error) {}
+	}
+	if b.DeadLettered == nil {
+		b.DeadLettered = func(string, string) {}
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	if o.Store == nil {
+		errs = append(errs, errors.New("Store: missing"))
+	}
+	if o.Queue < 1 || o.QueueBytes < 1 || o.MaxLeases < 1 {
+		errs = append(errs, errors.New("Queue, QueueBytes and MaxLeases: want at least 1"))
+	}
+	if o.Flush < time.Millisecond {
+		errs = append(errs, errors.New("Flush: want at least 1ms"))
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,422 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/filters"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/storage"
+)
+
+// Spec is the whole of what shall be in force: what rules and the API define together. Topics that exist
+// but are not in it are kept as they are.
+type Spec struct {
+	Topics        []event.Topic
+	Functions     []event.Function
+	Subscriptions []SubscriptionSpec
+}
+
+// SubscriptionSpec is a subscription with its filter compiled and its sink ready to be opened.
+type SubscriptionSpec struct {
+	event.Subscription
+	Program     *filters.Program                        // nil matches all
+	OpenSink    func(ctx context.Context) (Sink, error) // Push only
+	Fingerprint string                                  // of all that matters, secrets included: equal ones keep running
+}
+
+// Plan is what is in force. It is immutable: Apply builds the next one and swaps.
+type Plan struct {
+	topics    map[string]*topic
+	functions map[string]*function
+	subs      map[string]*subscription
+
+	deadLetters map[string]bool // topics that hold dead letters
+}
+
+// function is an opened module, shared by the plan and the subscriptions that use it, closed with the
+// last of them.
+type function struct {
+	def   event.Function
+	print string
+	code  *plugins.Function // nil while nothing was pushed
+	refs  atomic.Int32
+}
+
+// digest is the version, "" while nothing was pushed.
+func (f *function) digest() string { return f.def.Digest }
+
+func (f *function) release(ctx context.Context) error {
+	if f.refs.Add(-1) > 0 {
+		return nil
+	}
+	if f.code == nil {
+		return nil
+	}
+	return f.code.Close(ctx)
+}
+
+// change collects what Apply opened, so that a plan that fails to build changes nothing.
+type change struct {
+	next   Plan
+	ops    []storage.Op
+	topics []*topic        // new
+	subs   []*subscription // new
+	swaps  []swap
+	gone   []*subscription
+	undo   []func()
+}
+
+type swap struct {
+	s    *subscription
+	next *subConfig
+}
+
+// Apply puts spec in force as a whole, or changes nothing and says why. ops are written in the same commit:
+// the API's own definitions. New subscriptions begin where their Start says, taken now; changed ones keep
+// their cursor; those that are not in spec any more are removed with their cursors and parked deliveries.
+func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error {
+	e.applying.Lock()
+	defer e.applying.Unlock()
+	if e.draining.Load() {
+		return fmt.Errorf("apply: the router is draining: %w", event.ErrUnavailable)
+	}
+	old := e.plan.Load()
+	c := &change{
+		next: Plan{topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}},
+		ops:  ops,
+	}
+	if c.next.topics == nil {
+		c.next.topics = map[string]*topic{}
+	}
+	err := errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions))
+	if err == nil {
+		err = e.planSubscriptions(ctx, c, old, spec.Subscriptions)
+	}
+	if err == nil && len(c.ops) > 0 {
+		c.ops = append(c.ops, put(tableMeta, []byte("serial"), key32(e.serial)))
+		err = e.store.Commit(ctx, &storage.Batch{Ops: c.ops})
+	}
+	if err != nil {
+		for _, f := range slices.Backward(c.undo) {
+			f()
+		}
+		return fmt.Errorf("apply: %w", err)
+	}
+	e.swap(ctx, c, old, spec.Topics)
+	return nil
+}
+
+// swap cannot fail: everything is open and the store knows of it.
+func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.Topic) {
+	for _, s := range c.gone {
+		s.close()
+	}
+	for _, w := range c.swaps {
+		if err := w.s.config.Swap(w.next).release(); err != nil {
+			e.o.Log.Warn("a sink that was replaced did not close", "subscription", w.s.name, "error", err)
+		}
+	}
+	c.next.deadLetters = map[string]bool{}
+	for _, s := range c.next.subs {
+		c.next.deadLetters[s.config.Load().DeadLetter] = true
+	}
+	e.plan.Store(&c.next)
+	for _, t := range c.next.topics {
+		e.feedTopic(t, c.next.subs)
+	}
+	for _, t := range topics {
+		c.next.topics[t.Name].changed()
+	}
+	for _, t := range c.topics {
+		e.startTopic(t)
+	}
+	for _, s := range c.next.subs {
+		e.startSubscription(s)
+	}
+	for _, s := range c.gone {
+		e.spawn(func(context.Context) {
+			s.workers.Wait()
+			// What was under way may have written rows after they were deleted.
+			if err := e.store.Commit(context.WithoutCancel(ctx), &storage.Batch{Ops: s.removal()}); err != nil {
+				e.o.Log.Warn("a removed subscription's rows stay behind", "subscription", s.name, "error", err)
+			}
+			if err := s.config.Load().release(); err != nil {
+				e.o.Log.Warn("a removed subscription's sink did not close", "subscription", s.name, "error", err)
+			}
+		})
+	}
+	for _, f := range old.functions {
+		if err := f.release(context.WithoutCancel(ctx)); err != nil {
+			e.o.Log.Warn("a function did not close", "function", f.def.Name, "error", err)
+		}
+	}
+}
+
+// feedTopic gives a topic's partitions the list of its subscriptions. What is attached stays so: lists
+// change between two blocks.
+func (e *Engine) feedTopic(t *topic, all map[string]*subscription) {
+	f := &feeds{}
+	var programs []*filters.Program
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if s := all[name]; s.topic == t {
+			f.subs = append(f.subs, s)
+			programs = append(programs, s.config.Load().Program)
+		}
+	}
+	f.index = filters.NewIndex(programs)
+	for _, p := range t.parts {
+		p.mu.Lock()
+		p.feeds.Store(f)
+		p.mu.Unlock()
+	}
+}
+
+func (e *Engine) planTopics(ctx context.Context, c *change, defs []event.Topic) error {
+	var errs []error
+	for _, def := range defs {
+		def = def.WithDefaults()
+		if err := e.planTopic(ctx, c, def); err != nil {
+			errs = append(errs, event.At("topics."+def.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) planTopic(ctx context.Context, c *change, def event.Topic) error {
+	if err := event.CheckName("topic", def.Name); err != nil {
+		return err
+	}
+	schema, err := compileSchema(def)
+	if err != nil {
+		return err
+	}
+	t := c.next.topics[def.Name]
+	if t == nil {
+		e.serial++
+		row := topicRow{Serial: e.serial, Def: def}
+		if t, err = e.openTopic(ctx, row); err != nil {
+			return err
+		}
+		c.undo = append(c.undo, func() { e.dropLogs(context.WithoutCancel(ctx), t) })
+		c.next.topics[def.Name] = t
+		c.topics = append(c.topics, t)
+		return c.putTopic(row)
+	}
+	was := t.def.Load()
+	if was.Partitions != def.Partitions {
+		return event.Bad(event.ErrConflict, "partitions", fmt.Sprintf("%d; the topic was made with %d, and the number is fixed: make another topic", def.Partitions, was.Partitions))
+	}
+	next := &topicDef{def, schema}
+	set := func(d *topicDef) error {
+		t.def.Store(d)
+		for _, p := range t.parts {
+			if _, err := e.store.OpenLog(ctx, p.id, logOptions(d.Topic)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	c.undo = append(c.undo, func() {
+		if err := set(was); err != nil {
+			e.o.Log.Error("a topic's bounds could not be taken back", "topic", t.name, "error", err)
+		}
+	})
+	if err := set(next); err != nil {
+		return err
+	}
+	return c.putTopic(topicRow{Serial: t.serial, Def: def})
+}
+
+func (c *change) putTopic(row topicRow) error {
+	value, err := json.Marshal(row)
+	c.ops = append(c.ops, put(tableTopics, []byte(row.Def.Name), value))
+	return err
+}
+
+func (e *Engine) dropLogs(ctx context.Context, t *topic) {
+	for _, p := range t.parts {
+		p.claim.Release()
+		if err := e.store.DropLog(ctx, p.id); err != nil {
+			e.o.Log.Error("a topic's log could not be dropped", "topic", t.name, "error", err)
+		}
+	}
+}
+
+func (e *Engine) planFunctions(ctx context.Context, c *change, old *Plan, defs []event.Function) error {
+	var errs []error
+	for _, def := range defs {
+		print := fmt.Sprintf("%s %+v %q", def.Digest, def.Limits, def.Config)
+		f := old.functions[def.Name]
+		if f != nil && f.print == print {
+			f.refs.Add(1)
+		} else {
+			if e.o.Host == nil && def.Digest != "" {
+				return fmt.Errorf("functions.%s: this engine has no function host (Options.Host): %w", def.Name, event.ErrUnsupported)
+			}
+			f = &function{def: def, print: print}
+			if def.Digest != "" {
+				var err error
+				if f.code, err = e.o.Host.Open(ctx, def); err != nil {
+					errs = append(errs, event.At("functions."+def.Name, err))
+					continue
+				}
+			}
+			f.refs.Store(1)
+		}
+		c.next.functions[def.Name] = f
+		c.undo = append(c.undo, func() { e.logClose("function", def.Name, f.release(context.WithoutCancel(ctx))) })
+	}
+	return errors.Join(errs...)
+}
+
+func (e *Engine) logClose(kind, name string, err error) {
+	if err != nil {
+		e.o.Log.Warn("could not close a "+kind, "name", name, "error", err)
+	}
+}
+
+func (e *Engine) planSubscriptions(ctx context.Context, c *change, old *Plan, specs []SubscriptionSpec) error {
+	var errs []error
+	for _, spec := range specs {
+		if err := e.planSubscription(ctx, c, old, spec); err != nil {
+			errs = append(errs, event.At("subscriptions."+spec.Name, err))
+		}
+	}
+	for name, s := range old.subs {
+		if c.next.subs[name] == nil {
+			c.remove(s)
+		}
+	}
+	return errors.Join(append(errs, e.removeStale(ctx, c, old))...)
+}
+
+func (c *change) remove(s *subscription) {
+	c.gone = append(c.gone, s)
+	c.ops = append(append(c.ops, del(tableSubs, []byte(s.name))), s.removal()...)
+}
+
+// removal deletes all rows that go by the subscription's number.
+func (s *subscription) removal() []storage.Op { return removal(s.serial) }
+
+func removal(serial uint32) []storage.Op {
+	return []storage.Op{delPrefix(tableCursors, serial), delPrefix(tableParked, serial), del(tableParkedSize, key32(serial))}
+}
+
+// removeStale deletes what the store has of subscriptions that were in force before this start and are not
+// any more.
+func (e *Engine) removeStale(ctx context.Context, c *change, old *Plan) error {
+	return e.store.Scan(ctx, tableSubs, nil, nil, func(k, v []byte) error {
+		name := string(k)
+		if c.next.subs[name] != nil || old.subs[name] != nil {
+			return nil
+		}
+		var row subRow
+		if err := json.Unmarshal(v, &row); err != nil {
+			return fmt.Errorf("row of subscription %s: %w", name, err)
+		}
+		e.o.Log.Warn("a subscription is not defined any more: it is removed with its cursor and parked deliveries", "subscription", name)
+		c.ops = append(append(c.ops, del(tableSubs, []byte(name))), removal(row.Serial)...)
+		return nil
+	})
+}
+
+func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spec SubscriptionSpec) error {
+	if err := event.CheckName("subscription", spec.Name); err != nil {
+		return err
+	}
+	t := c.next.topics[spec.Topic]
+	for _, need := range []struct{ at, name string }{{"topic", spec.Topic}, {"deliver.topic", spec.Deliver.Topic}, {"deadLetter", spec.DeadLetter}} {
+		if need.name != "" && c.next.topics[need.name] == nil {
+			return event.At(need.at, unknown("topic", need.name, slices.Collect(maps.Keys(c.next.topics)), ""))
+		}
+	}
+	if t == nil {
+		return event.Invalid("topic", "missing")
+	}
+	s := old.subs[spec.Name]
+	if s != nil && s.topic != t {
+		c.remove(s) // another topic is another subscription: its cursor means nothing here
+		s = nil
+	}
+	if s != nil && s.config.Load().same(spec, c.next.functions) {
+		c.next.subs[spec.Name] = s
+		return nil
+	}
+	next, err := e.openConfig(ctx, c.next.functions, spec)
+	if err != nil {
+		return err
+	}
+	c.undo = append(c.undo, func() { e.logClose("sink", spec.Name, next.release()) })
+	if s != nil {
+		c.next.subs[spec.Name] = s
+		c.swaps = append(c.swaps, swap{s, next})
+		return nil
+	}
+	if s, err = e.openSubscription(ctx, c, t, next); err != nil {
+		return err
+	}
+	c.next.subs[spec.Name] = s
+	c.subs = append(c.subs, s)
+	return nil
+}
+
+// DeleteTopic removes a topic with its events. A topic that subscriptions use is refused.
+func (e *Engine) DeleteTopic(ctx context.Context, name string, ops ...storage.Op) error {
+	e.applying.Lock()
+	defer e.applying.Unlock()
+	t, err := e.topic(name)
+	if err != nil {
+		return err
+	}
+	old := e.plan.Load()
+	var users []string
+	for _, s := range old.subs {
+		if d := s.config.Load(); s.topic == t || d.Deliver.Topic == name || d.DeadLetter == name {
+			users = append(users, s.name)
+		}
+	}
+	if len(users) > 0 {
+		slices.Sort(users)
+		return event.Bad(event.ErrConflict, "topic", fmt.Sprintf("%q is used by the subscriptions %q; delete or change them first", name, users))
+	}
+	ops = append(ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial))
+	if err := e.store.Commit(ctx, &storage.Batch{Ops: ops}); err != nil {
+		return fmt.Errorf("delete topic %s: %w", name, err)
+	}
+	next := *old
+	next.topics = maps.Clone(old.topics)
+	delete(next.topics, name)
+	e.plan.Store(&next)
+	close(t.ended)
+	t.wakeAll()
+	e.dropLogs(context.WithoutCancel(ctx), t)
+	return nil
+}
+
+// Definitions returns the definitions that the API owns, by kind and name, as Apply's ops stored them.
+func (e *Engine) Definitions(ctx context.Context, fn func(kind, name string, doc []byte) error) error {
+	return e.store.Scan(ctx, tableDefinitions, nil, nil, func(k, v []byte) error {
+		for i, b := range k {
+			if b == 0 {
+				return fn(string(k[:i]), string(k[i+1:]), append([]byte(nil), v...))
+			}
+		}
+		return fmt.Errorf("definition key %q is damaged", k)
+	})
+}
+
+// Define is the operation that stores a definition of the API's, for Apply; doc nil removes it.
+func Define(kind, name string, doc []byte) storage.Op {
+	key := append(append([]byte(kind), 0), name...)
+	if doc == nil {
+		return del(tableDefinitions, key)
+	}
+	return put(tableDefinitions, key, doc)
+}

@@ -1,0 +1,238 @@
+package engine
+
+import (
+	"context"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// A pump takes batches off a subscription's queue, runs its functions over them, and hands what comes out
+// to the senders or pullers, or puts it into a topic in one commit with the cursor.
+
+const (
+	batchEvents = 256
+	batchBytes  = 1 << 20
+	batchTime   = time.Millisecond // of guest time: it holds up the collector for everybody
+)
+
+// step is an item of which several outputs, or some for topics, are under way. The subscription's mutex
+// guards it.
+type step struct {
+	it      item
+	config  *subConfig
+	left    int // sends not ended
+	failed  failure
+	bad     bool
+	done    []uint32
+	recs    []event.Record
+	outputs []output // appended when every send has ended well
+}
+
+// job is one send.
+type job struct {
+	it   item
+	step *step // nil where the item has this one output and nothing else
+	n    int   // of the outputs
+	rec  event.Record
+}
+
+func (s *subscription) pump(crew *crew) {
+	h := &chain{s: s}
+	ctx := s.e.working()
+	perEvent := time.Duration(0) // smoothed cost of an event in the functions
+	for {
+		limit := batchEvents
+		if perEvent > 0 {
+			limit = max(1, min(batchEvents, int(batchTime/perEvent)))
+		}
+		if !s.batch(crew, h, limit) {
+			return
+		}
+		began := time.Now()
+		err := h.run(ctx)
+		perEvent = (perEvent*7 + time.Since(began)/time.Duration(len(h.items))) / 8
+		if err != nil {
+			s.putBack(h.items, "function cannot run: "+err.Error())
+			s.leave(h.c)
+			if ctx.Err() == nil {
+				pause(ctx, 200*time.Millisecond)
+			}
+			continue
+		}
+		s.unblock()
+		if h.c.Deliver.Face == event.ToTopic || h.c.Deliver.Face == event.Stream {
+			s.toTopic(ctx, h)
+		} else {
+			s.handOver(ctx, h)
+		}
+		s.leave(h.c)
+		clear(h.items)
+		clear(h.level)
+	}
+}
+
+// batch waits for items and takes some; false ends the pump.
+func (s *subscription) batch(crew *crew, h *chain, limit int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		h.c = s.under()
+		if h.c != nil && !s.stopped() && s.transforms(h.c) && s.sends.len() < s.sendLimit(h.c) {
+			h.items = h.items[:0]
+			bytes := 0
+			for len(h.items) < limit && bytes < batchBytes {
+				it, ok := s.next()
+				if !ok {
+					break
+				}
+				h.items = append(h.items, it)
+				bytes += len(it.rec)
+			}
+			if len(h.items) > 0 {
+				s.kick() // another pump may take the rest
+				return true
+			}
+		}
+		if h.c != nil {
+			s.leave(h.c)
+		}
+		if !s.rest(crew) {
+			crew.running--
+			return false
+		}
+	}
+}
+
+// sendLimit is how much may wait between the functions and the senders.
+func (s *subscription) sendLimit(c *subConfig) int {
+	if c.Deliver.Face == event.Pull {
+		return s.e.o.Queue
+	}
+	return max(64, 2*c.Concurrency)
+}
+
+// putBack returns items that nothing was decided about.
+func (s *subscription) putBack(items []item, why string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, it := range items {
+		if it.gen == s.gen {
+			s.due.push(it)
+		}
+	}
+	s.waiting = why
+}
+
+func (s *subscription) unblock() {
+	s.mu.Lock()
+	s.waiting = ""
+	s.mu.Unlock()
+}
+
+// toTopic settles a batch with everything that it puts into topics.
+func (s *subscription) toTopic(ctx context.Context, h *chain) {
+	for _, l := range h.level {
+		x := &h.fates[l.origin]
+		if x.failed {
+			continue
+		}
+		var ev event.Event
+		l.rec.Decode(&ev)
+		out, err := s.e.outputTo(h.c.Deliver.Topic, &ev)
+		if err != nil {
+			h.failed(l.origin, outputFailure(err, ""))
+			continue
+		}
+		x.outputs = append(x.outputs, out)
+	}
+	sts := make([]settlement, 0, len(h.items))
+	for i, it := range h.items {
+		if x := &h.fates[i]; x.failed {
+			sts = append(sts, s.failing(h.c, it, x.failure))
+		} else {
+			sts = append(sts, settlement{it: it, outputs: x.outputs})
+		}
+	}
+	began := time.Now()
+	if s.settleUntil(ctx, sts) {
+		s.mu.Lock()
+		for i := range h.items {
+			if !h.fates[i].failed {
+				s.c.Delivered++
+			}
+		}
+		s.mu.Unlock()
+		for range h.items {
+			s.e.o.Observer.Delivered(s.name, time.Since(began))
+		}
+	}
+}
+
+// failing reports a failure and decides about it.
+func (s *subscription) failing(c *subConfig, it item, f failure) settlement {
+	s.mu.Lock()
+	s.c.Failed++
+	s.mu.Unlock()
+	s.e.o.Observer.Failed(s.name, int(it.attempt), f.err)
+	return s.fail(c, it, f)
+}
+
+// handOver queues a batch's outputs for senders or pullers; what came to nothing is settled at once.
+func (s *subscription) handOver(ctx context.Context, h *chain) {
+	var sts []settlement
+	at := 0
+	s.mu.Lock()
+	for i, it := range h.items {
+		from := at
+		for at < len(h.level) && h.level[at].origin == i {
+			at++
+		}
+		x := &h.fates[i]
+		switch outs := h.level[from:at]; {
+		case x.failed:
+			s.mu.Unlock()
+			sts = append(sts, s.failing(h.c, it, x.failure))
+			s.mu.Lock()
+		case len(outs) == 0 && len(x.outputs) == 0:
+			s.c.Dropped++
+			s.done(it)
+		case len(outs) == 0:
+			sts = append(sts, settlement{it: it, outputs: x.outputs})
+		case len(outs) == 1 && len(x.outputs) == 0:
+			s.sends.push(job{it: it, rec: outs[0].rec})
+		default:
+			s.queueStep(h.c, it, outs, x)
+		}
+	}
+	s.kick()
+	s.mu.Unlock()
+	if len(sts) > 0 {
+		s.settleUntil(ctx, sts)
+	}
+}
+
+// queueStep queues the sends of an item with several outputs, without those that an earlier try has sent.
+func (s *subscription) queueStep(c *subConfig, it item, outs []link, x *fate) {
+	st := &step{it: it, config: c, outputs: x.outputs}
+	for _, l := range outs {
+		st.recs = append(st.recs, l.rec)
+	}
+	var sent map[uint32]bool
+	if p := it.parked; p != nil && len(p.done) > 0 && p.hash == hashOutputs(st.recs) {
+		sent = make(map[uint32]bool, len(p.done))
+		for _, n := range p.done {
+			sent[n] = true
+		}
+		st.done = append(st.done, p.done...)
+	}
+	for n, rec := range st.recs {
+		if !sent[uint32(n)] {
+			st.left++
+			s.sends.push(job{it: it, step: st, n: n, rec: rec})
+		}
+	}
+	if st.left == 0 { // all were sent; what failed was the settlement
+		s.workers.Go(func() { s.settleUntil(s.e.working(), []settlement{{it: it, outputs: st.outputs}}) })
+	}
+}

@@ -1,0 +1,286 @@
+package engine
+
+import (
+	"context"
+	"strconv"
+	"time"
+
+	"github.com/zeebo/xxh3"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
+)
+
+// A settlement is the end of one step: what it puts into topics, and either nothing more or a row for the
+// next try. It is written in one commit with the cursor.
+type settlement struct {
+	it      item
+	park    *parkedEvent
+	outputs []output
+	dead    string // the typed reason, if one of the outputs is its dead letter
+}
+
+// output is an event that a step appends to a topic.
+type output struct {
+	topic *topic
+	event *event.Event
+}
+
+// settle writes settlements and the rows that say so in one commit; on error nothing is settled. Those
+// that a seek has made void are skipped.
+func (s *subscription) settle(ctx context.Context, sts []settlement) error {
+	s.commits.Lock()
+	defer s.commits.Unlock()
+
+	var b storage.Batch
+	touched := make([]bool, len(s.cursors))
+	was := s.parked.size
+	kept := sts[:0:0]
+	s.mu.Lock()
+	for _, st := range sts {
+		if !s.retire(&b, st.it, touched) {
+			continue
+		}
+		kept = append(kept, st)
+		for _, o := range st.outputs {
+			s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event})
+		}
+		if st.park != nil {
+			value := st.park.appendRow(nil, st.it.rec)
+			b.Ops = append(b.Ops, put(tableParked, parkedKey(s.serial, st.park.due, st.it.rec.Position()), value))
+			s.parked.count++
+			s.parked.bytes += int64(len(value))
+		}
+	}
+	for i, c := range s.cursors {
+		if touched[i] {
+			b.Ops = append(b.Ops, put(tableCursors, key32x2(s.serial, uint32(i)), c.appendRow(nil, c.reach(s.topic.parts[i]))))
+		}
+	}
+	if s.parked.size != was {
+		b.Ops = append(b.Ops, s.parked.op(s.serial))
+	}
+	size := s.parked.size
+	s.mu.Unlock()
+	if len(kept) == 0 {
+		return nil
+	}
+
+	err := s.e.store.Commit(ctx, &b)
+
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		for _, st := range kept {
+			if st.it.parked == nil && st.it.gen == s.gen {
+				s.cursors[st.it.rec.Partition()].out.add(st.it.rec.Offset())
+			}
+		}
+		s.parked.count += was.count - size.count
+		s.parked.bytes += was.bytes - size.bytes
+		return err
+	}
+	for i, c := range s.cursors {
+		if touched[i] {
+			c.hasRow = true
+			s.touch(c) // the next flush folds it into the checkpoint
+		}
+	}
+	for _, st := range kept {
+		if st.it.parked != nil {
+			delete(s.parked.busy, st.it.parked.key(s.serial, st.it.rec))
+		}
+		if st.park != nil {
+			s.c.Parked++
+			s.dueAt(st.park.due)
+		}
+		if st.dead != "" {
+			s.c.DeadLettered++
+		}
+	}
+	s.room.Broadcast()
+	return nil
+}
+
+// retire takes an item out of what is pending, in memory and in the batch; false if a seek did so already.
+func (s *subscription) retire(b *storage.Batch, it item, touched []bool) bool {
+	if it.gen != s.gen {
+		return false
+	}
+	if it.parked != nil {
+		s.parked.count--
+		s.parked.bytes -= it.parked.size
+		b.Ops = append(b.Ops, del(tableParked, parkedKey(s.serial, it.parked.due, it.rec.Position())))
+		return true
+	}
+	p := it.rec.Partition()
+	touched[p] = true
+	return s.cursors[p].out.settle(it.rec.Offset())
+}
+
+// settleUntil settles, waiting as long as the store or a full topic refuses: the subscription stands still
+// and says why. It gives up when the subscription ends; then the next start delivers again.
+func (s *subscription) settleUntil(ctx context.Context, sts []settlement) bool {
+	wait := 50 * time.Millisecond
+	for {
+		err := s.settle(ctx, sts)
+		s.mu.Lock()
+		was, ended := s.waiting, s.ended
+		s.waiting = ""
+		if err != nil {
+			s.waiting = "cannot settle: " + err.Error()
+		}
+		s.mu.Unlock()
+		if err == nil {
+			for _, st := range sts {
+				if st.dead != "" {
+					s.e.o.Observer.DeadLettered(s.name, st.dead)
+				}
+			}
+			return true
+		}
+		if was == "" {
+			s.e.o.Log.Warn("a subscription waits", "subscription", s.name, "error", err)
+		}
+		if ended || ctx.Err() != nil {
+			return false
+		}
+		pause(ctx, wait)
+		wait = min(2*wait, 2*time.Second)
+	}
+}
+
+// done settles a delivery that succeeded and puts nothing anywhere: in memory, written with the next flush.
+func (s *subscription) done(it item) {
+	if it.gen != s.gen {
+		return
+	}
+	if it.parked != nil {
+		s.parked.cleared = append(s.parked.cleared, cleared{it.parked.key(s.serial, it.rec), it.parked.size})
+		s.soil()
+		return
+	}
+	c := s.cursors[it.rec.Partition()]
+	if c.out.settle(it.rec.Offset()) {
+		s.touch(c)
+	}
+}
+
+// appendTo adds an entry to a batch under the partition that its key says.
+func (e *Engine) appendTo(b *storage.Batch, t *topic, entry storage.Entry) {
+	id := t.parts[e.place(t, entry.Event, true)].id
+	for i := range b.Appends {
+		if b.Appends[i].Log == id {
+			b.Appends[i].Entries = append(b.Appends[i].Entries, entry)
+			return
+		}
+	}
+	b.Appends = append(b.Appends, storage.Append{Log: id, Entries: []storage.Entry{entry}})
+}
+
+// place chooses the partition: by ordering key, else by (source, id) where the id is stable, else in turn.
+func (e *Engine) place(t *topic, ev *event.Event, stable bool) int {
+	n := uint64(len(t.parts))
+	switch {
+	case n == 1:
+		return 0
+	case ev.PartitionKey != "":
+		return int(xxh3.HashString(ev.PartitionKey) % n)
+	case stable:
+		var h xxh3.Hasher
+		hashID(&h, ev)
+		return int(h.Sum64() % n)
+	}
+	return int(uint64(e.turn.Load()) % n)
+}
+
+func hashID(h *xxh3.Hasher, ev *event.Event) {
+	_, _ = h.WriteString(ev.Source)
+	_, _ = h.WriteString("\x00")
+	_, _ = h.WriteString(ev.ID)
+}
+
+// verdict is how a step that failed goes on.
+type failure struct {
+	reason string // typed: trap, memory, output, reject, hops, attempts, permanent, leases
+	err    error
+	wait   time.Duration // 0: by schedule
+	digest string        // of the function at fault
+	done   []uint32      // outputs that were sent all the same
+	hash   uint64        // of the outputs
+	final  bool          // no further try
+}
+
+// fail decides what becomes of an item whose step failed: another try, or its dead letter.
+func (s *subscription) fail(c *subConfig, it item, f failure) settlement {
+	return s.failAfter(c, c.Retry.Attempts, it, f)
+}
+
+func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) settlement {
+	if c.DeadLetter == "" {
+		limit = event.Unlimited // there is nowhere to put it
+	}
+	if f.final && c.DeadLetter != "" || limit != event.Unlimited && int(it.attempt) >= limit {
+		if f.reason == "" {
+			f.reason = "attempts"
+		}
+		return s.bury(c, it, f)
+	}
+	wait := f.wait
+	if wait == 0 {
+		wait = s.e.backoff(c.Retry, int(it.attempt))
+	}
+	return settlement{it: it, park: &parkedEvent{
+		due: s.e.now().Add(min(wait, maxWait)).UnixNano(), attempt: it.attempt, code: event.Code(f.err),
+		reason: clip(errText(f.err), 512), done: f.done, hash: f.hash,
+	}}
+}
+
+// maxWait bounds what a target may ask for with Retry-After.
+const maxWait = 24 * time.Hour
+
+func errText(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func clip(s string, n int) string {
+	if len(s) > n {
+		return s[:n-3] + "..."
+	}
+	return s
+}
+
+// bury makes an item's dead letter: the event as it was, with what became of it as extensions.
+func (s *subscription) bury(c *subConfig, it item, f failure) settlement {
+	var ev event.Event
+	it.rec.Decode(&ev)
+	ev.Topic = c.DeadLetter
+	ev.Hops++
+	for _, a := range []event.Attribute{
+		{Name: "deadlettersub", Value: s.name},
+		{Name: "deadletterreason", Value: f.reason},
+		{Name: "deadlettercode", Kind: event.Integer, Value: strconv.Itoa(event.Code(f.err))},
+		{Name: "deadletterattempts", Kind: event.Integer, Value: strconv.Itoa(int(it.attempt))},
+		{Name: "deadletterdetail", Value: clip(printable(errText(f.err)), 1024)},
+		{Name: "deadletterposition", Value: s.topic.name + "/" + it.rec.Position().String()},
+		{Name: "deadletterfunction", Value: f.digest},
+	} {
+		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
+	}
+	t := s.e.plan.Load().topics[c.DeadLetter]
+	return settlement{it: it, outputs: []output{{t, &ev}}, dead: f.reason}
+}
+
+// printable keeps control characters out of attributes (CloudEvents 1.0, "Type System").
+func printable(s string) string {
+	b := []byte(s)
+	for i, c := range b {
+		if c < 0x20 || c == 0x7f {
+			b[i] = ' '
+		}
+	}
+	return string(b)
+}

@@ -1,0 +1,51 @@
+package engine
+
+import (
+	"encoding/binary"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
+)
+
+// The engine's tables. Numbers in keys are big-endian, so that keys sort as numbers do.
+const (
+	tableMeta        storage.Table = 1 // "secret" → 32 bytes; "serial" → u32, the last number given
+	tableDefinitions storage.Table = 2 // kind, NUL, name → a definition that the API owns, as JSON
+	tableTopics      storage.Table = 3 // name → topicRow as JSON
+	tableSubs        storage.Table = 4 // name → subRow as JSON
+	tableCheckpoints storage.Table = 5 // topic u32, partition u32 → offset u64: see flush
+	tableCursors     storage.Table = 6 // subscription u32, partition u32 → cursor row
+	tableParked      storage.Table = 7 // subscription u32, due i64, partition u32, offset u64 → parked row
+	tableParkedSize  storage.Table = 8 // subscription u32 → count u64, bytes u64
+)
+
+var be = binary.BigEndian
+
+func key32(a uint32) []byte { return be.AppendUint32(nil, a) }
+
+func key32x2(a, b uint32) []byte { return be.AppendUint32(be.AppendUint32(make([]byte, 0, 8), a), b) }
+
+// parkedKey orders a subscription's parked deliveries by due time.
+func parkedKey(sub uint32, due int64, p event.Position) []byte {
+	k := be.AppendUint32(make([]byte, 0, 24), sub)
+	k = be.AppendUint64(k, uint64(due))
+	k = be.AppendUint32(k, p.Partition)
+	return be.AppendUint64(k, p.Offset)
+}
+
+func splitParkedKey(k []byte) (due int64, p event.Position) {
+	return int64(be.Uint64(k[4:])), event.Position{Partition: be.Uint32(k[12:]), Offset: be.Uint64(k[16:])}
+}
+
+func put(t storage.Table, key, value []byte) storage.Op {
+	return storage.Op{Table: t, Kind: storage.Put, Key: key, Value: value}
+}
+
+func del(t storage.Table, key []byte) storage.Op {
+	return storage.Op{Table: t, Kind: storage.Delete, Key: key}
+}
+
+// delPrefix deletes every key of a table that begins with a number.
+func delPrefix(t storage.Table, n uint32) storage.Op {
+	return storage.Op{Table: t, Kind: storage.DeleteRange, Key: key32(n), Value: key32(n + 1)}
+}
