@@ -44,19 +44,19 @@ type Dialer struct {
 func New(o Options) (*Dialer, error) {
 	var errs []error
 	if o.Timeout < 0 {
-		errs = append(errs, fmt.Errorf("Timeout: %s is negative", o.Timeout))
+		errs = append(errs, fmt.Errorf("egress: Timeout: %s is negative", o.Timeout))
 	}
 	if o.PerHost < 0 {
-		errs = append(errs, fmt.Errorf("PerHost: %d is negative", o.PerHost))
+		errs = append(errs, fmt.Errorf("egress: PerHost: %d is negative", o.PerHost))
 	}
 	for i, p := range o.Allow {
 		if !p.IsValid() {
-			errs = append(errs, fmt.Errorf("Allow[%d]: not a prefix; want such as 10.1.0.0/16", i))
+			errs = append(errs, fmt.Errorf("egress: Allow[%d]: not a prefix; want such as 10.1.0.0/16", i))
 		}
 	}
 	for i, p := range o.Deny {
 		if !p.IsValid() {
-			errs = append(errs, fmt.Errorf("Deny[%d]: not a prefix; want such as 10.1.0.0/16", i))
+			errs = append(errs, fmt.Errorf("egress: Deny[%d]: not a prefix; want such as 10.1.0.0/16", i))
 		}
 	}
 	if o.Timeout == 0 {
@@ -87,7 +87,7 @@ type BlockedError struct {
 
 func (e *BlockedError) Error() string {
 	at := e.Addr.String()
-	if e.Host != at {
+	if a, err := netip.ParseAddr(e.Host); err != nil || a != e.Addr {
 		at = fmt.Sprintf("%.80s has the address %s", e.Host, at)
 	}
 	return fmt.Sprintf("%s, in %s (%s): not allowed as a target; %s", at, e.Range, e.Why, e.Hint)

@@ -205,8 +205,7 @@ func (l *lane) readHeader() error {
 		if err == io.EOF && i > 0 {
 			return io.ErrUnexpectedEOF // there was an answer: not a stale connection
 		}
-		var small *fasthttp.ErrSmallBuffer
-		if errors.As(err, &small) {
+		if err != nil && tooLong(err) {
 			code, ok := statusLine(l.br)
 			if !ok {
 				return errors.New("the answer's first line is not that of HTTP/1.1")
@@ -224,6 +223,11 @@ func (l *lane) readHeader() error {
 		}
 	}
 	return errors.New("more than 8 interim answers (1xx) and no final one")
+}
+
+func tooLong(err error) bool {
+	var small *fasthttp.ErrSmallBuffer
+	return errors.As(err, &small)
 }
 
 // statusLine reads the code of a status line at the start of what br has buffered.

@@ -24,6 +24,10 @@ func (s *Sink) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return fmt.Errorf("webhook %s: %w", s.target.name, ctx.Err())
 	}
+	if end, ok := ctx.Deadline(); ok && !time.Now().Before(end) {
+		// The connection's deadline is the context's and may fire just before it.
+		return fmt.Errorf("webhook %s: %w", s.target.name, context.DeadlineExceeded)
+	}
 	if isTimeout(err) || errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s (timeout): %w", s.o.Timeout, err)
 	}
