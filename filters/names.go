@@ -40,6 +40,11 @@ func unknownFunction(name string) string {
 	case "reduce":
 		return "reduce is refused: its cost has no bound; use any, all, none, count, filter or map"
 	}
+	for _, operator := range []string{"contains", "startsWith", "endsWith", "matches"} {
+		if len(name) > 3 && strings.HasPrefix(strings.ToLower(operator), strings.ToLower(name)) {
+			return fmt.Sprintf("unknown function %q; %s is an operator: a %s b; the functions are %s", clip(name), operator, operator, strings.Join(functionNames, ", "))
+		}
+	}
 	return fmt.Sprintf("unknown function %q%s; the functions are %s", clip(name), suggest(name, functionNames), strings.Join(functionNames, ", "))
 }
 
@@ -62,6 +67,11 @@ func suggest(name string, candidates []string) string {
 		}
 	}
 	if best == "" {
+		for _, c := range candidates { // length, topicname
+			if len(c) > 2 && strings.HasPrefix(strings.ToLower(name), c) {
+				return fmt.Sprintf("; did you mean %q?", c)
+			}
+		}
 		return ""
 	}
 	return fmt.Sprintf("; did you mean %q?", best)

@@ -53,7 +53,23 @@ func read(src string) (root *node, fs *fields, e *Error) {
 }
 
 func (r *reader) refuse(n ast.Node, format string, args ...any) *Error {
-	return place(r.src, n.Location().From, fmt.Sprintf(format, args...))
+	return place(r.src, start(n), fmt.Sprintf(format, args...))
+}
+
+// start is where a path begins; expr places it at its last step.
+func start(n ast.Node) int {
+	for {
+		switch x := n.(type) {
+		case *ast.MemberNode:
+			n = x.Node
+		case *ast.ChainNode:
+			n = x.Node
+		case *ast.SliceNode:
+			n = x.Node
+		default:
+			return n.Location().From
+		}
+	}
 }
 
 // make counts and places a node.
