@@ -1,0 +1,347 @@
+package rules
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+const (
+	maxPartitions = 1024
+	maxAge        = 100 * 365 * 24 * time.Hour
+	maxDedupe     = 24 * time.Hour
+	maxMemory     = 4 << 30 // what 32-bit WASM can address
+	maxOutput     = 1 << 30
+)
+
+type topicDef struct {
+	Topic
+	whenFullSet bool
+	retain      *node
+}
+
+type functionDef struct{ Function }
+
+// file reads one rules file and adds what it defines.
+func (p *parser) file(src *source) {
+	p.attach(src.name, src.text)
+	root := p.read(src)
+	if root == nil {
+		return
+	}
+	f, ok := p.fields(root, rulesShape)
+	if !ok {
+		return
+	}
+	if v := f["version"]; v != nil && (v.kind != scalar || v.raw != "1") {
+		p.bad(v, "is %s; this build reads version 1", v.shown())
+	}
+	each := func(section, what string, known map[string]*node, define func(name string, key, n *node)) {
+		n := f[section]
+		if n == nil || n.kind == null {
+			return
+		}
+		if n.kind != mapping {
+			p.bad(n, "is %s; want a mapping from names to definitions", n.kind)
+			return
+		}
+		for i, key := range n.keys {
+			if err := event.CheckName(what, key.raw); err != nil {
+				p.fault(key, "%s %s", what, nameFault(err))
+				continue
+			}
+			if first := known[key.raw]; first != nil {
+				p.fault(key, "%s %q is defined twice: here and at %s; keep one", what, key.raw, first.place())
+				continue
+			}
+			known[key.raw] = key
+			define(key.raw, key, n.items[i])
+		}
+	}
+	each("topics", "topic", p.topicKeys, func(name string, key, n *node) { p.topics = append(p.topics, p.topic(name, key, n)) })
+	each("functions", "function", p.functionKeys, func(name string, key, n *node) { p.functions = append(p.functions, p.function(name, key, n)) })
+	each("subscriptions", "subscription", p.subKeys, func(name string, key, n *node) {
+		p.subscriptions = append(p.subscriptions, p.subscription(name, key, n))
+	})
+}
+
+// definition reads a document of the API; nil after a fault.
+func (p *parser) definition(text []byte) (n *node, name string) {
+	n = p.read(&source{text: text})
+	if n == nil {
+		return nil, ""
+	}
+	if n.kind != mapping {
+		p.bad(n, "is %s; want a mapping with \"name\" and the keys of rules files", n.kind)
+		return nil, ""
+	}
+	at := n.get("name")
+	if at == nil {
+		p.badAt(n, "name", "missing; want such as {\"name\": \"orders\"}")
+		return nil, ""
+	}
+	if at.kind != scalar {
+		p.bad(at, "is %s; want a name", at.kind)
+		return nil, ""
+	}
+	if err := event.CheckName("name", at.raw); err != nil {
+		p.bad(at, "%s", nameFault(err))
+		return nil, ""
+	}
+	rest := *n
+	rest.keys, rest.items = nil, nil
+	for i, key := range n.keys {
+		if key.raw != "name" {
+			rest.keys, rest.items = append(rest.keys, key), append(rest.items, n.items[i])
+		}
+	}
+	return &rest, at.raw
+}
+
+func (p *parser) owner(key *node) event.Owner {
+	if p.api {
+		return event.Owner{}
+	}
+	return event.Owner{File: key.src.name, Line: key.line}
+}
+
+func (p *parser) topic(name string, key, n *node) *topicDef {
+	d := &topicDef{Topic: Topic{Topic: event.Topic{Name: name, Owner: p.owner(key)}}}
+	d.source = plain(n)
+	if n.kind == null { // all defaults
+		d.source = &doc{kind: mapping}
+		return d
+	}
+	f, ok := p.fields(n, topicShape)
+	if !ok {
+		return d
+	}
+	if v := f["partitions"]; v != nil {
+		i, _ := p.integer(v, 1, maxPartitions, "a number")
+		d.Partitions = int(i)
+	}
+	if v := f["retain"]; v != nil {
+		d.retain = v
+		d.Retain = p.retain(v)
+	}
+	if v := f["whenFull"]; v != nil {
+		d.whenFullSet = true
+		switch s, ok := p.str(v); {
+		case s == "reject":
+			d.WhenFull = event.Reject
+		case ok && s != "drop-oldest":
+			p.bad(v, "is %s%s", v.shown(), suggest(s, []string{"drop-oldest", "reject"}))
+		}
+	}
+	if v := f["dedupe"]; v != nil {
+		d.Dedupe, _ = p.duration(v, time.Second, maxDedupe)
+	}
+	if v := f["schema"]; v != nil {
+		d.Schema = p.schema(v)
+	}
+	return d
+}
+
+func (p *parser) retain(n *node) event.Retain {
+	var r event.Retain
+	f, _ := p.fields(n, retainShape)
+	if v := f["bytes"]; v != nil {
+		r.Bytes, _ = p.size(v, 1, 1<<60)
+	}
+	if v := f["age"]; v != nil {
+		r.Age, _ = p.duration(v, time.Second, maxAge)
+	}
+	if v := f["events"]; v != nil {
+		r.Events, _ = p.integer(v, 1, math.MaxInt64, "a number of events")
+	}
+	return r
+}
+
+// schema is the path of a JSON Schema, or the schema itself.
+func (p *parser) schema(n *node) []byte {
+	var text []byte
+	switch n.kind {
+	case scalar:
+		path, ok := p.text(n)
+		if !ok {
+			return nil
+		}
+		b, err := p.attached(n, path)
+		if err != nil {
+			p.bad(n, "%v", err)
+			return nil
+		}
+		if len(b) > maxSource {
+			p.bad(n, "file %s has %d bytes; at most %d are allowed", n.shown(), len(b), maxSource)
+			return nil
+		}
+		p.attach(path, b)
+		text = b
+	case mapping:
+		text = plain(n).appendJSON(nil)
+	default:
+		p.bad(n, "is %s; want the path of a JSON Schema, or the schema itself", n.kind)
+		return nil
+	}
+	if err := checkSchema(text); err != nil {
+		p.bad(n, "not a JSON Schema: %v", err)
+		return nil
+	}
+	return text
+}
+
+func checkSchema(text []byte) error {
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
+	if err != nil {
+		return err
+	}
+	c := jsonschema.NewCompiler()
+	c.UseLoader(noLoader{})
+	const at = "rules:///schema" // an absolute one: else it is below the working directory
+	if err := c.AddResource(at, v); err != nil {
+		return err
+	}
+	_, err = c.Compile(at)
+	var invalid *jsonschema.SchemaValidationError
+	if errors.As(err, &invalid) {
+		return schemaFaults(invalid.Err)
+	}
+	return err
+}
+
+// schemaFaults is the leaves of a tree of faults in one line: those above only say that those below failed.
+func schemaFaults(err error) error {
+	var faults []string
+	for _, line := range strings.Split(err.Error(), "\n") {
+		at := strings.TrimLeft(line, " ")
+		if strings.HasPrefix(at, "- ") && !strings.HasSuffix(at, "Of' failed") && len(faults) < 5 {
+			faults = append(faults, at[2:])
+		}
+	}
+	if len(faults) == 0 {
+		return err
+	}
+	return errors.New(strings.Join(faults, "; "))
+}
+
+// noLoader refuses to fetch: a schema stands alone.
+type noLoader struct{}
+
+func (noLoader) Load(url string) (any, error) {
+	return nil, fmt.Errorf("it refers to %s, which is not fetched; put the definition under $defs", quote(url))
+}
+
+func (d *topicDef) finished() Topic {
+	t := d.Topic
+	t.Topic = t.Topic.WithDefaults()
+	t.effective = effectiveTopic(t.Topic, t.source)
+	t.Source, t.Effective = t.source.named(t.Name), t.effective.named(t.Name)
+	return t
+}
+
+var digest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
+
+func (p *parser) function(name string, key, n *node) *functionDef {
+	d := &functionDef{Function{Function: event.Function{Name: name, Owner: p.owner(key)}}}
+	d.source = mask(n)
+	s := functionShape
+	if p.api {
+		s.keys = append([]string{"module"}, s.keys...)
+	}
+	f, ok := p.fields(n, s)
+	if !ok {
+		return d
+	}
+	wasm := f["wasm"]
+	if v := f["module"]; v != nil {
+		if wasm != nil {
+			p.bad(v, "says what \"wasm\" says too; keep one")
+		}
+		wasm = v
+	}
+	switch {
+	case wasm != nil:
+		p.module(d, wasm)
+	case !p.api && n.get("js") == nil:
+		p.badAt(n, "wasm", "missing; want the path of a module, sha256:… of one that was pushed, or pushed")
+	}
+	if v := f["limits"]; v != nil {
+		l, _ := p.fields(v, limitsShape)
+		if v := l["memory"]; v != nil {
+			d.Limits.Memory, _ = p.size(v, 64<<10, maxMemory)
+		}
+		if v := l["output"]; v != nil {
+			i, _ := p.size(v, 1<<10, maxOutput)
+			d.Limits.Output = int(i)
+		}
+	}
+	if v := f["config"]; v != nil {
+		if v.kind != mapping {
+			p.bad(v, "is %s; want a mapping from keys to single values", v.kind)
+			return d
+		}
+		d.Config = make(map[string]string, len(v.keys))
+		for i, key := range v.keys {
+			d.Config[key.raw], _ = p.str(v.items[i])
+		}
+	}
+	return d
+}
+
+func (p *parser) module(d *functionDef, n *node) {
+	s, ok := p.str(n)
+	switch {
+	case !ok:
+	case s == "pushed":
+		d.Pushed = true
+	case digest.MatchString(s):
+		d.Digest = s
+	case strings.HasPrefix(s, "sha256:"):
+		p.bad(n, "is %s; want sha256: and 64 of 0-9 a-f", n.shown())
+	case p.api:
+		p.bad(n, "is %s; want sha256:… of a module that was uploaded, or pushed", n.shown())
+	default:
+		b, err := p.attached(n, s)
+		if err == nil {
+			err = checkModule(b)
+			if err == nil && p.o.CheckModule != nil {
+				err = p.o.CheckModule(b)
+			}
+			if err != nil {
+				err = fmt.Errorf("file %s: %w", n.shown(), err)
+			}
+		}
+		if err != nil {
+			p.bad(n, "%v", err)
+			return
+		}
+		p.attach(s, b)
+		sum := sha256.Sum256(b)
+		d.Path, d.Module, d.Digest = s, b, "sha256:"+hex.EncodeToString(sum[:])
+	}
+}
+
+func checkModule(b []byte) error {
+	if !bytes.HasPrefix(b, []byte("\x00asm")) {
+		return errors.New("is not a WASM module: it does not begin with \\0asm")
+	}
+	return nil
+}
+
+func (d *functionDef) finished() Function {
+	f := d.Function
+	f.Limits = f.Limits.WithDefaults()
+	f.effective = effectiveFunction(f)
+	f.Source, f.Effective = f.source.named(f.Name), f.effective.named(f.Name)
+	return f
+}

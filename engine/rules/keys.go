@@ -1,0 +1,111 @@
+package rules
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// A shape is the keys of one mapping.
+type shape struct {
+	keys  []string
+	later []later
+	empty []string // of keys: those whose value may be left empty
+}
+
+// A later key has its meaning already, but this build does not act on it: it is refused in words, unless it
+// says what happens anyway.
+type later struct{ key, accepts string }
+
+var (
+	rulesShape = shape{
+		keys:  []string{"version", "topics", "functions", "subscriptions"},
+		later: []later{{"sources", ""}, {"schedules", ""}, {"tests", ""}},
+		empty: []string{"topics", "functions", "subscriptions"},
+	}
+	topicShape = shape{
+		keys:  []string{"partitions", "retain", "whenFull", "dedupe", "schema"},
+		later: []later{{"trace", ""}},
+	}
+	retainShape   = shape{keys: []string{"bytes", "age", "events"}}
+	functionShape = shape{
+		keys:  []string{"wasm", "limits", "config"},
+		later: []later{{"js", ""}, {"secrets", ""}, {"allow", ""}},
+	}
+	limitsShape = shape{
+		keys:  []string{"memory", "output"},
+		later: []later{{"cpu", ""}, {"wall", ""}},
+	}
+	subscriptionShape = shape{
+		keys:  []string{"topic", "start", "filter", "functions", "deliver", "concurrency", "retry", "parked", "deadLetter"},
+		later: []later{{"order", "none"}, {"rate", "unlimited"}},
+	}
+	retryShape = shape{
+		keys:  []string{"attempts", "schedule", "jitter"},
+		later: []later{{"exponential", ""}, {"maxAge", ""}, {"on4xx", ""}},
+	}
+	parkedShape = shape{keys: []string{"bytes"}}
+	pullShape   = shape{keys: []string{"ackDeadline"}}
+	streamShape = shape{keys: []string{"retain"}}
+)
+
+// laterSinkKeys are later keys of sinks, by kind; a sink whose options have the key acts on it.
+var laterSinkKeys = map[string][]later{
+	"webhook": {{"reply", "false"}, {"batch", ""}},
+}
+
+// fields checks a mapping's keys and returns their values. ok is false if it is no mapping; what is wrong
+// with single keys leaves the others usable.
+func (p *parser) fields(n *node, s shape) (map[string]*node, bool) {
+	if n.kind != mapping {
+		p.bad(n, "is %s; want a mapping with %s", n.kind, strings.Join(s.keys, ", "))
+		return nil, false
+	}
+	values := make(map[string]*node, len(n.keys))
+	for i, key := range n.keys {
+		value := n.items[i]
+		switch {
+		case slices.Contains(s.keys, key.raw):
+			if value.kind == null && !slices.Contains(s.empty, key.raw) {
+				p.bad(value, "is empty; give it a value, or remove the key")
+				continue
+			}
+			values[key.raw] = value
+		case p.refuseLater(s, key, value):
+		default:
+			in := ""
+			if n.path != "" && !p.api {
+				in = " in " + n.path
+			}
+			p.fault(p.keyed(key, value), "unknown key %s%s%s", quote(key.raw), in, suggest(key.raw, s.keys))
+		}
+	}
+	return values, true
+}
+
+// keyed is the place of a key: in a file where it stands, in a document of the API its own path.
+func (p *parser) keyed(key, value *node) *node {
+	if !p.api {
+		return key
+	}
+	k := *key
+	k.path = value.path
+	return &k
+}
+
+func (p *parser) refuseLater(s shape, key, value *node) bool {
+	i := slices.IndexFunc(s.later, func(l later) bool { return l.key == key.raw })
+	if i < 0 {
+		return false
+	}
+	l := s.later[i]
+	if l.accepts != "" && value.kind == scalar && value.raw == l.accepts {
+		return true
+	}
+	instead := ""
+	if l.accepts != "" {
+		instead = fmt.Sprintf(", or set it to %s", l.accepts)
+	}
+	p.fault(p.keyed(key, value), "key %q is not acted on by this build; remove it%s (allowed now: %s)", l.key, instead, strings.Join(s.keys, ", "))
+	return true
+}

@@ -1,0 +1,299 @@
+package rules
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+const maxFaults = 100 // shown; the rest are counted
+
+// parser gathers definitions and faults over all files of one Parse.
+type parser struct {
+	o        Options
+	api      bool                       // one definition of the API: faults are at fields
+	siblings func(path string) []string // files beside path, for suggestions; nil: not known
+	files    map[string]bool            // read
+	read1    map[string]attached        // by path
+	revision hash.Hash
+	secrets  []string // values that no message may carry
+	faults   []fault
+
+	topics        []*topicDef
+	functions     []*functionDef
+	subscriptions []*subscriptionDef
+	topicKeys     map[string]*node // where each was defined
+	functionKeys  map[string]*node
+	subKeys       map[string]*node
+}
+
+type fault struct {
+	file      string
+	line, col int
+	event.Fault
+}
+
+func newParser(o Options) *parser {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	return &parser{o: o, files: map[string]bool{}, read1: map[string]attached{}, revision: sha256.New(),
+		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}}
+}
+
+// place is where a node lies, as a fault says it.
+func (n *node) place() string {
+	if n.src.name == "" {
+		return n.path
+	}
+	return fmt.Sprintf("%s:%d:%d", n.src.name, n.line, n.col)
+}
+
+// fault reports what is wrong at a node.
+func (p *parser) fault(n *node, format string, args ...any) {
+	p.report(n, n.path, fmt.Sprintf(format, args...))
+}
+
+// bad is fault for a value: in a file its path comes first, for a line with several keys has one number.
+func (p *parser) bad(n *node, format string, args ...any) {
+	p.badAt(n, "", format, args...)
+}
+
+// badAt is bad about something that is not there, below n.
+func (p *parser) badAt(n *node, below, format string, args ...any) {
+	detail := fmt.Sprintf(format, args...)
+	path := n.path
+	switch {
+	case strings.HasPrefix(below, "["), below == "":
+		path += below
+	case path == "":
+		path = below
+	default:
+		path += "." + below
+	}
+	if n.src.name != "" && path != "" {
+		detail = path + ": " + detail
+	}
+	p.report(n, path, detail)
+}
+
+func (p *parser) report(n *node, path, detail string) {
+	for _, s := range p.secrets {
+		detail = strings.ReplaceAll(detail, s, "***")
+		if q := strconv.Quote(s); q[1:len(q)-1] != s {
+			detail = strings.ReplaceAll(detail, q[1:len(q)-1], "***")
+		}
+	}
+	detail = strings.ReplaceAll(detail, "\n", "; ") // one fault, one line
+	f := fault{file: n.src.name, line: n.line, col: n.col, Fault: event.Fault{At: path, Detail: detail}}
+	if n.src.name != "" {
+		f.At = n.place()
+	}
+	if !slices.Contains(p.faults, f) { // an alias shows a fault in each of its places
+		p.faults = append(p.faults, f)
+	}
+}
+
+// foreign reports an error of another package about n: its faults each at its own field below n.
+func (p *parser) foreign(n *node, err error) {
+	var fs *event.Faults
+	if errors.As(err, &fs) {
+		for _, f := range fs.List {
+			at, rest := n.at(f.At)
+			p.badAt(at, rest, "%s", f.Detail)
+		}
+		return
+	}
+	var many interface{ Unwrap() []error }
+	if errors.As(err, &many) {
+		for _, err := range many.Unwrap() {
+			p.foreign(n, err)
+		}
+		return
+	}
+	p.bad(n, "%v", err)
+}
+
+// err is nil where nothing is wrong, else all that is, in the order of the files.
+func (p *parser) err() error {
+	if len(p.faults) == 0 {
+		return nil
+	}
+	slices.SortStableFunc(p.faults, func(a, b fault) int {
+		return cmp.Or(cmp.Compare(a.file, b.file), cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col))
+	})
+	out := &event.Faults{Is: event.ErrInvalid}
+	for i, f := range p.faults {
+		if i == maxFaults {
+			out.List = append(out.List, event.Fault{Detail: fmt.Sprintf("and %d more", len(p.faults)-i)})
+			break
+		}
+		out.List = append(out.List, f.Fault)
+	}
+	return out
+}
+
+// quote shows what somebody wrote, bounded and without control characters.
+func quote(s string) string {
+	if len(s) > 60 {
+		cut := 60
+		for !utf8.RuneStart(s[cut]) {
+			cut--
+		}
+		s = s[:cut] + "…"
+	}
+	return strconv.Quote(s)
+}
+
+// shown is a scalar's text for a message: references stay references.
+func (n *node) shown() string {
+	if n.kind != scalar {
+		return n.kind.String()
+	}
+	return quote(n.raw)
+}
+
+// locate returns where the character at an offset (from 0) of a scalar's text stands in its file. Where the
+// way from one to the other is not plain, it is the scalar's start.
+func (n *node) locate(offset int) (line, col int) {
+	if n.refs || n.src.name == "" || n.style&(yaml.TaggedStyle) != 0 {
+		return n.line, n.col
+	}
+	if n.src.lines == nil {
+		n.src.lines = splitLines(n.src.text)
+	}
+	line, col = n.line, n.col
+	rest := []rune{}
+	load := func() bool {
+		if line > len(n.src.lines) {
+			return false
+		}
+		rest = []rune(string(n.src.lines[line-1]))
+		return true
+	}
+	if !load() || col-1 > len(rest) {
+		return n.line, n.col
+	}
+	switch {
+	case n.style&(yaml.LiteralStyle|yaml.FoldedStyle) != 0: // the text begins on the next line
+		line, col = line+1, 1
+		if !load() {
+			return n.line, n.col
+		}
+	case n.style&(yaml.DoubleQuotedStyle|yaml.SingleQuotedStyle) != 0:
+		col++
+	}
+	for i, want := range []rune(n.raw) {
+		if unicode.IsSpace(want) { // folding changes white space: only the rest is followed
+			if i == offset {
+				return line, col
+			}
+			if col-1 < len(rest) && rest[col-1] == want {
+				col++
+			}
+			continue
+		}
+		for col-1 >= len(rest) || unicode.IsSpace(rest[col-1]) {
+			if col++; col-1 > len(rest) {
+				line, col = line+1, 1
+				if !load() {
+					return n.line, n.col
+				}
+			}
+		}
+		if rest[col-1] != want {
+			return n.line, n.col
+		}
+		if i == offset {
+			return line, col
+		}
+		col++
+		if want == '\'' && n.style&yaml.SingleQuotedStyle != 0 {
+			col++ // written twice
+		}
+	}
+	return line, col
+}
+
+func splitLines(text []byte) [][]byte {
+	var lines [][]byte
+	for len(text) > 0 {
+		i := slices.Index(text, '\n')
+		if i < 0 {
+			return append(lines, text)
+		}
+		lines, text = append(lines, text[:i]), text[i+1:]
+	}
+	return lines
+}
+
+// nearest returns what comes nearest to a name among others, "" if nothing is near.
+func nearest(name string, among []string) string {
+	best, at := "", 0
+	if len(name) > 64 {
+		return ""
+	}
+	for _, s := range among {
+		if strings.EqualFold(s, name) {
+			return s
+		}
+		limit := max(1, min(len(name), len(s))/3)
+		if d := distance(name, s, limit); d <= limit && (best == "" || d < at) {
+			best, at = s, d
+		}
+	}
+	return best
+}
+
+// distance counts the letters to add, drop, change or swap; past limit it may be any number above it.
+func distance(a, b string, limit int) int {
+	if len(a)-len(b) > limit || len(b)-len(a) > limit {
+		return limit + 1
+	}
+	before, last, next := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
+	for j := range last {
+		last[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		next[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := 1
+			if a[i-1] == b[j-1] {
+				cost = 0
+			}
+			next[j] = min(last[j]+1, next[j-1]+1, last[j-1]+cost)
+			if i > 1 && j > 1 && a[i-1] == b[j-2] && a[i-2] == b[j-1] {
+				next[j] = min(next[j], before[j-2]+1)
+			}
+		}
+		before, last, next = last, next, before
+	}
+	return last[len(b)]
+}
+
+// suggest is the half sentence that names the nearest and all that is allowed.
+func suggest(name string, among []string) string {
+	var b strings.Builder
+	if s := nearest(name, among); s != "" {
+		fmt.Fprintf(&b, "; did you mean %q?", s)
+	}
+	if len(among) > 0 && len(among) <= 20 {
+		if b.Len() == 0 {
+			b.WriteByte(';')
+		}
+		fmt.Fprintf(&b, " allowed: %s", strings.Join(among, ", "))
+	}
+	return b.String()
+}

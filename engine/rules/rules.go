@@ -1,0 +1,316 @@
+// Package rules reads rules files and the definitions of the API, which share their keys, into event's
+// definitions with compiled filters and sinks ready to be opened. It checks everything before anything is
+// used and reports all that is wrong at once, each fault with its place: file:line:column in a file, the
+// field in a document of the API.
+package rules
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/filters"
+)
+
+// Bounds of what is read.
+const (
+	maxSource   = 1 << 20  // bytes of one rules file or document
+	maxFiles    = 1000     // rules files in a folder
+	maxSources  = 16 << 20 // bytes of all of them
+	maxAttached = 64 << 20 // bytes of a module, a schema or a ${file:…}
+	maxChain    = 8        // functions of a subscription
+)
+
+// Options say what rules may refer to. Only Parse, which reads files itself, falls back on the process's
+// environment and file system where Getenv and ReadFile are nil; elsewhere a reference is then refused in
+// words, so that who may write a definition over the network does not read the router's files with it.
+type Options struct {
+	Sinks    map[string]SinkKind // what may stand under deliver, besides topic, stream and pull
+	Getenv   func(name string) (string, bool)
+	ReadFile func(path string) ([]byte, error) // of ${file:…}, modules and schemas
+	// Functions are names that exist besides those of the file: the API's. ParseSubscription checks names
+	// only where it is not nil.
+	Functions []string
+	// CheckModule says what is wrong with a module that a file names; nil looks at its first bytes alone.
+	CheckModule func(module []byte) error
+	Now         func() time.Time // what `start: 24h` counts back from; time.Now
+}
+
+// Set is all that one file or folder defines, checked. It is read-only.
+type Set struct {
+	Topics        []Topic // those that are only named, as a target or for dead letters, included
+	Functions     []Function
+	Subscriptions []Subscription
+	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
+	Files         []string // every file that was read: watch these
+}
+
+// Topic is a topic's definition with its defaults.
+type Topic struct {
+	event.Topic
+	Implied   bool            // only named by a subscription: it must not replace a definition that exists
+	Source    json.RawMessage // as written, with its name
+	Effective json.RawMessage // with all defaults
+	source    *doc
+	effective *doc
+}
+
+// Function is a function's definition with its defaults.
+type Function struct {
+	event.Function
+	Path      string          // of the module, where the rules name a file
+	Module    []byte          // what is in it; its digest is Function.Digest
+	Source    json.RawMessage // as written, with its name; references stay references
+	Effective json.RawMessage
+	source    *doc
+	effective *doc
+}
+
+// Subscription is a subscription's definition with its defaults, ready to be opened. Its Source is what
+// was written, with its name: references stay references, literal secrets are "***".
+type Subscription struct {
+	event.Subscription
+	Program  *filters.Program                               // nil matches all
+	OpenSink func(ctx context.Context) (engine.Sink, error) // Push only
+	// Fingerprint is equal for equal definitions, values of references included: a subscription that keeps
+	// it need not be opened anew. It is a hash over secrets: do not show it.
+	Fingerprint string
+	Effective   json.RawMessage
+	source      *doc
+	effective   *doc
+}
+
+// Parse reads a rules file, or all *.yaml and *.yml of a folder (not of folders in it). The error is a
+// *event.Faults of kind event.ErrInvalid, or an error about path itself.
+func Parse(ctx context.Context, path string, o Options) (*Set, error) {
+	p := newParser(o)
+	if p.o.Getenv == nil {
+		p.o.Getenv = os.LookupEnv
+	}
+	if p.o.ReadFile == nil {
+		p.o.ReadFile, p.siblings = readFile, siblings
+	}
+	names, err := ruleFiles(path)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, name := range names {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		b, err := readBounded(name, maxSource)
+		if err != nil {
+			return nil, fmt.Errorf("rules: %w", err)
+		}
+		if total += len(b); total > maxSources {
+			return nil, event.Bad(event.ErrTooLarge, path, fmt.Sprintf("the rules have over %d bytes; at most %d are allowed in all", total, maxSources))
+		}
+		p.files[name] = true
+		p.file(&source{name: name, dir: filepath.Dir(name), text: b})
+	}
+	return p.finish()
+}
+
+// ParseBytes reads one rules file that is in memory. Paths in it are relative to name's folder.
+func ParseBytes(name string, src []byte, o Options) (*Set, error) {
+	p := newParser(o)
+	p.file(&source{name: name, dir: filepath.Dir(name), text: src})
+	return p.finish()
+}
+
+// ParseTopic reads a topic's definition of the API: JSON or YAML with the keys of rules files and "name".
+func ParseTopic(src []byte, o Options) (Topic, error) {
+	p := newParser(o)
+	p.api = true
+	n, name := p.definition(src)
+	if n == nil {
+		return Topic{}, p.err()
+	}
+	d := p.topic(name, n, n)
+	if err := p.err(); err != nil {
+		return Topic{}, err
+	}
+	return d.finished(), nil
+}
+
+// ParseFunction is the same for a function. Its module is named by digest, as `wasm` or `module`, or not
+// at all: then Digest is empty.
+func ParseFunction(src []byte, o Options) (Function, error) {
+	p := newParser(o)
+	p.api = true
+	n, name := p.definition(src)
+	if n == nil {
+		return Function{}, p.err()
+	}
+	d := p.function(name, n, n)
+	if err := p.err(); err != nil {
+		return Function{}, err
+	}
+	return d.finished(), nil
+}
+
+// ParseSubscription is the same for a subscription. That its topics exist is not checked; TopicsOf says
+// which to make.
+func ParseSubscription(src []byte, o Options) (Subscription, error) {
+	p := newParser(o)
+	p.api = true
+	n, name := p.definition(src)
+	if n == nil {
+		return Subscription{}, p.err()
+	}
+	d := p.subscription(name, n, n)
+	if o.Functions != nil {
+		p.checkFunctions(d, o.Functions)
+	}
+	if err := p.err(); err != nil {
+		return Subscription{}, err
+	}
+	return d.finished(p), nil
+}
+
+// TopicsOf returns the topics that a subscription of the topic source needs besides source and that are
+// made by themselves: for its outputs and for its dead letters.
+func TopicsOf(s event.Subscription, source event.Topic) []Topic {
+	var ts []Topic
+	switch d := s.Deliver; d.Face {
+	case event.ToTopic:
+		ts = append(ts, impliedTopic(event.Topic{Name: d.Topic, Owner: s.Owner}))
+	case event.Stream: // as what it is made of, unless it says otherwise
+		out := event.Topic{Name: d.Topic, Partitions: source.Partitions, Retain: source.Retain, WhenFull: source.WhenFull, Owner: s.Owner}
+		if d.StreamKeep.Bytes != 0 {
+			out.Retain.Bytes = d.StreamKeep.Bytes
+		}
+		if d.StreamKeep.Age != 0 {
+			out.Retain.Age = d.StreamKeep.Age
+		}
+		if d.StreamKeep.Events != 0 {
+			out.Retain.Events = d.StreamKeep.Events
+		}
+		ts = append(ts, impliedTopic(out))
+	}
+	if s.DeadLetter != "" {
+		ts = append(ts, impliedTopic(event.Topic{Name: s.DeadLetter, WhenFull: event.Reject, Owner: s.Owner}))
+	}
+	return ts
+}
+
+func impliedTopic(t event.Topic) Topic {
+	t = t.WithDefaults()
+	d := topicDef{Topic: Topic{Topic: t, Implied: true, source: &doc{kind: mapping}}}
+	return d.finished()
+}
+
+// ruleFiles lists what path stands for, in order.
+func ruleFiles(path string) ([]string, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, fmt.Errorf("rules: %w", err)
+	}
+	if !info.IsDir() {
+		return []string{path}, nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return nil, fmt.Errorf("rules: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		ext := filepath.Ext(e.Name())
+		if (ext != ".yaml" && ext != ".yml") || strings.HasPrefix(e.Name(), ".") {
+			continue
+		}
+		name := filepath.Join(path, e.Name())
+		if info, err := os.Stat(name); err == nil && info.IsDir() { // links are followed: mounted folders consist of them
+			continue
+		}
+		names = append(names, name)
+	}
+	switch {
+	case len(names) == 0:
+		return nil, event.Bad(event.ErrInvalid, path, "the folder has no *.yaml or *.yml file; folders in it are not read")
+	case len(names) > maxFiles:
+		return nil, event.Bad(event.ErrTooLarge, path, fmt.Sprintf("the folder has %d rules files; at most %d are allowed", len(names), maxFiles))
+	}
+	return names, nil
+}
+
+// finish checks what lies between definitions and makes the Set.
+func (p *parser) finish() (*Set, error) {
+	p.checkReferences()
+	if err := p.err(); err != nil {
+		return nil, err
+	}
+	s := &Set{}
+	topics := map[string]event.Topic{}
+	dead := map[string]bool{}
+	for _, d := range p.subscriptions {
+		dead[d.DeadLetter] = true
+	}
+	for _, d := range p.topics {
+		if dead[d.Name] && !d.whenFullSet {
+			d.WhenFull = event.Reject
+		}
+		t := d.finished()
+		s.Topics = append(s.Topics, t)
+		topics[t.Name] = t.Topic
+	}
+	imply := func(t Topic) {
+		if _, ok := topics[t.Name]; !ok {
+			s.Topics = append(s.Topics, t)
+			topics[t.Name] = t.Topic
+		}
+	}
+	for _, d := range p.functions {
+		s.Functions = append(s.Functions, d.finished())
+	}
+	// A topic is made for dead letters, for a stream, or with plain defaults, in this order where it has
+	// several uses: what is most particular wins.
+	needed := make([][]Topic, len(p.subscriptions))
+	for i, d := range p.subscriptions {
+		s.Subscriptions = append(s.Subscriptions, d.finished(p))
+		source, ok := topics[d.Subscription.Topic]
+		if !ok {
+			source = event.Topic{Name: d.Subscription.Topic}.WithDefaults()
+		}
+		needed[i] = TopicsOf(d.event(), source)
+	}
+	for i, d := range p.subscriptions {
+		for _, t := range needed[i] {
+			if t.Name == d.DeadLetter {
+				imply(t)
+			}
+		}
+	}
+	for _, face := range []event.Face{event.Stream, event.ToTopic} {
+		for i, d := range p.subscriptions {
+			if d.Deliver.Face == face {
+				imply(needed[i][0])
+			}
+		}
+	}
+	for _, d := range p.subscriptions {
+		imply(impliedTopic(event.Topic{Name: d.Subscription.Topic, Owner: d.Owner}))
+	}
+	for name := range p.files {
+		s.Files = append(s.Files, name)
+	}
+	slices.Sort(s.Files)
+	s.Revision = "sha256:" + hex.EncodeToString(p.revision.Sum(nil))
+	return s, nil
+}
+
+// attach adds to the revision what was read.
+func (p *parser) attach(name string, b []byte) {
+	sum := sha256.Sum256(b)
+	fmt.Fprintf(p.revision, "%q %x\n", filepath.Base(name), sum)
+}

@@ -1,0 +1,176 @@
+package rules
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+func parseFull(t *testing.T) *Set {
+	t.Helper()
+	s, err := Parse(t.Context(), "testdata/full.yaml", testOptions())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestFullExample(t *testing.T) {
+	s := parseFull(t)
+	var topics []string
+	for _, x := range s.Topics {
+		topics = append(topics, fmt.Sprintf("%s %v %d %s %s %v", x.Name, x.Implied, x.Retain.Bytes, x.Retain.Age, x.Dedupe, x.WhenFull))
+	}
+	want := []string{
+		"orders false 1073741824 168h0m0s 2m0s 0",
+		"big-eu-orders.dead true 1073741824 168h0m0s 2m0s 1",
+		"audit.dead true 1073741824 168h0m0s 2m0s 1",
+		"live.dead true 1073741824 168h0m0s 2m0s 1",
+		"live.out true 1073741824 1h0m0s 2m0s 0",
+		"audit true 1073741824 168h0m0s 2m0s 0",
+	}
+	if !reflect.DeepEqual(topics, want) {
+		t.Errorf("topics:\n%s\nwant:\n%s", strings.Join(topics, "\n"), strings.Join(want, "\n"))
+	}
+	if len(s.Topics[0].Schema) == 0 || s.Topics[0].Owner != (event.Owner{File: "testdata/full.yaml", Line: 3}) {
+		t.Errorf("orders: %+v", s.Topics[0])
+	}
+	f := s.Functions[0]
+	if f.Path != "functions/redact.wasm" || len(f.Module) != 8 || f.Config["field"] != "email" ||
+		f.Digest != "sha256:93a44bbb96c751218e4c00d479e4c14358122a389acca16205b1e4d0dc5f9476" || f.Limits.Memory != 64<<20 || f.Limits.Output != 4<<20 {
+		t.Errorf("redact: %+v", f)
+	}
+	if f := s.Functions[1]; !f.Pushed || f.Digest != "" || f.Limits.Memory != 64<<20 {
+		t.Errorf("later: %+v", f)
+	}
+	got := s.Subscriptions[0].Subscription
+	got.Source = nil
+	if want := (event.Subscription{
+		Name: "big-eu-orders", Topic: "orders", Functions: []string{"redact"}, Concurrency: 16, Parked: 256 << 20,
+		Filter:     `type == "order.created" && data.total > 100 && data.country in ["DE", "FR"]`,
+		Deliver:    event.Deliver{Kind: "webhook"},
+		Retry:      event.RetryPolicy{Attempts: 10, Schedule: event.DefaultSchedule, Jitter: 0.2},
+		DeadLetter: "big-eu-orders.dead", Owner: event.Owner{File: "testdata/full.yaml", Line: 17},
+	}); !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+	if s.Subscriptions[0].Program == nil || s.Subscriptions[0].OpenSink == nil || s.Subscriptions[1].Program != nil || s.Subscriptions[1].OpenSink != nil {
+		t.Error("programs and sinks are not where they belong")
+	}
+	if w := s.Subscriptions[1]; w.DeadLetter != "" || w.Deliver != (event.Deliver{Face: event.Pull, AckDeadline: 10 * time.Second}) || w.Retry.Jitter != 0.2 {
+		t.Errorf("workers: %+v", w.Subscription)
+	}
+	if l := s.Subscriptions[3]; l.Deliver != (event.Deliver{Face: event.Stream, Topic: "live.out", StreamKeep: event.Retain{Age: time.Hour}}) {
+		t.Errorf("live: %+v", l.Subscription)
+	}
+	if want := []string{"testdata/full.yaml", "testdata/functions/redact.wasm", "testdata/schemas/order.json"}; !reflect.DeepEqual(s.Files, want) {
+		t.Errorf("files %q", s.Files)
+	}
+}
+
+// Every key of later issues in the example is refused in words, at its place, and alone.
+func TestLaterKeys(t *testing.T) {
+	full, err := os.ReadFile("testdata/full.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ after, add, key string }{
+		{"", "sources: {github: {topic: code}}\n", "sources"},
+		{"", "schedules: {nightly: {topic: jobs, cron: \"0 2 * * *\"}}\n", "schedules"},
+		{"", "tests: [{name: x}]\n", "tests"},
+		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
+		{"    config: {field: email}\n", "    js: functions/redact.js\n", "js"},
+		{"    config: {field: email}\n", "    secrets: {token: \"${env:TOKEN}\"}\n", "secrets"},
+		{"    config: {field: email}\n", "    allow: {http: [api.example.com], kv: false}\n", "allow"},
+		{"    wasm: pushed\n", "    limits: {cpu: 100ms}\n", "cpu"},
+		{"    wasm: pushed\n", "    limits: {wall: 10s}\n", "wall"},
+		{"    start: latest\n", "    order: key\n", "order"},
+		{"    start: latest\n", "    rate: 500/s\n", "rate"},
+		{"        timeout: 15s\n", "        reply: true\n", "reply"},
+		{"        timeout: 15s\n", "        batch: {events: 10}\n", "batch"},
+		{"    retry: {", "exponential: {factor: 2}, ", "exponential"},
+		{"    retry: {", "maxAge: 24h, ", "maxAge"},
+		{"    retry: {", "on4xx: reject, ", "on4xx"},
+	} {
+		text := string(full)
+		for _, has := range []string{"    order: none\n", "    rate: unlimited\n", "        reply: false\n"} {
+			if strings.Contains(has, " "+c.key+":") {
+				text = strings.Replace(text, has, "", 1)
+			}
+		}
+		before, after, ok := strings.Cut(text, c.after)
+		if !ok {
+			t.Fatalf("%q is not in the example", c.after)
+		}
+		if c.after == "" {
+			before, after = text, ""
+		}
+		at := before + c.after
+		line, col := strings.Count(at, "\n")+1, len(at)-strings.LastIndex(at, "\n")
+		col += strings.Index(c.add, c.key)
+		_, err := ParseBytes("testdata/full.yaml", []byte(at+c.add+after), fileOptions())
+		want := fmt.Sprintf("testdata/full.yaml:%d:%d: key %q is not acted on by this build; remove it", line, col, c.key)
+		if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") || !errors.Is(err, event.ErrInvalid) {
+			t.Errorf("%s: %v\nwant %s…", c.key, err, want)
+		}
+	}
+	text := strings.Replace(string(full), "[5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h]", "exponential", 1)
+	if _, err := ParseBytes("testdata/full.yaml", []byte(text), fileOptions()); err == nil || !strings.Contains(err.Error(), `schedule "exponential" is not acted on by this build`) {
+		t.Errorf("exponential: %v", err)
+	}
+}
+
+func fileOptions() Options {
+	o := testOptions()
+	o.ReadFile = os.ReadFile
+	return o
+}
+
+// Each testdata/bad/*.yaml is refused with exactly the lines of the .txt beside it.
+func TestBad(t *testing.T) {
+	files, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(files) < 10 {
+		t.Fatalf("%d files, %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(filepath.Base(file), func(t *testing.T) {
+			_, err := Parse(t.Context(), file, testOptions())
+			if err == nil {
+				t.Fatal("it was accepted")
+			}
+			golden := strings.TrimSuffix(file, ".yaml") + ".txt"
+			got := strings.ReplaceAll(err.Error(), "testdata/bad/", "") + "\n"
+			if os.Getenv("UPDATE_GOLDEN") != "" {
+				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got != string(want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+			place := regexp.MustCompile(`^[a-z-]+\.yaml:\d+:\d+: .`)
+			for _, line := range strings.Split(strings.TrimSpace(got), "\n") {
+				if !place.MatchString(line) && !strings.HasPrefix(line, "and ") {
+					t.Errorf("no place in %q", line)
+				}
+				for _, secret := range []string{"hunter2", "tok-123456", "literal-secret"} {
+					if strings.Contains(line, secret) {
+						t.Errorf("a secret in %q", line)
+					}
+				}
+			}
+		})
+	}
+}

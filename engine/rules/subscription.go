@@ -1,0 +1,355 @@
+package rules
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sort"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/filters"
+)
+
+const (
+	maxConcurrency = 10_000
+	maxSchedule    = 100
+	maxWait        = 30 * 24 * time.Hour
+	minAckDeadline = 10 * time.Second
+	maxAckDeadline = 600 * time.Second
+)
+
+type subscriptionDef struct {
+	event.Subscription
+	n         *node
+	program   *filters.Program
+	open      func(context.Context) (engine.Sink, error)
+	sink      *doc // its options with defaults
+	functions []*node
+	stream    *node // its retain
+}
+
+func (d *subscriptionDef) event() event.Subscription { return d.Subscription }
+
+func (p *parser) subscription(name string, key, n *node) *subscriptionDef {
+	d := &subscriptionDef{n: n, Subscription: event.Subscription{
+		Name: name, Owner: p.owner(key), Concurrency: 16, Parked: 256 << 20,
+		Retry: event.RetryPolicy{Attempts: 10, Schedule: event.DefaultSchedule, Jitter: 0.2},
+	}}
+	f, ok := p.fields(n, subscriptionShape)
+	if !ok {
+		return d
+	}
+	if v := f["topic"]; v != nil {
+		d.Topic, _ = p.name(v, "topic")
+	} else {
+		p.missing(n, "topic", "the name of the topic to read")
+	}
+	if v := f["start"]; v != nil {
+		d.Start = p.start(v)
+	}
+	if v := f["filter"]; v != nil {
+		p.filter(d, v)
+	}
+	if v := f["functions"]; v != nil {
+		p.chain(d, v)
+	}
+	if v := f["deliver"]; v != nil {
+		p.deliver(d, v)
+	} else {
+		p.missing(n, "deliver", "one of "+strings.Join(p.faces(), ", "))
+	}
+	if v := f["concurrency"]; v != nil {
+		i, _ := p.integer(v, 1, maxConcurrency, "a number of sends under way at once")
+		d.Concurrency = int(i)
+	}
+	if v := f["retry"]; v != nil {
+		p.retry(d, v)
+	}
+	if v := f["parked"]; v != nil {
+		g, _ := p.fields(v, parkedShape)
+		if v := g["bytes"]; v != nil {
+			d.Parked, _ = p.size(v, 1, 1<<60)
+		}
+	}
+	p.deadLetter(d, key, f["deadLetter"])
+	return d
+}
+
+// missing reports a key that has to be there, unless it is there and was refused already.
+func (p *parser) missing(n *node, key, want string) {
+	if n.get(key) == nil {
+		p.badAt(n, key, "missing; want %s", want)
+	}
+}
+
+func (p *parser) deadLetter(d *subscriptionDef, key, v *node) {
+	switch {
+	case v != nil:
+		d.DeadLetter, _ = p.name(v, "topic")
+		if d.DeadLetter != "" && d.DeadLetter == d.Topic {
+			p.bad(v, "is %s, the topic that this subscription reads: its dead letters would come back to it; name another", v.shown())
+		}
+	case d.Deliver.Face == event.Pull && len(d.Functions) == 0:
+	default:
+		d.DeadLetter = p.derived(d, key, ".dead", "deadLetter: NAME")
+	}
+}
+
+// derived is the name of a topic that is made for a subscription.
+func (p *parser) derived(d *subscriptionDef, key *node, suffix, instead string) string {
+	if name := d.Name + suffix; event.CheckName("topic", name) == nil {
+		return name
+	}
+	p.fault(key, "the name %s is too long for its topic %s; shorten it, or set %s", quote(d.Name), quote("…"+suffix), instead)
+	return ""
+}
+
+func (p *parser) start(n *node) event.Start {
+	s, ok := p.str(n)
+	if !ok {
+		return event.Start{}
+	}
+	switch s {
+	case "latest":
+		return event.Start{At: event.Latest}
+	case "earliest":
+		return event.Start{At: event.Earliest}
+	}
+	if back, err := parseDuration(s); err == nil {
+		return event.Start{At: event.AtTime, Time: p.o.Now().Add(-back)}
+	}
+	t, err := event.ParseTime(s)
+	if err != nil {
+		p.bad(n, "is %s; want latest, earliest, a time such as 2026-01-31T12:00:00Z, or a duration back such as 24h%s", n.shown(), near(s, "latest", "earliest"))
+	}
+	return event.Start{At: event.AtTime, Time: t}
+}
+
+func near(s string, among ...string) string {
+	if m := nearest(s, among); m != "" {
+		return fmt.Sprintf("; did you mean %q?", m)
+	}
+	return ""
+}
+
+func (p *parser) filter(d *subscriptionDef, n *node) {
+	s, ok := p.str(n)
+	if !ok {
+		return
+	}
+	d.Filter = s
+	if s == "" {
+		return
+	}
+	program, err := filters.Compile(s)
+	var bad *filters.Error
+	if errors.As(err, &bad) {
+		here := *n
+		here.line, here.col = n.locate(offset(s, bad.Line, bad.Column))
+		if n.src.name == "" {
+			p.bad(&here, "%v", bad)
+			return
+		}
+		p.bad(&here, "%s", bad.Detail)
+		return
+	}
+	if err != nil {
+		p.bad(n, "%v", err)
+		return
+	}
+	d.program = program
+}
+
+// offset is the number of characters before a line and column of s, both from 1.
+func offset(s string, line, col int) int {
+	n := 0
+	for _, r := range s {
+		if line <= 1 {
+			break
+		}
+		if n++; r == '\n' {
+			line--
+		}
+	}
+	return n + max(col, 1) - 1
+}
+
+func (p *parser) chain(d *subscriptionDef, n *node) {
+	if n.kind != list {
+		p.bad(n, "is %s; want a list of functions, such as [redact]", n.kind)
+		return
+	}
+	if len(n.items) > maxChain {
+		p.bad(n, "has %d functions; a chain has at most %d", len(n.items), maxChain)
+		return
+	}
+	for _, v := range n.items {
+		if s, ok := p.name(v, "function"); ok {
+			d.Functions, d.functions = append(d.Functions, s), append(d.functions, v)
+		}
+	}
+}
+
+// faces are the keys that may stand under deliver.
+func (p *parser) faces() []string {
+	return append(slices.Sorted(maps.Keys(p.o.Sinks)), "pull", "stream", "topic")
+}
+
+func (p *parser) deliver(d *subscriptionDef, n *node) {
+	faces := p.faces()
+	if n.kind != mapping || len(n.keys) != 1 {
+		what := n.kind.String()
+		if n.kind == mapping {
+			what = strconv.Itoa(len(n.keys)) + " ways to deliver"
+		}
+		p.bad(n, "is %s; want exactly one of %s, such as {pull: {}}", what, strings.Join(faces, ", "))
+		return
+	}
+	key, v := n.keys[0], n.items[0]
+	switch face := key.raw; face {
+	case "topic":
+		d.Deliver.Face = event.ToTopic
+		d.Deliver.Topic, _ = p.name(v, "topic")
+	case "stream":
+		d.Deliver.Face = event.Stream
+		d.Deliver.Topic = p.derived(d, key, ".out", "deliver: {topic: NAME}")
+		if v.kind == null {
+			return
+		}
+		f, _ := p.fields(v, streamShape)
+		if v := f["retain"]; v != nil {
+			d.stream = v
+			d.Deliver.StreamKeep = p.retain(v)
+		}
+	case "pull":
+		d.Deliver.Face, d.Deliver.AckDeadline = event.Pull, minAckDeadline
+		if v.kind == null {
+			return
+		}
+		f, _ := p.fields(v, pullShape)
+		if v := f["ackDeadline"]; v != nil {
+			d.Deliver.AckDeadline, _ = p.duration(v, minAckDeadline, maxAckDeadline)
+		}
+	default:
+		d.Deliver.Face, d.Deliver.Kind = event.Push, face
+		sink, ok := p.o.Sinks[face]
+		if !ok {
+			p.fault(p.keyed(key, v), "unknown sink %s%s", quote(face), suggest(face, faces))
+			return
+		}
+		if v.kind == null {
+			empty := *v
+			empty.kind = mapping
+			v = &empty
+		}
+		d.open, d.sink = sink.read(p, face, v)
+	}
+}
+
+func (p *parser) retry(d *subscriptionDef, n *node) {
+	f, _ := p.fields(n, retryShape)
+	if v := f["attempts"]; v != nil {
+		if v.kind == scalar && v.raw == "unlimited" {
+			d.Retry.Attempts = event.Unlimited
+		} else {
+			i, _ := p.integer(v, 1, 1_000_000, "a number of tries, the first included, or unlimited")
+			d.Retry.Attempts = int(i)
+		}
+	}
+	if v := f["schedule"]; v != nil {
+		switch {
+		case v.kind == scalar && v.raw == "exponential":
+			p.fault(v, "schedule \"exponential\" is not acted on by this build; list the waits, such as [5s, 5m, 30m]; the last repeats")
+		case v.kind != list || len(v.items) == 0 || len(v.items) > maxSchedule:
+			p.bad(v, "want a list of 1 to %d waits, such as [5s, 5m, 30m]; the last repeats", maxSchedule)
+		default:
+			d.Retry.Schedule = make([]time.Duration, len(v.items))
+			for i, v := range v.items {
+				d.Retry.Schedule[i], _ = p.duration(v, time.Millisecond, maxWait)
+			}
+		}
+	}
+	if v := f["jitter"]; v != nil {
+		s, ok := p.str(v)
+		j, err := strconv.ParseFloat(s, 64)
+		if ok && (err != nil || !(j >= 0 && j <= 1)) {
+			p.bad(v, "is %s; want a share of the wait, 0 to 1, such as 0.2", v.shown())
+		}
+		d.Retry.Jitter = j
+	}
+}
+
+func (p *parser) checkFunctions(d *subscriptionDef, known []string) {
+	for _, n := range d.functions {
+		if s, _ := p.text(n); !slices.Contains(known, s) {
+			p.bad(n, "unknown function %s%s", n.shown(), suggest(s, known))
+		}
+	}
+}
+
+// checkReferences checks what definitions say of each other.
+func (p *parser) checkReferences() {
+	known := slices.Concat(slices.Sorted(maps.Keys(p.functionKeys)), p.o.Functions)
+	topics := make(map[string]*topicDef, len(p.topics))
+	for _, d := range p.topics {
+		topics[d.Name] = d
+	}
+	for _, d := range p.subscriptions {
+		p.checkFunctions(d, known)
+		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && out.retain != nil {
+			p.bad(d.stream, "topic %q has its bounds at %s too; keep one of them", out.Name, out.retain.place())
+		}
+	}
+}
+
+func (d *subscriptionDef) finished(p *parser) Subscription {
+	s := Subscription{Subscription: d.Subscription, Program: d.program, OpenSink: d.open}
+	s.source = mask(d.n)
+	s.effective = effectiveSubscription(d, s.source)
+	s.Subscription.Source, s.Effective = s.source.named(s.Name), s.effective.named(s.Name)
+	s.Fingerprint = p.fingerprint(d.n)
+	return s
+}
+
+// fingerprint is over what is in force: order of keys, comments and where a subscription once began aside.
+func (p *parser) fingerprint(n *node) string {
+	h := sha256.New()
+	var walk func(n *node, top bool)
+	walk = func(n *node, top bool) {
+		count := len(n.items)
+		if top && n.get("start") != nil {
+			count--
+		}
+		fmt.Fprintf(h, "%d %d ", n.kind, count)
+		if n.kind == scalar {
+			s, _ := p.text(n)
+			fmt.Fprintf(h, "%q ", s)
+		}
+		order := make([]int, len(n.items))
+		for i := range order {
+			order[i] = i
+		}
+		if n.kind == mapping {
+			sort.Slice(order, func(i, j int) bool { return n.keys[order[i]].raw < n.keys[order[j]].raw })
+		}
+		for _, i := range order {
+			if n.kind == mapping {
+				if top && n.keys[i].raw == "start" {
+					continue
+				}
+				fmt.Fprintf(h, "%q: ", n.keys[i].raw)
+			}
+			walk(n.items[i], false)
+		}
+	}
+	walk(n, true)
+	return hex.EncodeToString(h.Sum(nil))
+}
