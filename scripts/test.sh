@@ -1,0 +1,82 @@
+#!/bin/sh
+# Everything that must hold, closing with "N passed, N failed"; exits with 1 if anything failed. Each test runs once:
+# under the race detector where there are goroutines, else without; tests that count allocations run without it
+# everywhere, since it makes sync.Pool forget and so allocates by itself.
+set -eu
+cd "$(dirname "$0")/.."
+GO=${GO:-go}
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+passfail=$work/passfail
+tally=$work/tally
+failed=0
+$GO build -o "$passfail" ./scripts/passfail
+
+# check NAME COMMAND...: one check that is no go test. Printing anything is failing, for gofmt's sake.
+check() {
+	name=$1
+	shift
+	begin=$(date +%s)
+	if "$@" >"$work/out" 2>&1 && ! [ -s "$work/out" ]; then
+		echo "ok    $name $(($(date +%s) - begin))s"
+		"$passfail" -tally "$tally" -name "$name" -check pass
+	else
+		cat "$work/out"
+		"$passfail" -tally "$tally" -name "$name" -check fail || failed=1
+	fi
+}
+
+# tests NAME DIR ARGUMENTS...: go test in a folder.
+tests() {
+	name=$1 dir=$2
+	shift 2
+	echo "--    $name"
+	echo 1 >"$work/status"
+	{
+		(cd "$dir" && $GO test -json -timeout 12m "$@") 2>&1 && echo 0 >"$work/status" || true
+	} | "$passfail" -tally "$tally" -name "$name" && [ "$(cat "$work/status")" = 0 ] || failed=1
+	if [ "$(cat "$work/status")" != 0 ] && [ "$(tail -n 1 "$tally" | cut -d' ' -f2)" = 0 ]; then
+		"$passfail" -tally "$tally" -name "$name (go test's own exit status)" -check fail || failed=1
+	fi
+}
+
+gofiles() { find . -name '*.go' -not -path '*/node_modules/*' -not -path '*/testdata/*' -not -path './.git/*'; }
+unformatted() { gofiles | xargs gofmt -l; }
+
+check gofmt unformatted
+check vet $GO vet ./...
+check staticcheck $GO tool staticcheck ./...
+
+# Nested modules: guests' libraries and the functions of the examples, which depend on nothing of the engine.
+for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/*' -not -path '*/testdata/*' | sort); do
+	dir=$(dirname "$mod")
+	if find "$dir" -name '*_test.go' | grep -q .; then
+		check "vet $dir" sh -c "cd $dir && $GO vet ./..."
+		tests "$dir" "$dir" ./...
+	fi
+	check "vet $dir for wasm" sh -c "cd $dir && GOOS=wasip1 GOARCH=wasm $GO vet ./..."
+done
+
+# Without goroutines, without race detector.
+plain='/engine/event$|/filters$|/scripts/|/examples/'
+tests "packages without goroutines" . $($GO list ./... | grep -E "$plain")
+
+# The tests that count allocations, wherever they are. A function that only helps tests to count stands for its file's.
+counting=$(gofiles | grep '_test\.go$' | grep -v -e '^\./sdk/' -e '^\./examples/' | xargs awk '
+	FNR == 1 { name = "" }
+	/^func / { name = $2; sub(/\(.*/, "", name) }
+	/testing\.AllocsPerRun/ {
+		if (name !~ /^Test/) { print FILENAME ": AllocsPerRun outside of a test function, in " name > "/dev/stderr"; exit 1 }
+		print name
+	}' | sort -u | paste -sd'|' -)
+if [ -n "$counting" ]; then
+	dirs=$(gofiles | grep '_test\.go$' | xargs grep -lE "^func ($counting)\(" | xargs -n1 dirname | sort -u |
+		grep -v -e '^\./sdk/' -e '^\./examples/' -e '^\./engine/event$' -e '^\./filters$')
+	[ -z "$dirs" ] || tests "allocations" . -run "^($counting)\$" $dirs
+fi
+
+tests "race detector" . -race -skip "^(${counting:-none})\$" $($GO list ./... | grep -vE "$plain")
+
+"$passfail" -tally "$tally" -sum || failed=1
+exit $failed
