@@ -1,0 +1,138 @@
+package pebblestore
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// spaceEvery is how long a reading of the free space is believed.
+const spaceEvery = 100 * time.Millisecond
+
+// A space keeps the disk from filling up: Pebble survives a full disk badly (pebble#3427, #6139), so
+// commits are refused while there is still room for flushes, compactions and deletions. Batches of
+// operations alone (cursors) may go down to half of the reserve. Within the reserve lies a ballast file
+// that is let go when even that is passed.
+type space struct {
+	fs      vfs.FS
+	dir     string
+	reserve uint64
+	ballast string
+	size    uint64
+
+	mu      sync.Mutex
+	avail   uint64
+	known   bool // the file system tells
+	read    time.Time
+	written int64 // since read
+	held    bool  // the ballast is there
+}
+
+func newSpace(fs vfs.FS, dir string, reserve int64) *space {
+	s := &space{fs: fs, dir: dir, ballast: fs.PathJoin(dir, "ballast")}
+	u, err := fs.GetDiskUsage(dir)
+	s.known = err == nil && u.TotalBytes > 0
+	switch {
+	case reserve > 0:
+		s.reserve = uint64(reserve)
+	case s.known:
+		s.reserve = min(max(64<<20, u.TotalBytes/20), u.TotalBytes/4, 1<<30)
+	}
+	s.avail = u.AvailBytes
+	s.size = min(s.reserve/8, 64<<20)
+	return s
+}
+
+// free is what the file system says is free.
+func (s *space) free() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh(0)
+	return s.avail
+}
+
+// refresh reads the free space if what is known is old, or if much was written since. mu is held.
+func (s *space) refresh(n int64) {
+	if !s.known {
+		return
+	}
+	now := time.Now()
+	margin := int64(1 << 20)
+	if s.avail > s.reserve {
+		margin = max(64<<10, int64(s.avail-s.reserve)/8)
+	}
+	if now.Sub(s.read) < spaceEvery && s.written+n < margin {
+		return
+	}
+	if u, err := s.fs.GetDiskUsage(s.dir); err == nil {
+		s.avail, s.read, s.written = u.AvailBytes, now, 0
+	}
+}
+
+// wrote counts bytes given to Pebble: they cost about three times their size until a compaction is through.
+func (s *space) wrote(n int64) {
+	s.mu.Lock()
+	s.written += n
+	s.mu.Unlock()
+}
+
+// admit refuses a write of n bytes that would take the disk below its watermark.
+func (s *space) admit(n int64, opsOnly bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.known {
+		return nil
+	}
+	s.refresh(n)
+	floor := s.reserve
+	if opsOnly {
+		floor /= 2
+	}
+	if s.avail >= floor+uint64(n+s.written) {
+		return nil
+	}
+	return fmt.Errorf("the disk of %s: %w: %d bytes are free, %d are kept in reserve; free some space or lower what topics retain", s.dir, event.ErrFull, s.avail, floor)
+}
+
+// tend lets the ballast go when the disk is nearly full, and takes it again when there is room.
+func (s *space) tend() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refresh(0)
+	switch {
+	case !s.known:
+	case s.held && s.avail < s.reserve/4:
+		s.drop()
+	case !s.held && s.avail > s.reserve+2*s.size:
+		s.held = s.take() == nil
+	}
+}
+
+// full is called when an operation met a full disk, before it is tried once more. It also slows down
+// Pebble, which retries flushes without a pause.
+func (s *space) full() {
+	s.mu.Lock()
+	s.drop()
+	s.avail = 0
+	s.mu.Unlock()
+	time.Sleep(20 * time.Millisecond)
+}
+
+func (s *space) drop() {
+	if err := s.fs.Remove(s.ballast); err == nil || errors.Is(err, vfsNotExist) {
+		s.held = false
+	}
+}
+
+func (s *space) take() error {
+	f, err := s.fs.Create(s.ballast, vfs.WriteCategoryUnspecified)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Preallocate(0, int64(s.size)), f.Close())
+}
