@@ -56,13 +56,13 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	var errs []error
 	if o.MaxModule < 0 {
-		errs = append(errs, fmt.Errorf("MaxModule: %d bytes; want 1 or more, or 0 for 64 MiB", o.MaxModule))
+		errs = append(errs, fmt.Errorf("option MaxModule: %d bytes; want 1 or more, or 0 for 64 MiB", o.MaxModule))
 	}
 	if o.MaxMemory < pageSize || o.MaxMemory > 4<<30 {
-		errs = append(errs, fmt.Errorf("MaxMemory: %d bytes; want %d to %d", o.MaxMemory, pageSize, int64(4)<<30))
+		errs = append(errs, fmt.Errorf("option MaxMemory: %d bytes; want %d to %d", o.MaxMemory, pageSize, int64(4)<<30))
 	}
 	if o.Instances < 0 {
-		errs = append(errs, fmt.Errorf("Instances: %d; want 1 or more, or 0 for GOMAXPROCS", o.Instances))
+		errs = append(errs, fmt.Errorf("option Instances: %d; want 1 or more, or 0 for GOMAXPROCS", o.Instances))
 	}
 	return errors.Join(errs...)
 }

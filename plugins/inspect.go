@@ -56,13 +56,13 @@ func (h *Host) inspect(file []byte) (*Module, ABI, error) {
 		return nil, nil, event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("has %d bytes, %d are allowed; strip it (-ldflags='-s -w', -Wl,--strip-all)", len(file), h.o.MaxModule))
 	}
 	if !bytes.HasPrefix(file, preamble) {
+		if len(file) < len(preamble) && bytes.HasPrefix(preamble, file) {
+			return bad("the file ends after %d bytes: it is cut off; send it again", len(file))
+		}
 		for _, s := range strangers {
 			if strings.HasPrefix(string(file[:min(len(file), 16)]), s.begin) {
 				return bad("%s", s.what)
 			}
-		}
-		if len(file) < len(preamble) && bytes.HasPrefix(preamble, file) {
-			return bad("the file ends after %d bytes: it is cut off; send it again", len(file))
 		}
 		return bad("is not WASM: it begins with % x, a module with % x; build one: %s", file[:min(len(file), 8)], preamble, HowToBuild)
 	}

@@ -81,7 +81,7 @@ func (in *Instance) fault(err error) *GuestError {
 	if errors.As(err, &exit) {
 		g.Err = fmt.Errorf("the guest exited with status %d", exit.ExitCode())
 	} else {
-		g.Err = errors.New(bounded(strings.TrimPrefix(err.Error(), "wasm error: ")))
+		g.Err = errors.New(trap(err.Error()))
 	}
 	limit := in.fn.def.Limits.Memory
 	spent := int64(in.memory.Size()) > limit-limit/16
@@ -94,6 +94,16 @@ func (in *Instance) fault(err error) *GuestError {
 		g.Err = fmt.Errorf("%w; it said: %s", g.Err, said)
 	}
 	return g
+}
+
+// trap shortens the words for a trap to its kind and the innermost frames.
+func trap(s string) string {
+	kind, trace, _ := strings.Cut(strings.TrimPrefix(s, "wasm error: "), "\nwasm stack trace:\n\t")
+	frames := strings.SplitN(trace, "\n\t", 4)
+	if trace != "" {
+		kind += " in " + strings.Join(frames[:min(len(frames), 3)], ", ")
+	}
+	return bounded(kind)
 }
 
 // Name is the function's name.
@@ -189,16 +199,21 @@ func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcom
 	if err != nil {
 		clear(out.Results[results:])
 		out.Results, out.Buf = out.Results[:results], out.Buf[:bytes]
-		if errors.As(err, &fault) {
-			if fault.Index < 0 {
-				fault.Index = in.guest.Cursor()
-			}
-			err = nil
+		if fault, err = split(err); fault != nil && fault.Index < 0 {
+			fault.Index = in.guest.Cursor()
 		}
 	}
 	in.batch.call, in.batch.picks = nil, nil
 	in.ctx.Context = context.Background()
 	return fault, err
+}
+
+// split tells a guest's fault from the end of a context.
+func split(err error) (fault *GuestError, other error) {
+	if errors.As(err, &fault) {
+		return fault, nil
+	}
+	return nil, err
 }
 
 // grown reports whether the guest has taken most of what it may since it was made.

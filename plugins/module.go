@@ -16,7 +16,9 @@ const (
 	maxFuncs    = 200_000
 	maxBody     = 4 << 20  // bytes of one function's code
 	maxLocals   = 10_000   // of one function, parameters included
-	maxBranches = 40 << 20 // of one function: locals × (upper bound of its blocks)
+	maxBranches = 4 << 20  // of one function: locals × (upper bound of its blocks); about 2 s of compiling
+	heavyFrom   = 1 << 18  // such products count together,
+	maxHeavy    = 16 << 20 // up to this
 	maxParams   = 1_000    // of one function type, and as many results
 	maxNames    = 10_000   // imports, exports
 )
@@ -182,7 +184,7 @@ func (m *Module) typeSection(r *reader) {
 }
 
 func (m *Module) codeSection(r *reader) {
-	imported := 0
+	imported, heavy := 0, uint64(0)
 	for _, e := range m.Imports {
 		if e.Kind == Func {
 			imported++
@@ -224,6 +226,12 @@ func (m *Module) codeSection(r *reader) {
 			if locals*blocks > maxBranches {
 				body.fail("function %d has %d locals and up to %d blocks, more than the compiler can be trusted with (%d together); split it up",
 					imported+i, locals, blocks, maxBranches)
+			}
+			if locals*blocks > heavyFrom {
+				heavy += locals * blocks
+			}
+			if heavy > maxHeavy {
+				body.fail("its functions have more locals × blocks together than the compiler can be trusted with (%d); split the module up", maxHeavy)
 			}
 		}
 		r.err, r.at = body.err, end
