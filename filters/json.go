@@ -93,7 +93,7 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 	}
 	sc.frames = sc.frames[:0]
 	var lists [maxDepth / 64]uint64 // bit d: the container at depth d is an array
-	depth := 0
+	depth, list := 0, false         // list: the innermost container is an array
 	i := skipSpace(doc, 0)
 	node := int32(0) // of the value that comes next; −1: nobody asks
 	within := uint64(0)
@@ -110,7 +110,7 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 			if depth == maxDepth {
 				return false
 			}
-			if c == '[' {
+			if list = c == '['; list {
 				lists[depth/64] |= 1 << (depth % 64)
 			} else {
 				lists[depth/64] &^= 1 << (depth % 64)
@@ -122,7 +122,7 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 				sc.frames = append(sc.frames, frame{node: node, index: -1, visit: sc.visits})
 			}
 			i = skipSpace(doc, i+1)
-			closed = i < len(doc) && (c == '[' && doc[i] == ']' || c == '{' && doc[i] == '}')
+			closed = i < len(doc) && doc[i] == c+2 // ] and }
 		default:
 			end, escaped, ok := skipScalar(doc, i)
 			if !ok {
@@ -139,13 +139,10 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 			if i >= len(doc) {
 				return false
 			}
-			list := lists[(depth-1)/64]&(1<<((depth-1)%64)) != 0
-			closed = list && doc[i] == ']' || !list && doc[i] == '}'
-			if !closed {
-				if doc[i] != ',' {
-					return false
-				}
+			if doc[i] == ',' {
 				i = skipSpace(doc, i+1)
+			} else if closed = list && doc[i] == ']' || !list && doc[i] == '}'; !closed {
+				return false
 			}
 		}
 		// The ends of containers.
@@ -163,13 +160,12 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 			if i >= len(doc) {
 				return false
 			}
-			list := lists[(depth-1)/64]&(1<<((depth-1)%64)) != 0
-			closed = list && doc[i] == ']' || !list && doc[i] == '}'
-			if !closed {
-				if doc[i] != ',' {
-					return false
-				}
+			list = lists[(depth-1)/64]&(1<<((depth-1)%64)) != 0
+			if doc[i] == ',' {
+				closed = false
 				i = skipSpace(doc, i+1)
+			} else if closed = list && doc[i] == ']' || !list && doc[i] == '}'; !closed {
+				return false
 			}
 		}
 		// What comes next, and who asks for it.
@@ -179,7 +175,7 @@ func (sc *scanner) scan(t *tree, doc string) bool {
 			top = &sc.frames[depth-1]
 			within = top.visit
 		}
-		if lists[(depth-1)/64]&(1<<((depth-1)%64)) != 0 {
+		if list {
 			if top != nil {
 				top.index++
 				if child, ok := t.nodes[top.node].items[top.index]; ok {

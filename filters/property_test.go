@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"pgregory.net/rapid"
 
@@ -279,6 +280,9 @@ func checkScan(t interface{ Fatalf(string, ...any) }, doc string) {
 	var s Scratch
 	switch got := s.decode(doc[f.from:f.to], f.escaped); want := b.(type) {
 	case string:
+		if !utf8.ValidString(doc) {
+			return // encoding/json mends bytes that are not UTF-8; a filter compares them as they are
+		}
 		if got.kind != text || got.s != want {
 			t.Fatalf("%s: a.b is %v, want %q", doc, got, want)
 		}
