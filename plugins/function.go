@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -78,7 +79,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function) (*Function, 
 	if err != nil {
 		return nil, err
 	}
-	def.Limits = def.Limits.WithDefaults()
+	def.Limits, def.Config = def.Limits.WithDefaults(), maps.Clone(def.Config)
 	if def.Limits.Output < 0 {
 		return nil, event.Invalid("limits.output", fmt.Sprintf("is %d bytes; want 1 or more", def.Limits.Output))
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -108,7 +109,8 @@ func TestRunsAreBounded(t *testing.T) {
 }
 
 func TestUnhealthy(t *testing.T) {
-	h := newHost(t, plugins.Options{})
+	var now atomic.Int64
+	h := newHost(t, plugins.Options{Now: func() time.Time { return time.Unix(now.Load(), 0) }})
 	digest, err := h.Put(context.Background(), cGuest(t, "hostile.c"))
 	if err != nil {
 		t.Fatal(err)
@@ -124,12 +126,11 @@ func TestUnhealthy(t *testing.T) {
 		}
 	}
 	// A function that worked when it was opened and no longer starts: the events wait.
-	config := map[string]string{}
-	f, err := h.Open(context.Background(), event.Function{Name: "f", Digest: digest, Config: config})
+	f, err := h.Open(context.Background(), event.Function{Name: "f", Digest: digest})
 	if err != nil {
 		t.Fatal(err)
 	}
-	config["crash"] = "1"
+	now.Store(-1) // at which this guest crashes when it starts
 	c := &plugins.Call{Events: []event.Record{record(1, "p"), record(2, "t")}}
 	var out plugins.Outcome
 	if err := f.Call(context.Background(), c, &out); !errors.Is(err, event.ErrUnavailable) || len(out.Results)+len(out.Failures) != 0 {
