@@ -10,8 +10,10 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -368,3 +370,108 @@ func TestMaxConns(t *testing.T) {
 }
 
 func quiet() *log.Logger { return log.New(io.Discard, "", 0) }
+
+// Once the status is there the outcome is: a body that drips on holds nobody until the timeout.
+func TestSlowBodyDoesNotHold(t *testing.T) {
+	for name, status := range map[string]string{"200": "200 OK", "500": "500 X"} {
+		url := serve(t, func(_ int, c net.Conn) {
+			if take(bufio.NewReader(c)) {
+				_, _ = io.WriteString(c, "HTTP/1.1 "+status+"\r\nContent-Length: 10\r\n\r\nabc")
+				_, _ = io.Copy(io.Discard, c)
+			}
+		})
+		s := open(t, Options{URL: url, Timeout: time.Minute})
+		start := time.Now()
+		if err := s.Deliver(context.Background(), delivery("i", order)); (err == nil) != (name == "200") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if took := time.Since(start); took > 20*time.Second {
+			t.Errorf("%s: took %s", name, took)
+		}
+	}
+}
+
+// overdue is a context whose deadline has passed and whose timer has not run yet.
+type overdue struct{ context.Context }
+
+func (overdue) Deadline() (time.Time, bool) { return time.Now().Add(-time.Millisecond), true }
+func (overdue) Err() error                  { return nil }
+
+// An end of the context is never taken for the receiver's timeout.
+func TestContextDeadlineIsNotTheTimeout(t *testing.T) {
+	s := open(t, Options{URL: "http://127.0.0.1:9/"})
+	err := s.failed(overdue{context.Background()}, os.ErrDeadlineExceeded)
+	var ra *event.RetryAfter
+	if !errors.Is(err, context.DeadlineExceeded) || errors.As(err, &ra) {
+		t.Errorf("%v", err)
+	}
+}
+
+// Many sinks to one host share its cap although each keeps its connections alive.
+func TestSinksShareTheCapOfAHost(t *testing.T) {
+	r := newReceiver(t, nil)
+	d, err := egress.New(egress.Options{AllowPrivate: true, PerHost: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	for range 8 {
+		s := open(t, Options{URL: r.URL, Dialer: d, Timeout: 20 * time.Second})
+		for range 2 {
+			wg.Go(func() {
+				for range 20 {
+					if err := s.Deliver(context.Background(), delivery("i", order)); err != nil {
+						t.Error(err)
+						return
+					}
+				}
+			})
+		}
+	}
+	wg.Wait()
+	if n := len(r.all()); n < 8*2*20 {
+		t.Errorf("%d arrived", n)
+	}
+}
+
+// A keptConn is taken away while it is idle, but not closed yet.
+type keptConn struct {
+	net.Conn
+	taken atomic.Bool
+	after atomic.Int64 // writes since
+}
+
+func (c *keptConn) Idle() bool { c.taken.Store(true); return true }
+func (c *keptConn) Busy() bool { return false }
+func (c *keptConn) Write(b []byte) (int, error) {
+	if c.taken.Load() {
+		c.after.Add(1)
+	}
+	return c.Conn.Write(b)
+}
+
+type keptDialer struct{ conns []*keptConn }
+
+func (d *keptDialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
+	c, err := new(net.Dialer).DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	d.conns = append(d.conns, &keptConn{Conn: c})
+	return d.conns[len(d.conns)-1], nil
+}
+
+// A connection whose place was given away is not used again.
+func TestTakenConnectionIsLeft(t *testing.T) {
+	r := newReceiver(t, nil)
+	d := &keptDialer{}
+	s := open(t, Options{URL: r.URL, Dialer: d})
+	for range 3 {
+		if err := s.Deliver(context.Background(), delivery("i", order)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(d.conns) != 3 || d.conns[0].after.Load() != 0 {
+		t.Errorf("%d connections, %d writes to one that was taken", len(d.conns), d.conns[0].after.Load())
+	}
+}

@@ -1,8 +1,10 @@
 package webhook
 
 import (
+	"bufio"
 	"errors"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -109,5 +111,28 @@ func TestParseSecret(t *testing.T) {
 	}
 	if Sign("nonsense", "i", 1, nil) != "" {
 		t.Error("a signature without a secret")
+	}
+}
+
+// The request that the documents show is one that verifies.
+func TestDocumentedExample(t *testing.T) {
+	doc, err := os.ReadFile("../../../docs/webhooks.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(doc), "```\nPOST")
+	block, _, _ := strings.Cut("POST"+after, "\n```")
+	head, body, _ := strings.Cut(block, "\n\n")
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(strings.ReplaceAll(head, "\n", "\r\n") + "\r\n\r\n" + body)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ts, _ := strconv.ParseInt(r.Header.Get("webhook-timestamp"), 10, 64)
+	if err := Verify([]string{secretA}, r.Header.Get("webhook-id"), r.Header.Get("webhook-timestamp"), r.Header.Get("webhook-signature"),
+		[]byte(body), time.Unix(ts, 0), 0); err != nil {
+		t.Errorf("%v; it would be %s", err, Sign(secretA, r.Header.Get("webhook-id"), ts, []byte(body)))
+	}
+	if r.ContentLength != int64(len(body)) {
+		t.Errorf("Content-Length %d, want %d", r.ContentLength, len(body))
 	}
 }
