@@ -171,8 +171,8 @@ func (s *Store) submit(ctx context.Context, r *request) error {
 // read only while encoding is held.
 func (s *Store) abandon(r *request) error {
 	if !r.state.CompareAndSwap(reqWaiting, reqWithdrawn) {
-		s.encoding.Lock()
-		s.encoding.Unlock() //nolint:staticcheck // waits for an encoding under way
+		s.encoding.Lock() // waits for an encoding under way
+		defer s.encoding.Unlock()
 	}
 	return s.degraded()
 }

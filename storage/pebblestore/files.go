@@ -205,7 +205,7 @@ func (s *Store) writeSidecar() error {
 func (f *files) syncManifest() (string, int64, error) {
 	d, err := pebble.Peek(f.db, f.fs)
 	if err != nil || !d.Exists {
-		return "", 0, errors.Join(err, errors.New("Pebble has no MANIFEST"))
+		return "", 0, errors.Join(err, errors.New("there is no MANIFEST"))
 	}
 	name := f.fs.PathBase(d.ManifestFilename)
 	b, err := readFile(f.fs, f.fs.PathJoin(f.db, name))

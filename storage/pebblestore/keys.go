@@ -54,10 +54,6 @@ func logKeyEnd(kind byte, id storage.LogID) []byte {
 
 func keyOffset(key []byte) event.Offset { return be.Uint64(key[logKeySize:]) }
 
-func keyLog(key []byte) storage.LogID {
-	return storage.LogID{Topic: be.Uint32(key[1:]), Partition: be.Uint32(key[5:])}
-}
-
 func appendTableKey(dst []byte, t storage.Table, key []byte) []byte {
 	return append(append(dst, kindTable+byte(t)), key...)
 }

@@ -75,7 +75,7 @@ func goodChunk(b []byte, at int) (int, byte) {
 // or shorter than it was known to be (version_set.go stops at the first bad record).
 func (f *files) verify(logf func(string, ...any)) error {
 	if _, err := f.fs.Stat(f.db); err != nil {
-		return fmt.Errorf("Pebble's files are missing: %w; %s", err, repairHint(f.dir))
+		return fmt.Errorf("%s is missing: %w; %s", f.db, err, repairHint(f.dir))
 	}
 	d, err := pebble.Peek(f.db, f.fs)
 	if err != nil {

@@ -130,7 +130,7 @@ func (w *writer) append(l *plog, a *storage.Append) error {
 			}
 			l.want = 0
 		}
-		if g.count > 0 && (len(g.buf) >= l.cutAt || len(g.buf)+len(e.Event.Data) > l.cutAt+l.cutAt/4) {
+		if g.count > 0 && (w.s.o.keyPerEvent || len(g.buf) >= l.cutAt || len(g.buf)+len(e.Event.Data) > l.cutAt+l.cutAt/4) {
 			w.cut(g)
 		}
 		if g.count == 0 {
