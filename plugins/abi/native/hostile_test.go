@@ -106,6 +106,19 @@ func TestRunsAreBounded(t *testing.T) {
 	if n := f.Stats().Reruns; n > 3*64+8 {
 		t.Errorf("%d runs for 64 events", n)
 	}
+
+	// A cursor that stands at the first event accuses all but the last in turn; it is not believed for long.
+	f = hostile(t, plugins.Options{}, event.Function{Config: map[string]string{"stuck": "1"}})
+	for i := range 63 {
+		events[i] = "p"
+	}
+	out = call(t, f, events...)
+	if len(out.Failures) != 1 || out.Failures[0].Index != 63 || len(out.Results) != 63 {
+		t.Fatalf("%s", show(out))
+	}
+	if n := f.Stats().Reruns; n > 40 {
+		t.Errorf("%d runs for 64 events and a cursor that stands still", n)
+	}
 }
 
 func TestUnhealthy(t *testing.T) {
@@ -177,6 +190,14 @@ func TestTimeAndRandomDeriveFromTheEvent(t *testing.T) {
 	}
 	if out := call(t, f, "t", "c"); look(t, out.Results[0]) != b {
 		t.Errorf("after a trap %+v, else %+v", look(t, out.Results[0]), b)
+	}
+	moved := record(2, "c")
+	moved.SetPlace(event.Position{Partition: 3, Offset: 9}, 2e9)
+	e := event.Event{ID: "other", Source: "/test", Type: "t", Data: []byte("c")}
+	named := event.Record(e.AppendRecord(nil))
+	named.SetPlace(event.Position{Partition: 3, Offset: 2}, 2e9)
+	if one(f, 0, moved).random == b.random || one(f, 0, named).random == b.random {
+		t.Error("the event's position or id makes no difference")
 	}
 	other := hostile(t, plugins.Options{}, event.Function{Name: "g"})
 	if one(f, 1, record(2, "c")).random == b.random || one(other, 0, record(2, "c")).random == b.random {

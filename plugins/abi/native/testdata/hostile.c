@@ -17,7 +17,7 @@ IMPORT("random") void host_random(void *p, uint32_t n);
 
 static _Alignas(8) uint8_t in[1 << 20], out[6 << 20];
 static uint32_t len;
-static int poisoned, refuse;
+static int poisoned, refuse, stuck;
 static int64_t born;
 
 __attribute__((constructor)) static void start(void) {
@@ -25,6 +25,7 @@ __attribute__((constructor)) static void start(void) {
 	clock_gettime(CLOCK_REALTIME, &ts);
 	born = ts.tv_sec * 1000000000LL + ts.tv_nsec;
 	char v[8];
+	stuck = host_config("stuck", 5, v, sizeof v) >= 0;
 	if (host_config("crash", 5, v, sizeof v) >= 0 || host_clock() < 0) __builtin_trap();
 }
 
@@ -81,7 +82,7 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 		memcpy(&off, at + 32, 4);
 		memcpy(&dlen, at + 36, 4);
 		uint8_t *d = at + off;
-		if (*cursor != 0xFFFFFFFF) *cursor = i;
+		if (!stuck && *cursor != 0xFFFFFFFF) *cursor = i;
 		if (poisoned) __builtin_trap();
 		switch (*d) {
 		case 'd': SAY(2, 0); break;
