@@ -34,6 +34,9 @@ type Results struct {
 
 // run calls h for every event of a batch.
 func (r *Results) run(batch []byte, h Handler) {
+	if r.buf == nil {
+		r.buf = make([]byte, 0, 4<<10) // no results must not look like a null answer
+	}
 	r.buf = r.buf[:0]
 	at := batch[batchHeader:]
 	for i := range le.Uint32(batch[4:]) {

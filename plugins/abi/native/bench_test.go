@@ -84,3 +84,33 @@ func TestQuickstartFunction(t *testing.T) {
 		t.Errorf("got  %s\nwant %s", got, want)
 	}
 }
+
+// Go's own ways to fail have reasons that name them, and its standard library sees the event's time and
+// randomness.
+func TestGoGuest(t *testing.T) {
+	f := open(t, newHost(t, plugins.Options{}), goGuest(t, "testdata/faults"), event.Function{})
+	out := call(t, f, "p", "panic", "oom", "huge", "silent", "see")
+	again := call(t, f, "p", "p", "p", "p", "p", "see")
+	if len(out.Results) != 2 || len(again.Results) != 6 {
+		t.Fatal(show(out), show(again))
+	}
+	got, same := out.Results[1], again.Results[5]
+	if s := string(got.Data); s != string(same.Data) || s[4:] != "1970-01-01T00:00:06Z" || s[:4] == "\x00\x00\x00\x00" {
+		t.Errorf("%q, then %q", got.Data, same.Data)
+	}
+	var e event.Event
+	got.Event(record(6, "see"), &e)
+	if e.Topic != "audit" || e.Source != "/test" || e.ID != "" || len(e.Extensions) != 1 || e.Extensions[0].Value != "us" {
+		t.Errorf("%+v", e)
+	}
+	got.Data = nil
+	out.Results[1] = got
+	if s := show(out); s != "0:PASS 1!trap 2!memory 3!memory 4!output 5:EMIT" {
+		t.Error(s)
+	}
+	for i, says := range []string{"oh no", "out of memory", "out of memory", "silence is an error"} {
+		if msg := out.Failures[i].Err.Error(); !strings.Contains(msg, says) {
+			t.Errorf("%s does not say %q", msg, says)
+		}
+	}
+}
