@@ -31,11 +31,12 @@ type pending struct {
 }
 
 type mark struct {
-	off  event.Offset
-	done bool
+	off     event.Offset
+	done    bool
+	leaving bool // its settlement is on the way to the store: pending for everybody but that commit's row
 }
 
-// add enters an offset that is above all others, or anywhere when a settlement is taken back.
+// add enters an offset, as a rule one above all others.
 func (p *pending) add(off event.Offset) {
 	if n := len(p.list); n == p.head || p.list[n-1].off < off {
 		p.list = append(p.list, mark{off: off})
@@ -73,6 +74,16 @@ func (p *pending) has(off event.Offset) bool {
 	return found && !p.list[i].done
 }
 
+// leave notes that a commit is about to settle off; false if it is not pending.
+func (p *pending) leave(off event.Offset, leaving bool) bool {
+	i, found := p.find(off)
+	if !found || p.list[i].done {
+		return false
+	}
+	p.list[i].leaving = leaving
+	return true
+}
+
 // settle marks off done and reports whether it was pending.
 func (p *pending) settle(off event.Offset) bool {
 	i, found := p.find(off)
@@ -98,13 +109,20 @@ func (p *pending) settle(off event.Offset) bool {
 
 func (p *pending) clear() { p.list, p.head, p.live = p.list[:0], 0, 0 }
 
-// A cursor row: uvarint read, uvarint count, then the pending offsets as uvarint distances.
+// What a commit under way settles is left out: the row is part of that commit, and no other row of the
+// subscription is written meanwhile. A cursor row: uvarint read, uvarint count, then the pending offsets as uvarint distances.
 func (c *cursor) appendRow(dst []byte, read event.Offset) []byte {
+	count := c.out.live
+	for _, m := range c.out.list[c.out.head:] {
+		if !m.done && m.leaving {
+			count--
+		}
+	}
 	dst = binary.AppendUvarint(dst, read)
-	dst = binary.AppendUvarint(dst, uint64(c.out.live))
+	dst = binary.AppendUvarint(dst, uint64(count))
 	last := event.Offset(0)
 	for _, m := range c.out.list[c.out.head:] {
-		if !m.done {
+		if !m.done && !m.leaving {
 			dst = binary.AppendUvarint(dst, m.off-last)
 			last = m.off
 		}

@@ -233,7 +233,7 @@ func (f *folded) end(err error) {
 			s.parked.cleared = append(s.parked.cleared, c)
 			s.soil()
 		} else {
-			delete(s.parked.busy, c.key)
+			s.parked.forget(c.key)
 		}
 	}
 	if len(f.cleared) > 0 {

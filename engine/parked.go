@@ -81,6 +81,20 @@ type parkedSize struct {
 	next    int64               // when the next one is due, Unix ns; 0 if none waits
 	busy    map[string]struct{} // keys of those in hand, or delivered and not yet deleted
 	cleared []cleared           // delivered: rows to delete with the next flush
+
+	// A scan sees the rows as they were when it began: what is deleted meanwhile stays in busy until it ends,
+	// or the scan would take it for due.
+	scanning bool
+	gone     []string
+}
+
+// forget drops the key of a row that was deleted.
+func (p *parkedSize) forget(key string) {
+	if p.scanning {
+		p.gone = append(p.gone, key)
+	} else {
+		delete(p.busy, key)
+	}
 }
 
 type size struct{ count, bytes int64 }
@@ -176,7 +190,7 @@ const dueBatch = 256
 func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.mu.Lock()
 	gen := s.gen
-	s.parked.next = 0
+	s.parked.next, s.parked.scanning = 0, true
 	s.mu.Unlock()
 	var next int64
 	n := 0
@@ -206,6 +220,11 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.parked.scanning = false
+	for _, key := range s.parked.gone {
+		delete(s.parked.busy, key)
+	}
+	s.parked.gone = nil
 	if err != nil && ctx.Err() == nil {
 		s.e.o.Log.Error("parked events cannot be read", "subscription", s.name, "error", err)
 		next = now.Add(time.Second).UnixNano()

@@ -134,7 +134,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 	for _, t := range topics {
 		c.next.topics[t.Name].changed()
 	}
-	for _, t := range c.topics {
+	for _, t := range c.next.topics {
 		e.startTopic(t)
 	}
 	for _, s := range c.next.subs {

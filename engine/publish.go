@@ -117,11 +117,15 @@ func (p *publication) add(id storage.LogID, entry storage.Entry) {
 }
 
 func (p *publication) recycle() {
+	p.reset()
+	publications.Put(p)
+}
+
+func (p *publication) reset() {
 	for i := range p.batch.Appends {
 		clear(p.batch.Appends[i].Entries)
 	}
 	p.batch.Appends, p.where = p.batch.Appends[:0], p.where[:0]
-	publications.Put(p)
 }
 
 // explain says which event a refusal is about.

@@ -122,8 +122,7 @@ func (r *Reader) step(ctx context.Context) (event.Record, error) {
 					return rec, nil
 				}
 			}
-			// Only what the partition's reader has handed on: a wake-up follows whatever comes after it.
-			if p.next >= r.t.parts[r.turn].live.Load() {
+			if p.next >= r.t.parts[r.turn].log.Bounds().Next {
 				break
 			}
 			blocks, err := r.t.parts[r.turn].log.Read(ctx, p.next, 1, r.blocks[:0])

@@ -70,12 +70,17 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if err != nil {
-		for _, st := range kept {
-			if st.it.parked == nil && st.it.gen == s.gen {
-				s.cursors[st.it.rec.Partition()].out.add(st.it.rec.Offset())
+	for _, st := range kept {
+		if st.it.parked == nil && st.it.gen == s.gen {
+			out := &s.cursors[st.it.rec.Partition()].out
+			if err != nil {
+				out.leave(st.it.rec.Offset(), false)
+			} else {
+				out.settle(st.it.rec.Offset())
 			}
 		}
+	}
+	if err != nil {
 		s.parked.count += was.count - size.count
 		s.parked.bytes += was.bytes - size.bytes
 		return err
@@ -88,7 +93,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	}
 	for _, st := range kept {
 		if st.it.parked != nil {
-			delete(s.parked.busy, st.it.parked.key(s.serial, st.it.rec))
+			s.parked.forget(st.it.parked.key(s.serial, st.it.rec))
 		}
 		if st.park != nil {
 			s.c.Parked++
@@ -102,7 +107,8 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	return nil
 }
 
-// retire takes an item out of what is pending, in memory and in the batch; false if a seek did so already.
+// retire takes an item out of what the batch's rows call pending; false if it is settled, or void by a
+// seek. In memory it stays pending until the commit is through: the checkpoint must not pass it before.
 func (s *subscription) retire(b *storage.Batch, it item, touched []bool) bool {
 	if it.gen != s.gen {
 		return false
@@ -115,7 +121,7 @@ func (s *subscription) retire(b *storage.Batch, it item, touched []bool) bool {
 	}
 	p := it.rec.Partition()
 	touched[p] = true
-	return s.cursors[p].out.settle(it.rec.Offset())
+	return s.cursors[p].out.leave(it.rec.Offset(), true)
 }
 
 // settleUntil settles, waiting as long as the store or a full topic refuses: the subscription stands still

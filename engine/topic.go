@@ -25,12 +25,13 @@ type topicRow struct {
 
 // topic is a topic at work. Its partitions live as long as the engine or until it is deleted.
 type topic struct {
-	name   string
-	source string // of events whose client named none
-	serial uint32
-	def    atomic.Pointer[topicDef]
-	parts  []*partition
-	ended  chan struct{} // closed when the topic is deleted: its readers end
+	name    string
+	source  string // of events whose client named none
+	serial  uint32
+	def     atomic.Pointer[topicDef]
+	parts   []*partition
+	started bool          // its readers run; guarded by Engine.applying
+	ended   chan struct{} // closed when the topic is deleted: its readers end
 
 	mu   sync.Mutex
 	wake chan struct{} // closed when a partition's live offset moves; nil when nobody waits
@@ -92,10 +93,9 @@ func (e *Engine) loadTopics(ctx context.Context) error {
 		return nil
 	})
 	if err == nil {
+		// Their readers start with the first plan: before its subscriptions are restored no event may count as
+		// handed on.
 		e.plan.Store(&Plan{topics: topics})
-		for _, t := range topics {
-			e.startTopic(t)
-		}
 	}
 	return err
 }
@@ -134,6 +134,10 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 }
 
 func (e *Engine) startTopic(t *topic) {
+	if t.started {
+		return
+	}
+	t.started = true
 	e.spawn(func(ctx context.Context) {
 		ctx, cancel := context.WithCancel(ctx)
 		var readers sync.WaitGroup
