@@ -1,0 +1,159 @@
+package httpapi
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/valyala/fasthttp"
+)
+
+// A listener hands out conns, and waits where fasthttp would give up.
+type listener struct {
+	net.Listener
+	s *Server
+}
+
+// Accept waits, rather than fails, while the process or the machine is out of file descriptors or memory.
+func (l *listener) Accept() (net.Conn, error) {
+	pause, said := 5*time.Millisecond, time.Time{}
+	for {
+		nc, err := l.Listener.Accept()
+		if err == nil {
+			c := &conn{Conn: nc, s: l.s, fresh: true}
+			l.s.mu.Lock()
+			l.s.conns[c] = struct{}{}
+			l.s.mu.Unlock()
+			return c, nil
+		}
+		if !passing(err) {
+			return nil, err
+		}
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			l.s.o.Log.Warn("accepting connections pauses", "error", err)
+		}
+		select {
+		case <-time.After(pause):
+		case <-l.s.wait.Done():
+		}
+		pause = min(2*pause, time.Second)
+	}
+}
+
+func passing(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED, syscall.EINTR} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// A conn is a client's connection. Reads and the fields without a lock belong to the goroutine that
+// serves it.
+type conn struct {
+	net.Conn
+	s *Server
+
+	fresh  bool // what is read next begins a request
+	idle   bool // nothing was read since the last answer
+	last   byte // of what was read of the request line
+	bareLF bool // the request line ended with LF alone
+
+	linger  atomic.Bool // the peer may still be sending what nobody will read
+	pending atomic.Pointer[stream]
+}
+
+// connState follows what fasthttp does with a connection, to know where requests begin.
+func connState(nc net.Conn, state fasthttp.ConnState) {
+	c, ok := nc.(*conn)
+	if !ok {
+		return
+	}
+	switch state {
+	case fasthttp.StateIdle:
+		c.fresh, c.idle, c.bareLF, c.last = true, true, false, 0
+	case fasthttp.StateActive:
+		if c.idle { // the request was pipelined: it is in fasthttp's buffer, reads go on in its middle
+			c.fresh = false
+		}
+		c.idle = false
+	}
+}
+
+// Read also looks at how a request line ends, which fasthttp does not tell: RFC 9112, 2.2.
+func (c *conn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if c.idle = false; !c.fresh || n == 0 {
+		return n, err
+	}
+	b := p[:n]
+	if c.last == 0 {
+		b = bytes.TrimLeft(b, "\r\n") // empty lines before a request are allowed
+	}
+	if i := bytes.IndexByte(b, '\n'); i >= 0 {
+		if i > 0 {
+			c.last = b[i-1]
+		}
+		c.bareLF, c.fresh = c.last != '\r', false
+	} else if len(b) > 0 {
+		c.last = b[len(b)-1]
+	}
+	return n, err
+}
+
+// SetReadDeadline keeps within the time by which everything must have arrived while draining.
+func (c *conn) SetReadDeadline(t time.Time) error {
+	for {
+		at := c.s.drainAt.Load()
+		if end := time.Unix(0, at); at != 0 && (t.IsZero() || t.After(end)) {
+			t = end
+		}
+		if err := c.Conn.SetReadDeadline(t); err != nil || c.s.drainAt.Load() == at {
+			return err
+		}
+	}
+}
+
+// SetDeadline is SetReadDeadline and SetWriteDeadline.
+func (c *conn) SetDeadline(t time.Time) error {
+	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
+}
+
+// Close takes in a little of what the peer is still sending, if the request was refused before it was
+// read: to close at once would reset the connection and with it the answer (RFC 9112, 9.6).
+func (c *conn) Close() error {
+	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() && w.CloseWrite() == nil {
+		_ = c.Conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		_, _ = io.CopyN(io.Discard, c.Conn, 1<<20)
+	}
+	if st := c.pending.Swap(nil); st != nil { // a stream that was never begun
+		st.reader.Close()
+	}
+	c.s.mu.Lock()
+	delete(c.s.conns, c)
+	c.s.mu.Unlock()
+	return c.Conn.Close()
+}
+
+// linger makes the connection of ctx close gently.
+func linger(ctx *fasthttp.RequestCtx) {
+	if c, ok := ctx.Conn().(*conn); ok {
+		c.linger.Store(true)
+	}
+}
+
+func isLoopback(a net.Addr) bool {
+	switch a := a.(type) {
+	case *net.TCPAddr:
+		return a.IP.IsLoopback()
+	case *net.UnixAddr:
+		return true
+	}
+	return false
+}

@@ -1,0 +1,350 @@
+package httpapi
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/subtle"
+	"fmt"
+	"net/netip"
+	"strings"
+	"unsafe"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// headers are those of a request that the server acts on, read from its raw bytes: fasthttp takes
+// several framings that two parsers can read differently (RELIABILITY: strict parser). All borrow the
+// request.
+type headers struct {
+	host, origin, auth                    string
+	contentType, contentEncoding          string
+	prefer, idempotencyKey, lastEventID   string
+	accessMethod, accessHeaders, webHook  string // of OPTIONS
+	ifMatch                               string
+	ce                                    []header // ce-*
+	length, encoding, hosts, types, auths int      // how many of Content-Length, Transfer-Encoding, …
+	size                                  string   // Content-Length
+}
+
+type header struct{ name, value string }
+
+// badFraming is the refusal of a request whose end is in doubt: the connection closes, so that nothing
+// behind it is ever read as a request.
+func badFraming(format string, args ...any) *refusal {
+	r := refuse(fasthttp.StatusBadRequest, format, args...)
+	r.close = true
+	return r
+}
+
+// read parses a header block, each line of which ends with CRLF, the last one empty.
+func (h *headers) read(raw []byte) *refusal {
+	*h = headers{ce: h.ce[:0]}
+	for len(raw) > 0 {
+		i := bytes.IndexByte(raw, '\n')
+		if i < 1 || raw[i-1] != '\r' {
+			return badFraming("a header line ends with LF alone; lines end with CRLF (RFC 9112, 2.2)")
+		}
+		line := raw[:i-1]
+		raw = raw[i+1:]
+		if len(line) == 0 {
+			break
+		}
+		if line[0] == ' ' || line[0] == '\t' {
+			return badFraming("a header is folded over two lines; write it on one (RFC 9112, 5.2)")
+		}
+		colon := bytes.IndexByte(line, ':')
+		if colon < 1 || !isToken(line[:colon]) {
+			return badFraming("a header's name is not a token followed by a colon (RFC 9112, 5)")
+		}
+		value := bytes.Trim(line[colon+1:], " \t")
+		for _, b := range value {
+			if b < ' ' && b != '\t' || b == 0x7F {
+				return badFraming("the header %.40q has a control character (0x%02X) in its value", line[:colon], b)
+			}
+		}
+		h.take(line[:colon], borrow(value))
+	}
+	switch {
+	case h.length > 1:
+		return badFraming("Content-Length is given twice (RFC 9112, 6.3)")
+	case h.encoding > 1:
+		return badFraming("Transfer-Encoding is given twice (RFC 9112, 6.1)")
+	case h.length > 0 && h.encoding > 0:
+		return badFraming("Content-Length and Transfer-Encoding are both given; send one (RFC 9112, 6.1)")
+	case h.hosts > 1:
+		return badFraming("Host is given twice (RFC 9112, 3.2)")
+	case h.types > 1, h.auths > 1:
+		return badFraming("Content-Type, Content-Encoding, Origin or Authorization is given twice")
+	}
+	return nil
+}
+
+func (h *headers) take(name []byte, value string) {
+	// twice counts a header of which a second could be read instead of the first.
+	once := func(at *string, n *int) {
+		if *at != "" {
+			*n = 2
+		}
+		*at = value
+	}
+	switch n := borrow(name); len(name) {
+	case 4:
+		if strings.EqualFold(n, "host") {
+			h.host = value
+			h.hosts++
+		}
+	case 6:
+		switch {
+		case strings.EqualFold(n, "origin"):
+			once(&h.origin, &h.auths)
+		case strings.EqualFold(n, "prefer"):
+			h.prefer = joined(h.prefer, value)
+		}
+	case 8:
+		if strings.EqualFold(n, "if-match") {
+			h.ifMatch = value
+		}
+	case 12:
+		if strings.EqualFold(n, "content-type") {
+			once(&h.contentType, &h.types)
+		}
+	case 13:
+		switch {
+		case strings.EqualFold(n, "authorization"):
+			once(&h.auth, &h.auths)
+		case strings.EqualFold(n, "last-event-id"):
+			h.lastEventID = value
+		}
+	case 14:
+		if strings.EqualFold(n, "content-length") {
+			h.size = value
+			h.length++
+		}
+	case 15:
+		if strings.EqualFold(n, "idempotency-key") {
+			once(&h.idempotencyKey, &h.types)
+		}
+	case 16:
+		if strings.EqualFold(n, "content-encoding") {
+			once(&h.contentEncoding, &h.types)
+		}
+	case 17:
+		if strings.EqualFold(n, "transfer-encoding") {
+			h.encoding++
+		}
+	case 22:
+		if strings.EqualFold(n, "webhook-request-origin") {
+			h.webHook = value
+		}
+	case 29:
+		if strings.EqualFold(n, "access-control-request-method") {
+			h.accessMethod = value
+		}
+	case 30:
+		if strings.EqualFold(n, "access-control-request-headers") {
+			h.accessHeaders = value
+		}
+	}
+	if len(name) > 3 && name[2] == '-' && name[0]|0x20 == 'c' && name[1]|0x20 == 'e' {
+		h.ce = append(h.ce, header{borrow(name), value})
+	}
+}
+
+// joined is two values of a header that is a list.
+func joined(a, b string) string {
+	if a == "" {
+		return b
+	}
+	return a + ", " + b
+}
+
+// isToken reports whether b is a token (RFC 9110, 5.6.2).
+func isToken(b []byte) bool {
+	for _, c := range b {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
+		case c == 0 || c >= 0x7F || strings.IndexByte("!#$%&'*+._`|~^", c) < 0:
+			return false
+		}
+	}
+	return len(b) > 0
+}
+
+// admit decides from the request line and the headers alone whether a request may go on.
+func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
+	if p := h.Protocol(); string(p) != "HTTP/1.1" && string(p) != "HTTP/1.0" {
+		return badFraming("the protocol is %.20q; this server speaks HTTP/1.1 and HTTP/1.0", p)
+	}
+	if bad := hd.read(h.RawHeaders()); bad != nil {
+		return bad
+	}
+	if hd.encoding > 0 && h.ContentLength() != -1 {
+		return badFraming("Transfer-Encoding is not chunked, the only one taken (RFC 9112, 6.1)")
+	}
+	if uri := h.RequestURI(); len(uri) == 0 || uri[0] != '/' {
+		if !sameAuthority(borrow(uri), hd.host) && string(uri) != "*" {
+			return badFraming("the request target %.60q is not a path, nor a URL of the Host %.60q: this server is no proxy", uri, hd.host)
+		}
+	}
+	if bad := s.admitHost(hd); bad != nil {
+		bad.close = true
+		return bad
+	}
+	if bad := s.admitOrigin(hd); bad != nil {
+		bad.close = true
+		return bad
+	}
+	return nil
+}
+
+func sameAuthority(uri, host string) bool {
+	_, rest, ok := strings.Cut(uri, "://")
+	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
+		rest = rest[:i]
+	}
+	return ok && strings.EqualFold(rest, host)
+}
+
+// admitHost keeps pages away whose host name was made to resolve to this machine (DNS rebinding).
+// SEMANTICS, "Hosts".
+func (s *Server) admitHost(hd *headers) *refusal {
+	if len(s.o.Hosts) == 0 && !s.loopback.Load() || hd.hosts == 0 { // HTTP/1.0 without Host is no browser
+		return nil
+	}
+	name := hd.host
+	if i := strings.LastIndexByte(name, ':'); i >= 0 && strings.IndexByte(name[i:], ']') < 0 {
+		name = name[:i]
+	}
+	if strings.EqualFold(name, "localhost") {
+		return nil
+	}
+	for _, allowed := range s.o.Hosts {
+		if strings.EqualFold(name, allowed) || strings.EqualFold(hd.host, allowed) {
+			return nil
+		}
+	}
+	if n := len(name); n > 2 && name[0] == '[' && name[n-1] == ']' {
+		name = name[1 : n-1]
+	}
+	if _, err := netip.ParseAddr(name); err == nil {
+		return nil
+	}
+	return refuse(fasthttp.StatusForbidden, "the Host %.80q is not one of this router; use an IP address or localhost, or start it with --host %.80s", hd.host, visible(name))
+}
+
+// admitOrigin keeps away web pages of other sites: any page can post to loopback.
+func (s *Server) admitOrigin(hd *headers) *refusal {
+	o := hd.origin
+	if o == "" {
+		return nil
+	}
+	if _, rest, ok := strings.Cut(o, "://"); ok && strings.EqualFold(rest, hd.host) {
+		return nil // the router's own console
+	}
+	if s.allowsOrigin(o) {
+		return nil
+	}
+	return refuse(fasthttp.StatusForbidden, "pages of the Origin %.80q may not call this router; start it with --cors-origin %.80s to allow them", o, visible(o))
+}
+
+func (s *Server) allowsOrigin(o string) bool {
+	for _, allowed := range s.o.CORSOrigins {
+		if allowed == "*" || strings.EqualFold(allowed, o) {
+			return true
+		}
+	}
+	return false
+}
+
+// authorized compares in constant time: of digests, so that not even the length of the token shows.
+func (s *Server) authorized(presented string) bool {
+	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(presented), len(presented)))
+	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1
+}
+
+// checkToken asks for the token where one is set. A stream may carry it in the query, because browsers'
+// EventSource sends no headers.
+func (c *call) checkToken(h *fasthttp.RequestHeader) error {
+	if c.s.o.Token == "" {
+		return nil
+	}
+	const scheme = "bearer "
+	how := "send Authorization: Bearer <token>, the token being the router's MILLRACE_TOKEN"
+	if a := c.h.auth; len(a) > len(scheme) && strings.EqualFold(a[:len(scheme)], scheme) {
+		if c.s.authorized(strings.TrimLeft(a[len(scheme):], " ")) {
+			return nil
+		}
+	} else if c.route != nil && c.route.stream {
+		how += ", or ?access_token=<token>"
+		if _, q, ok := bytes.Cut(h.RequestURI(), []byte("?")); ok && a == "" {
+			var args fasthttp.Args
+			args.ParseBytes(q)
+			if t := args.Peek("access_token"); len(t) > 0 && c.s.authorized(borrow(t)) {
+				return nil
+			}
+		}
+	}
+	return refuse(fasthttp.StatusUnauthorized, "%s", how).with("WWW-Authenticate", `Bearer realm="millrace"`)
+}
+
+// headerReceived runs before a body is read. A small body is in memory already and is judged with the
+// rest; for a large one a request that will be refused is cut before its body, so that nothing is
+// allocated for what nobody will read.
+func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfig {
+	n := h.ContentLength()
+	if n >= 0 && n <= s.o.HeaderBytes || n == -2 {
+		return fasthttp.RequestConfig{}
+	}
+	c := s.calls.Get().(*call)
+	defer func() { c.reset(); s.calls.Put(c) }()
+	if s.judge(c, h) != nil {
+		h.SetContentLength(0) // the handler judges alike, answers and closes
+		h.SetConnectionClose()
+		h.Del("Expect")
+	}
+	return fasthttp.RequestConfig{ReadTimeout: s.o.BodyTimeout}
+}
+
+// judge is everything that is decided before a body is read; it fills in c.h and c.route.
+func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
+	if bad := s.admit(h, &c.h); bad != nil {
+		return bad
+	}
+	err := c.find(h)
+	if err == nil && h.ContentLength() > s.o.Limits.Body || len(c.h.size) > 18 {
+		err = bodyTooLarge(s.o.Limits.Body)
+	}
+	if err == nil && s.draining() && !c.route.open {
+		err = errDraining
+	}
+	// A body that was cut off leaves its bytes on the connection.
+	if n := len(c.h.size); err != nil && (c.h.encoding > 0 || n > 0 && !s.inBuffer(c.h.size)) {
+		return &last{err}
+	}
+	return err
+}
+
+// inBuffer reports whether a body of the given Content-Length was read although its request is refused.
+func (s *Server) inBuffer(size string) bool {
+	n := 0
+	for _, d := range []byte(size) {
+		if n = n*10 + int(d-'0'); n > s.o.HeaderBytes {
+			return false
+		}
+	}
+	return true
+}
+
+// last is an error after which the connection closes.
+type last struct{ error }
+
+func (l *last) Unwrap() error { return l.error }
+
+func borrow(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
+
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
+
+func invalidf(at, format string, args ...any) error {
+	return event.Invalid(at, fmt.Sprintf(format, args...))
+}

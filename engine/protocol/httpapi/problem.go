@@ -1,0 +1,117 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// refusal is an error with a status of its own: what HTTP itself, not the router, finds wrong.
+type refusal struct {
+	status int
+	detail string
+	header [][2]string // to add
+	close  bool        // the rest of the connection cannot be trusted
+}
+
+func (r *refusal) Error() string { return r.detail }
+
+func refuse(status int, format string, args ...any) *refusal {
+	return &refusal{status: status, detail: fmt.Sprintf(format, args...)}
+}
+
+func (r *refusal) with(name, value string) *refusal {
+	r.header = append(r.header, [2]string{name, value})
+	return r
+}
+
+var errDraining = fmt.Errorf("this router is shutting down and takes no new work; try again: %w", event.ErrUnavailable)
+
+func bodyTooLarge(limit int) error {
+	return event.Bad(event.ErrTooLarge, "body", fmt.Sprintf("is larger than the limit of %d bytes a request, after decompression; send it in parts", limit))
+}
+
+// problem is the document of RFC 9457.
+type problem struct {
+	Type   string        `json:"type"`
+	Title  string        `json:"title"`
+	Status int           `json:"status"`
+	Detail string        `json:"detail,omitempty"`
+	Errors []event.Fault `json:"errors,omitempty"`
+}
+
+// problem answers with what err means.
+func (c *call) problem(err error) {
+	ctx := c.ctx
+	var r *refusal
+	p := problem{Detail: err.Error()}
+	if errors.As(err, &r) {
+		p.Status, p.Type = r.status, ""
+	} else {
+		p.Status, p.Type = statusOf(err)
+	}
+	if p.Status == fasthttp.StatusInternalServerError && r == nil {
+		c.s.o.Log.Error("a request failed", "method", string(ctx.Method()), "path", string(ctx.Path()), "error", err)
+		p.Detail = "the router failed; its log says why"
+	}
+	var f *event.Faults
+	if errors.As(err, &f) {
+		p.Errors = make([]event.Fault, len(f.List))
+		for i, x := range f.List {
+			p.Errors[i] = event.Fault{At: visible(x.At), Detail: visible(x.Detail)}
+		}
+	}
+	p.Title = fasthttp.StatusMessage(p.Status)
+	p.Type = "urn:millrace:problem:" + kindOf(p.Status, p.Type)
+	p.Detail = visible(p.Detail)
+	body, _ := json.Marshal(p) // of strings and a number: cannot fail
+	ctx.Response.ResetBody()
+	ctx.SetStatusCode(p.Status)
+	ctx.SetContentType("application/problem+json")
+	ctx.Response.SetBodyRaw(append(body, '\n'))
+	if p.Status == fasthttp.StatusServiceUnavailable {
+		ctx.Response.Header.Set("Retry-After", "1")
+	}
+	if r != nil {
+		for _, h := range r.header {
+			ctx.Response.Header.Set(h[0], h[1])
+		}
+		if r.close {
+			linger(ctx)
+			ctx.SetConnectionClose()
+		}
+	}
+}
+
+// kindOf is the last part of a problem's type.
+func kindOf(status int, kind string) string {
+	if kind != "" {
+		return kind
+	}
+	return strings.ReplaceAll(strings.ToLower(fasthttp.StatusMessage(status)), " ", "-")
+}
+
+// visible writes out characters that a terminal would act on: controls, and those that turn the
+// direction of writing.
+func visible(s string) string {
+	bad := func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
+	if strings.IndexFunc(s, bad) < 0 {
+		return s
+	}
+	var b strings.Builder
+	for _, r := range s {
+		if bad(r) {
+			q := strconv.QuoteRuneToASCII(r)
+			b.WriteString(q[1 : len(q)-1])
+		} else {
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}

@@ -1,0 +1,287 @@
+package httpapi
+
+import (
+	"bytes"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// A route is one call of the API. The table is equal to the paths and methods of openapi.json.
+type route struct {
+	method string
+	path   string // {topic} and the like stand for one segment
+	handle func(*call) error
+	open   bool // no token, and answered while draining
+	stream bool // takes ?access_token=
+	query  []string
+}
+
+// routes is every route of this build. GET answers HEAD too.
+func routes() []*route {
+	publish := []string{"id", "type", "subject", "key", "types", "dryRun"}
+	return []*route{
+		{method: "POST", path: "/v1/topics/{topic}/events", handle: (*call).publish, query: publish},
+		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}},
+		{method: "GET", path: "/healthz", handle: (*call).healthz, open: true},
+	}
+}
+
+// A node is one segment of the routes' paths.
+type node struct {
+	next   map[string]*node
+	param  *node
+	routes []*route // that end here
+	allow  string   // their methods
+}
+
+func tree(rs []*route) *node {
+	root := &node{}
+	for _, r := range rs {
+		n := root
+		for seg := range strings.SplitSeq(r.path[1:], "/") {
+			if seg[0] == '{' {
+				if n.param == nil {
+					n.param = &node{}
+				}
+				n = n.param
+				continue
+			}
+			if n.next == nil {
+				n.next = map[string]*node{}
+			}
+			if n.next[seg] == nil {
+				n.next[seg] = &node{}
+			}
+			n = n.next[seg]
+		}
+		n.routes = append(n.routes, r)
+		methods := []string{"OPTIONS"}
+		for _, r := range n.routes {
+			methods = append(methods, r.method)
+			if r.method == "GET" {
+				methods = append(methods, "HEAD")
+			}
+		}
+		slices.Sort(methods)
+		n.allow = strings.Join(methods, ", ")
+	}
+	return root
+}
+
+// A call is one request being answered. It is pooled: nothing of it is kept after the answer.
+type call struct {
+	s      *Server
+	ctx    *fasthttp.RequestCtx
+	h      headers
+	route  *route
+	allow  string
+	params [2]string // what stands for {…}, decoded
+
+	publishing
+}
+
+func (c *call) reset() {
+	s, p, ce := c.s, c.publishing, c.h.ce
+	clear(ce)
+	p.reset()
+	*c = call{s: s, publishing: p, h: headers{ce: ce[:0]}}
+}
+
+// serve judges, finds the route and answers.
+func (c *call) serve() error {
+	if nc, ok := c.ctx.Conn().(*conn); ok && nc.bareLF {
+		return badFraming("the request line ends with LF alone; lines end with CRLF (RFC 9112, 2.2)")
+	}
+	err := c.s.judge(c, &c.ctx.Request.Header)
+	if c.h.origin != "" {
+		c.cors()
+	}
+	if err != nil {
+		return err
+	}
+	if c.route == nil {
+		return c.options()
+	}
+	if err := c.checkQuery(); err != nil {
+		return err
+	}
+	return c.route.handle(c)
+}
+
+// find sets the route and its parameters from the request line, or says why there is none.
+func (c *call) find(h *fasthttp.RequestHeader) error {
+	path := borrow(h.RequestURI())
+	if i := strings.IndexAny(path, "?#"); i >= 0 {
+		path = path[:i]
+	}
+	if len(path) > 0 && path[0] != '/' { // absolute form
+		if _, path, _ = strings.Cut(path, "://"); true {
+			if i := strings.IndexByte(path, '/'); i >= 0 {
+				path = path[i:]
+			} else {
+				path = "/"
+			}
+		}
+	}
+	n, params := c.s.routes, 0
+	var bad error
+	for rest := path; rest != ""; {
+		seg := rest[1:]
+		if i := strings.IndexByte(seg, '/'); i >= 0 {
+			seg = seg[:i]
+		}
+		rest = rest[1+len(seg):]
+		if next := n.next[seg]; next != nil {
+			n = next
+			continue
+		}
+		if n = n.param; n == nil {
+			break
+		}
+		seg, err := unescape(seg)
+		if err == nil && params == 0 { // the first is a name, which a second may belong to
+			err = event.CheckName("path", seg)
+		}
+		if err != nil && bad == nil {
+			bad = err
+		}
+		if params < len(c.params) {
+			c.params[params] = seg
+		}
+		params++
+	}
+	found := n != nil && len(n.routes) > 0
+	method := borrow(h.Method())
+	if found {
+		c.allow = n.allow
+		for _, r := range n.routes {
+			if r.method == method || r.method == "GET" && method == "HEAD" {
+				c.route = r
+			}
+		}
+	}
+	if method == "OPTIONS" && (found || path == "*" || path == "/") {
+		return nil
+	}
+	if c.route == nil || !c.route.open {
+		if err := c.checkToken(h); err != nil {
+			return err
+		}
+	}
+	switch {
+	case !found:
+		return refuse(fasthttp.StatusNotFound, "there is nothing at %.200q in this build; /v1/openapi.json lists what there is", path)
+	case c.route == nil:
+		return refuse(fasthttp.StatusMethodNotAllowed, "%.20q is not a method of %.200q; allowed are %s", method, path, n.allow).with("Allow", n.allow)
+	}
+	return bad
+}
+
+// unescape decodes the percent-encoding of a path's segment.
+func unescape(s string) (string, error) {
+	if strings.IndexByte(s, '%') < 0 {
+		return s, nil
+	}
+	out := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		if s[i] != '%' {
+			out = append(out, s[i])
+			continue
+		}
+		if i+2 >= len(s) {
+			return s, event.Invalid("path", fmt.Sprintf("%.60q has a %% without two hex digits", s))
+		}
+		a, b := unhex(s[i+1]), unhex(s[i+2])
+		if a > 15 || b > 15 {
+			return s, event.Invalid("path", fmt.Sprintf("%.60q has a %% without two hex digits", s))
+		}
+		out = append(out, a<<4|b)
+		i += 2
+	}
+	return borrow(out), nil
+}
+
+func unhex(c byte) byte {
+	switch {
+	case c >= '0' && c <= '9':
+		return c - '0'
+	case c|0x20 >= 'a' && c|0x20 <= 'f':
+		return c | 0x20 - 'a' + 10
+	}
+	return 255
+}
+
+// checkQuery refuses parameters that the route does not act on, and those given twice.
+func (c *call) checkQuery() error {
+	if bytes.IndexByte(c.ctx.Request.Header.RequestURI(), '?') < 0 {
+		return nil
+	}
+	seen := uint64(0)
+	for k := range c.ctx.QueryArgs().All() {
+		if c.route.stream && string(k) == "access_token" {
+			continue
+		}
+		i := slices.Index(c.route.query, borrow(k))
+		if i < 0 {
+			takes := "none"
+			if len(c.route.query) > 0 {
+				takes = strings.Join(c.route.query, ", ")
+			}
+			return invalidf("?"+clip(string(k)), "is not a parameter of this call; it takes %s", takes)
+		}
+		if seen&(1<<i) != 0 {
+			return event.Invalid("?"+string(k), "is given twice")
+		}
+		seen |= 1 << i
+	}
+	return nil
+}
+
+// query is a parameter of the query, "" if it is absent. It borrows the request.
+func (c *call) query(name string) string { return borrow(c.ctx.QueryArgs().Peek(name)) }
+
+// cors lets the pages that admitOrigin let through read the answer.
+func (c *call) cors() {
+	if !c.s.allowsOrigin(c.h.origin) {
+		return
+	}
+	h := &c.ctx.Response.Header
+	h.Set("Access-Control-Allow-Origin", c.h.origin)
+	h.Set("Access-Control-Expose-Headers", "Retry-After, Preference-Applied, Location, Allow")
+	h.Add("Vary", "Origin")
+}
+
+// options answers OPTIONS: the methods, a browser's preflight, and the consent that CloudEvents' web
+// hooks ask for before they deliver.
+func (c *call) options() error {
+	h := &c.ctx.Response.Header
+	if c.allow == "" {
+		c.allow = "GET, HEAD, OPTIONS, POST, PUT, PATCH, DELETE"
+	}
+	h.Set("Allow", c.allow)
+	if c.h.origin != "" && c.h.accessMethod != "" && c.s.allowsOrigin(c.h.origin) {
+		h.Set("Access-Control-Allow-Methods", c.allow)
+		if c.h.accessHeaders != "" {
+			h.Set("Access-Control-Allow-Headers", c.h.accessHeaders)
+		}
+		h.Set("Access-Control-Max-Age", "600")
+	}
+	// HTTP 1.1 Web Hooks for Event Delivery, 4.
+	if c.h.webHook != "" && strings.Contains(c.allow, "POST") && c.checkToken(&c.ctx.Request.Header) == nil {
+		h.Set("WebHook-Allowed-Origin", c.h.webHook)
+		h.Set("WebHook-Allowed-Rate", "*")
+	}
+	c.ctx.SetStatusCode(fasthttp.StatusNoContent)
+	return nil
+}
+
+func clip(s string) string {
+	if len(s) > 60 {
+		return s[:60] + "…"
+	}
+	return s
+}

@@ -1,0 +1,315 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// Options configure a Server. The zero value of a field means its default.
+type Options struct {
+	Backend Backend
+	// Token is what clients present as "Authorization: Bearer"; "" asks for none, which only a loopback
+	// listener may do unless Insecure is set.
+	Token    string
+	Insecure bool
+	// CORSOrigins are the origins ("https://app.example.com") whose pages may call; "*" is all. Pages of
+	// every other origin but the router's own are refused.
+	CORSOrigins []string
+	// Hosts are the names that the Host header may have besides IP literals and localhost. Away from
+	// loopback an empty list allows all.
+	Hosts  []string
+	Limits event.Limits
+	// Metrics writes the text exposition of all metrics; nil: /metrics is empty.
+	Metrics func(w io.Writer) error
+	Version string // shown by /healthz
+	Log     *slog.Logger
+	Now     func() time.Time
+
+	HeaderBytes   int           // of a request line with its headers, past it 431; 16 KiB
+	HeaderTimeout time.Duration // to send the headers and a small body; 10 s
+	BodyTimeout   time.Duration // to send a large body; 60 s
+	IdleTimeout   time.Duration // between two requests; 120 s
+	WriteTimeout  time.Duration // of an answer, and of one write to a stream; 15 s
+	Heartbeat     time.Duration // between two comments of an idle stream; 15 s
+	MaxConns      int           // connections at once; 10,000
+	// DrainGrace is how long Shutdown lets half-sent requests arrive; 2 s.
+	DrainGrace time.Duration
+}
+
+func (o Options) withDefaults() Options {
+	o.Limits = o.Limits.WithDefaults()
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	fill := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	fill(&o.HeaderTimeout, 10*time.Second)
+	fill(&o.BodyTimeout, time.Minute)
+	fill(&o.IdleTimeout, 2*time.Minute)
+	fill(&o.WriteTimeout, 15*time.Second)
+	fill(&o.Heartbeat, 15*time.Second)
+	fill(&o.DrainGrace, 2*time.Second)
+	if o.HeaderBytes == 0 {
+		o.HeaderBytes = 16 << 10
+	}
+	if o.MaxConns == 0 {
+		o.MaxConns = 10_000
+	}
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	if o.Backend == nil {
+		errs = append(errs, errors.New("Backend: missing"))
+	}
+	if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
+		errs = append(errs, errors.New("Token: has a character that a header cannot carry; use printable ASCII without spaces"))
+	}
+	for _, origin := range o.CORSOrigins {
+		scheme, host, ok := strings.Cut(origin, "://")
+		if origin != "*" && (!ok || scheme == "" || host == "" || strings.ContainsAny(host, "/ ")) {
+			errs = append(errs, fmt.Errorf("CORSOrigins: %q; an origin is scheme://host[:port] without a path, or *", origin))
+		}
+	}
+	if o.HeaderBytes < 1<<10 || o.HeaderBytes > 1<<20 {
+		errs = append(errs, fmt.Errorf("HeaderBytes: %d; allowed are 1024 to 1048576", o.HeaderBytes))
+	}
+	return errors.Join(errs...)
+}
+
+// A Server answers HTTP. Its methods may be called from several goroutines.
+type Server struct {
+	o      Options
+	fh     *fasthttp.Server
+	routes *node
+	token  [sha256.Size]byte // of Options.Token
+	calls  sync.Pool         // *call
+
+	loopback atomic.Bool  // the listener's address is loopback
+	drainAt  atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
+
+	work     context.Context // of requests; ends when Shutdown gives up
+	stopWork context.CancelFunc
+	wait     context.Context // of what waits for events; ends when draining begins
+	stopWait context.CancelFunc
+
+	mu      sync.Mutex
+	conns   map[*conn]struct{}
+	streams int           // hijacked connections being served
+	idle    chan struct{} // closed while draining when streams is 0
+	down    chan struct{} // closed when Shutdown has ended
+	serving int
+}
+
+// New returns a server that is ready to Serve.
+func New(o Options) (*Server, error) {
+	o = o.withDefaults()
+	if err := o.validate(); err != nil {
+		return nil, fmt.Errorf("httpapi: %w", err)
+	}
+	s := &Server{o: o, token: sha256.Sum256([]byte(o.Token)), conns: map[*conn]struct{}{},
+		idle: make(chan struct{}), down: make(chan struct{})}
+	s.routes = tree(routes())
+	s.calls.New = func() any { return &call{s: s} }
+	s.work, s.stopWork = context.WithCancel(context.Background())
+	s.wait, s.stopWait = context.WithCancel(s.work)
+	s.fh = &fasthttp.Server{
+		Handler:                      s.handle,
+		ErrorHandler:                 s.readFailed,
+		HeaderReceived:               s.headerReceived,
+		ConnState:                    connState,
+		Logger:                       fhLogger{o.Log},
+		Name:                         "millrace",
+		Concurrency:                  o.MaxConns,
+		ReadBufferSize:               o.HeaderBytes,
+		ReadTimeout:                  o.HeaderTimeout,
+		WriteTimeout:                 o.WriteTimeout,
+		IdleTimeout:                  o.IdleTimeout,
+		MaxRequestBodySize:           o.Limits.Body,
+		DisablePreParseMultipartForm: true,
+		NoDefaultContentType:         true,
+		NoDefaultServerHeader:        true,
+		SecureErrorLogMessage:        true,
+		CloseOnShutdown:              true,
+	}
+	return s, nil
+}
+
+// fhLogger takes what fasthttp reports; it is about connections, so debug.
+type fhLogger struct{ log *slog.Logger }
+
+func (l fhLogger) Printf(format string, args ...any) { l.log.Debug(fmt.Sprintf(format, args...)) }
+
+// Serve answers on ln until Shutdown has ended or ctx ends, which shuts down with 25 seconds for what is
+// under way. It owns ln. A listener that others than this machine can reach is refused unless there is
+// a token or Insecure says that none is wanted.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	loopback := isLoopback(ln.Addr())
+	if !loopback && s.o.Token == "" && !s.o.Insecure {
+		ln.Close()
+		return fmt.Errorf("httpapi: %s can be reached from other machines and no token is set: set MILLRACE_TOKEN, "+
+			"or listen on 127.0.0.1, or say --insecure to serve everybody", ln.Addr())
+	}
+	s.mu.Lock()
+	if s.draining() || s.serving > 0 {
+		s.mu.Unlock()
+		ln.Close()
+		return errors.New("httpapi: this server has been shut down or serves already")
+	}
+	s.serving++
+	s.loopback.Store(loopback)
+	s.mu.Unlock()
+
+	failed := make(chan error, 1)
+	go func() { failed <- s.fh.Serve(&listener{Listener: ln, s: s}) }()
+	select {
+	case err := <-failed:
+		if err == nil || s.draining() { // Shutdown closed the listener
+			<-s.down
+			return nil
+		}
+		return errors.Join(fmt.Errorf("httpapi: accept on %s: %w", ln.Addr(), err), s.Shutdown(ctx))
+	case <-ctx.Done():
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 25*time.Second)
+		defer cancel()
+		err := s.Shutdown(end)
+		<-failed
+		return err
+	}
+}
+
+// Shutdown refuses new work with 503, ends streams at a cursor from which their clients resume, lets
+// requests finish and closes. Requests that are still half sent after the grace get 503 as well. When ctx
+// ends first, what is left is cut off and ctx's error returned. A second call waits for the first.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	if s.draining() {
+		s.mu.Unlock()
+		select {
+		case <-s.down:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	s.drainAt.Store(time.Now().Add(s.o.DrainGrace).UnixNano())
+	for c := range s.conns {
+		_ = c.SetReadDeadline(time.Time{}) // clamped to drainAt
+	}
+	if s.streams == 0 {
+		close(s.idle)
+	}
+	s.mu.Unlock()
+	defer close(s.down)
+	defer s.stopWork()
+	s.stopWait()
+
+	err := s.fh.ShutdownWithContext(ctx)
+	select {
+	case <-s.idle:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	if ctx.Err() != nil {
+		s.stopWork()
+		s.mu.Lock()
+		for c := range s.conns {
+			_ = c.Conn.Close()
+		}
+		s.mu.Unlock()
+	}
+	if err != nil {
+		return fmt.Errorf("httpapi: shutdown: %w", err)
+	}
+	return nil
+}
+
+func (s *Server) draining() bool { return s.drainAt.Load() != 0 }
+
+// streamBegins counts a hijacked connection; false: the server is draining, do not begin.
+func (s *Server) streamBegins() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.draining() {
+		return false
+	}
+	s.streams++
+	return true
+}
+
+func (s *Server) streamEnded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.streams--; s.streams == 0 && s.draining() {
+		close(s.idle)
+	}
+}
+
+// Streams is the number of open streams.
+func (s *Server) Streams() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.streams
+}
+
+// handle answers one request. fasthttp recovers from no panic, so one would end the process.
+func (s *Server) handle(ctx *fasthttp.RequestCtx) {
+	c := s.calls.Get().(*call)
+	c.ctx = ctx
+	defer func() {
+		if p := recover(); p != nil {
+			s.o.Log.Error("panic while answering a request", "method", string(ctx.Method()), "panic", p, "stack", string(debug.Stack()))
+			ctx.Response.Reset()
+			c.problem(fmt.Errorf("panic: %v", p))
+			return // c may be in any state: not back to the pool
+		}
+		c.reset()
+		s.calls.Put(c)
+	}()
+	if err := c.serve(); err != nil {
+		c.problem(err)
+	}
+}
+
+// readFailed answers a request that fasthttp could not read; the connection closes after it.
+func (s *Server) readFailed(ctx *fasthttp.RequestCtx, err error) {
+	linger(ctx)
+	var small *fasthttp.ErrSmallBuffer
+	var timeout net.Error
+	switch {
+	case s.draining():
+		err = errDraining
+	case errors.As(err, &small):
+		err = refuse(fasthttp.StatusRequestHeaderFieldsTooLarge,
+			"the request line and headers are longer than %d bytes; send large attributes in structured mode (application/cloudevents+json)", s.o.HeaderBytes)
+	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		err = bodyTooLarge(s.o.Limits.Body)
+	case errors.As(err, &timeout) && timeout.Timeout():
+		err = refuse(fasthttp.StatusRequestTimeout, "the request did not arrive in time: %s for the headers, %s for a body", s.o.HeaderTimeout, s.o.BodyTimeout)
+	default:
+		// fasthttp's words may quote what was sent; the kind is enough.
+		err = refuse(fasthttp.StatusBadRequest, "the request is not well-formed HTTP/1.1 (RFC 9112): check the request line, the headers, Content-Length and the chunks")
+	}
+	c := &call{s: s, ctx: ctx}
+	c.problem(err)
+}
