@@ -5,11 +5,17 @@ import "github.com/spf13/cobra"
 // commands is every command of the program, in no particular order: help sorts them.
 func commands(p *program) []*cobra.Command {
 	return []*cobra.Command{
+		serveCommand(p),
+		demoCommand(p),
 		publishCommand(p),
 		tailCommand(p),
 		pullCommand(p),
 		topicsCommand(p),
 		subscriptionsCommand(p),
+		receiveCommand(p),
+		functionsCommand(p),
+		rulesCommand(p),
+		benchCommand(p),
 		versionCommand(p),
 	}
 }

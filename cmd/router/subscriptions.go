@@ -13,7 +13,7 @@ func subscriptionsCommand(p *program) *cobra.Command {
 		Short:   "List, show, create, delete, pause, resume and seek subscriptions",
 	})
 	columns := []column{
-		{"NAME", "name"}, {"TOPIC", "topic"}, {"STATE", "state"}, {"LAG", "lag"}, {"FILTER", "filter"}, {"DELIVER", "deliver"},
+		{"NAME", "name"}, {"TOPIC", "topic"}, {"STATE", "state.state"}, {"LAG", "state.lag"}, {"FILTER", "filter"}, {"DELIVER", "deliver"},
 	}
 	cmd.AddCommand(
 		p.listCommand("subscriptions", columns),

@@ -15,7 +15,7 @@ func topicsCommand(p *program) *cobra.Command {
 		Short:   "List, show, create and delete topics",
 	})
 	columns := []column{
-		{"NAME", "name"}, {"PARTITIONS", "partitions"}, {"BYTES", "retain.bytes"}, {"AGE", "retain.age"}, {"WHEN FULL", "whenFull"},
+		{"NAME", "name"}, {"PARTITIONS", "partitions"}, {"BOUND", "retain.bytes"}, {"AGE", "retain.age"}, {"EVENTS", "state.events"}, {"HELD", "state.bytes"},
 	}
 	cmd.AddCommand(p.listCommand("topics", columns), p.showCommand("topics", "orders"), topicsCreate(p), p.deleteCommand("topics", "orders"))
 	return cmd

@@ -1,0 +1,48 @@
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// Every command that docs/cli.md shows is run by a script, and every command has its place there.
+func TestDocumentedCommandsAreRun(t *testing.T) {
+	script, err := os.ReadFile(filepath.Join("testdata", "script", "docs.txtar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What a script needs and a reader does not.
+	run := strings.NewReplacer(" --listen 127.0.0.1:0", "", "$HOOK", "http://127.0.0.1:9000").Replace(string(script))
+	docs, err := os.ReadFile(filepath.Join("..", "..", "docs", "cli.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := 0
+	for line := range strings.Lines(string(docs)) {
+		command, ok := strings.CutPrefix(strings.TrimSpace(line), "$ router ")
+		if !ok || command == "demo" || command == "demo --stay" { // of which scripts of their own tell
+			continue
+		}
+		shown++
+		if !regexp.MustCompile(`(?m)(^|[ '])router ` + regexp.QuoteMeta(command) + `$`).MatchString(run) {
+			t.Errorf("docs/cli.md shows what no script runs: router %s", command)
+		}
+	}
+	if shown < 20 {
+		t.Errorf("docs/cli.md shows %d commands", shown)
+	}
+	p := &program{env: func(string) string { return "" }}
+	for _, c := range rootCommand(p).Commands() {
+		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {
+			t.Errorf("docs/cli.md has no section on router %s", c.Name())
+		}
+		for _, sub := range c.Commands() {
+			if !strings.Contains(string(docs), "router "+c.Name()+" "+sub.Name()) {
+				t.Errorf("docs/cli.md does not mention router %s %s", c.Name(), sub.Name())
+			}
+		}
+	}
+}

@@ -1,0 +1,80 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/engine/rules"
+)
+
+func rulesCommand(p *program) *cobra.Command {
+	cmd := group(&cobra.Command{
+		Use:   "rules",
+		Short: "Check and show rules files",
+	})
+	cmd.AddCommand(rulesValidate(p), rulesShow(p))
+	return cmd
+}
+
+// parseRules reads rules as serve would, without opening anything that they name.
+func (p *program) parseRules(cmd *cobra.Command, path string) (*rules.Set, error) {
+	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
+	return rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv})
+}
+
+func rulesValidate(p *program) *cobra.Command {
+	return &cobra.Command{
+		Use:   "validate PATH",
+		Short: "Check a rules file, or a folder of them, without a router",
+		Long: `Validate reads rules as 'serve' does and prints everything wrong with them, each as file:line:column. Variables are
+those of this shell.`,
+		Example: `  router rules validate millrace.yaml`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set, err := p.parseRules(cmd, args[0])
+			if err != nil {
+				return err
+			}
+			say(p.stdout, "%s: good (%s, %s, %s)", clean(args[0]), plural(len(set.Topics), "topic"),
+				plural(len(set.Functions), "function"), plural(len(set.Subscriptions), "subscription"))
+			return nil
+		},
+	}
+}
+
+func rulesShow(p *program) *cobra.Command {
+	var effective bool
+	cmd := &cobra.Command{
+		Use:   "show [PATH]",
+		Short: "Show rules: of a file, or those in force on a running router",
+		Long: `Show prints what a rules file or folder defines; without PATH what is in force on the running router. With --effective
+every key is printed, with its default where the file leaves it out. Secrets are never shown.`,
+		Example: `  router rules show millrace.yaml --effective
+  router rules show -o json`,
+		Args: cobra.MaximumNArgs(1),
+	}
+	r := p.remoteFlags(cmd)
+	cmd.Flags().BoolVar(&effective, "effective", false, "with all defaults")
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		c, err := p.client(cmd, r)
+		if err != nil {
+			return err
+		}
+		var doc []byte
+		if len(args) == 0 {
+			if effective {
+				return usagef(cmd, "--effective needs PATH: what a running router shows is complete already")
+			}
+			doc, err = c.call(cmd.Context(), "GET", c.path("rules"), nil)
+		} else {
+			var set *rules.Set
+			if set, err = p.parseRules(cmd, args[0]); err == nil {
+				doc = set.JSON(effective)
+			}
+		}
+		if err != nil {
+			return err
+		}
+		return p.printDocument(c.json, doc)
+	}
+	return cmd
+}
