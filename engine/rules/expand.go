@@ -52,27 +52,37 @@ func (p *parser) expand(n *node) {
 		}
 		b.WriteString(whole[at:i])
 		end := strings.IndexByte(whole[i:], '}')
-		here := *n
-		here.line, here.col = n.locate(utf8.RuneCountInString(whole[:i]))
 		if end < 0 {
-			p.bad(&here, "%s has no closing }; want ${env:NAME} or ${file:PATH}, or $${ for a plain ${", quote(whole[i:]))
+			p.bad(p.within(n, utf8.RuneCountInString(whole[:i])), "%s has no closing }; want ${env:NAME} or ${file:PATH}, or $${ for a plain ${", quote(whole[i:]))
 			n.state = broken
 			return
 		}
-		ref := whole[i+2 : i+end]
-		value, err := p.resolve(n, ref)
+		value, err := p.resolve(n, whole[i+2:i+end])
+		if p.expanded += len(value); err == nil && p.expanded > maxExpanded {
+			err = fmt.Errorf("what references stand for has over %d bytes in all; more are not allowed", maxExpanded)
+		}
 		if err != nil {
-			p.bad(&here, "%v", err)
+			p.bad(p.within(n, utf8.RuneCountInString(whole[:i])), "%v", err)
 			n.state = broken
+			return
 		}
 		if len(value) >= 4 { // a shorter one is no secret, and would blot out half of a message
-			p.secrets = append(p.secrets, value)
+			p.secrets[value] = true
 		}
 		n.refs = true
 		b.WriteString(value)
 		at = i + end + 1
 	}
 	n.text = b.String()
+}
+
+// within is the place of a character of a scalar, for a fault; its start once nothing more is reported.
+func (p *parser) within(n *node, offset int) *node {
+	here := *n
+	if !p.full(n) {
+		here.line, here.col = n.locate(offset)
+	}
+	return &here
 }
 
 func (p *parser) resolve(n *node, ref string) (string, error) {

@@ -1,7 +1,5 @@
 package rules
 
-import "slices"
-
 // MergePatch applies an RFC 7396 merge patch to a definition: null removes a key, mappings are merged, any
 // other value takes the place of the old one. Both are JSON or YAML; what comes out is JSON. References are
 // left alone. The result is not checked: parse it.
@@ -36,19 +34,21 @@ func merge(target, patch *doc) *doc {
 		return patch
 	}
 	out := &doc{kind: mapping}
-	if target != nil && target.kind == mapping {
-		out.keys, out.items = slices.Clone(target.keys), slices.Clone(target.items)
+	if target == nil || target.kind != mapping {
+		target = &doc{}
 	}
+	change := patch.index()
+	for i, key := range target.keys {
+		if at, ok := change[key]; !ok {
+			out.set(key, target.items[i])
+		} else if patch.items[at].kind != null {
+			out.set(key, merge(target.items[i], patch.items[at]))
+		}
+	}
+	had := target.index()
 	for i, key := range patch.keys {
-		at := slices.Index(out.keys, key)
-		switch value := patch.items[i]; {
-		case value.kind == null && at >= 0:
-			out.keys, out.items = slices.Delete(out.keys, at, at+1), slices.Delete(out.items, at, at+1)
-		case value.kind == null:
-		case at >= 0:
-			out.items[at] = merge(out.items[at], value)
-		default:
-			out.set(key, merge(nil, value))
+		if _, ok := had[key]; !ok && patch.items[i].kind != null {
+			out.set(key, merge(nil, patch.items[i]))
 		}
 	}
 	return out

@@ -18,7 +18,10 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-const maxFaults = 100 // shown; the rest are counted
+const (
+	maxFaults = 100 // shown; the rest are counted
+	maxKept   = 200 // of each file, since they are sorted by place first; a bomb has hundreds of thousands
+)
 
 // parser gathers definitions and faults over all files of one Parse.
 type parser struct {
@@ -28,8 +31,13 @@ type parser struct {
 	files    map[string]bool            // read
 	read1    map[string]attached        // by path
 	revision hash.Hash
-	secrets  []string // values that no message may carry
+	secrets  map[string]bool // values that no message may carry
 	faults   []fault
+	kept     map[fault]bool // those in faults
+	perFile  map[string]int
+	count    int      // kept or not
+	expanded int      // bytes that references stand for
+	names    []string // of functions, sorted, once a suggestion needs them
 
 	topics        []*topicDef
 	functions     []*functionDef
@@ -50,6 +58,7 @@ func newParser(o Options) *parser {
 		o.Now = time.Now
 	}
 	return &parser{o: o, files: map[string]bool{}, read1: map[string]attached{}, revision: sha256.New(),
+		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{},
 		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}}
 }
 
@@ -89,11 +98,18 @@ func (p *parser) badAt(n *node, below, format string, args ...any) {
 	p.report(n, path, detail)
 }
 
+// full reports whether another fault of n's file would only be counted: to make it fine is in vain then.
+func (p *parser) full(n *node) bool { return p.perFile[n.src.name] >= maxKept }
+
 func (p *parser) report(n *node, path, detail string) {
-	for _, s := range p.secrets {
-		detail = strings.ReplaceAll(detail, s, "***")
+	p.count++
+	if p.full(n) {
+		return
+	}
+	for s := range p.secrets {
+		detail = strings.ReplaceAll(detail, s, hidden)
 		if q := strconv.Quote(s); q[1:len(q)-1] != s {
-			detail = strings.ReplaceAll(detail, q[1:len(q)-1], "***")
+			detail = strings.ReplaceAll(detail, q[1:len(q)-1], hidden)
 		}
 	}
 	detail = strings.ReplaceAll(detail, "\n", "; ") // one fault, one line
@@ -101,9 +117,13 @@ func (p *parser) report(n *node, path, detail string) {
 	if n.src.name != "" {
 		f.At = n.place()
 	}
-	if !slices.Contains(p.faults, f) { // an alias shows a fault in each of its places
-		p.faults = append(p.faults, f)
+	if p.kept[f] { // an alias shows a fault in each of its places
+		p.count--
+		return
 	}
+	p.kept[f] = true
+	p.perFile[f.file]++
+	p.faults = append(p.faults, f)
 }
 
 // foreign reports an error of another package about n: its faults each at its own field below n.
@@ -137,7 +157,7 @@ func (p *parser) err() error {
 	out := &event.Faults{Is: event.ErrInvalid}
 	for i, f := range p.faults {
 		if i == maxFaults {
-			out.List = append(out.List, event.Fault{Detail: fmt.Sprintf("and %d more", len(p.faults)-i)})
+			out.List = append(out.List, event.Fault{Detail: fmt.Sprintf("and %d more", p.count-i)})
 			break
 		}
 		out.List = append(out.List, f.Fault)

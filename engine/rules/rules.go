@@ -27,6 +27,7 @@ const (
 	maxFiles    = 1000     // rules files in a folder
 	maxSources  = 16 << 20 // bytes of all of them
 	maxAttached = 64 << 20 // bytes of a module, a schema or a ${file:…}
+	maxExpanded = 16 << 20 // bytes that all references stand for
 	maxChain    = 8        // functions of a subscription
 )
 
@@ -170,7 +171,7 @@ func ParseSubscription(src []byte, o Options) (Subscription, error) {
 	}
 	d := p.subscription(name, n, n)
 	if o.Functions != nil {
-		p.checkFunctions(d, o.Functions)
+		p.checkFunctions(d, nameSet(o.Functions))
 	}
 	if err := p.err(); err != nil {
 		return Subscription{}, err

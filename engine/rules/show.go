@@ -35,6 +35,15 @@ func (d *doc) get(key string) *doc {
 	return nil
 }
 
+// index is where each key is: for documents that may have many.
+func (d *doc) index() map[string]int {
+	at := make(map[string]int, len(d.keys))
+	for i, key := range d.keys {
+		at[key] = i
+	}
+	return at
+}
+
 func (d *doc) set(key string, v *doc) { d.keys, d.items = append(d.keys, key), append(d.items, v) }
 
 func (d *doc) sort() { sort.Sort((*byKey)(d)) }
@@ -126,8 +135,13 @@ func (d *doc) over(source *doc) *doc {
 		return source
 	}
 	out := &doc{kind: mapping, keep: true}
+	at := source.index()
 	for i, key := range d.keys {
-		out.set(key, d.items[i].over(source.get(key)))
+		var with *doc
+		if j, ok := at[key]; ok {
+			with = source.items[j]
+		}
+		out.set(key, d.items[i].over(with))
 	}
 	return out
 }

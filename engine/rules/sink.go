@@ -154,7 +154,7 @@ func (p *parser) decodeStruct(n *node, v reflect.Value, later []later) {
 // keepSecret sees to it that no message of a connector's Validate carries a literal secret.
 func (p *parser) keepSecret(n *node) {
 	if n.kind == scalar && len(n.raw) >= 4 {
-		p.secrets = append(p.secrets, n.raw)
+		p.secrets[n.raw] = true
 	}
 	for _, item := range n.items {
 		p.keepSecret(item)

@@ -71,7 +71,7 @@ func testOptions() Options {
 		Getenv: func(name string) (string, bool) {
 			v, ok := map[string]string{
 				"HOOK_SECRET": "whsec_c2VjcmV0", "API_TOKEN": "tok-123456", "BAD_SECRET": "hunter2hunter2",
-				"TOPIC": "orders", "N": "7", "EMPTY": "", "NESTED": "${env:API_TOKEN}",
+				"TOPIC": "orders", "N": "7", "EMPTY": "", "LONG": strings.Repeat("x", 1<<10), "NESTED": "${env:API_TOKEN}",
 			}[name]
 			return v, ok
 		},

@@ -152,13 +152,11 @@ func (p *parser) filter(d *subscriptionDef, n *node) {
 	program, err := filters.Compile(s)
 	var bad *filters.Error
 	if errors.As(err, &bad) {
-		here := *n
-		here.line, here.col = n.locate(offset(s, bad.Line, bad.Column))
 		if n.src.name == "" {
-			p.bad(&here, "%v", bad)
+			p.bad(n, "%v", bad)
 			return
 		}
-		p.bad(&here, "%s", bad.Detail)
+		p.bad(p.within(n, offset(s, bad.Line, bad.Column)), "%s", bad.Detail)
 		return
 	}
 	if err != nil {
@@ -287,27 +285,61 @@ func (p *parser) retry(d *subscriptionDef, n *node) {
 	}
 }
 
-func (p *parser) checkFunctions(d *subscriptionDef, known []string) {
+func nameSet(names []string) map[string]bool {
+	set := make(map[string]bool, len(names))
+	for _, name := range names {
+		set[name] = true
+	}
+	return set
+}
+
+func (p *parser) checkFunctions(d *subscriptionDef, known map[string]bool) {
 	for _, n := range d.functions {
-		if s, _ := p.text(n); !slices.Contains(known, s) {
-			p.bad(n, "unknown function %s%s", n.shown(), suggest(s, known))
+		s, _ := p.text(n)
+		if known[s] {
+			continue
 		}
+		hint := ""
+		if !p.full(n) {
+			if p.names == nil {
+				p.names = slices.Sorted(maps.Keys(known))
+			}
+			hint = suggest(s, p.names)
+		}
+		p.bad(n, "unknown function %s%s", n.shown(), hint)
 	}
 }
 
 // checkReferences checks what definitions say of each other.
 func (p *parser) checkReferences() {
-	known := slices.Concat(slices.Sorted(maps.Keys(p.functionKeys)), p.o.Functions)
+	known := nameSet(p.o.Functions)
+	for name := range p.functionKeys {
+		known[name] = true
+	}
 	topics := make(map[string]*topicDef, len(p.topics))
 	for _, d := range p.topics {
 		topics[d.Name] = d
 	}
 	for _, d := range p.subscriptions {
 		p.checkFunctions(d, known)
-		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && out.retain != nil {
-			p.bad(d.stream, "topic %q has its bounds at %s too; keep one of them", out.Name, out.retain.place())
+		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && !merged(&out.Retain, d.Deliver.StreamKeep) {
+			p.bad(d.stream, "topic %q has other bounds at %s; keep one of them", out.Name, out.retain.place())
 		}
 	}
+}
+
+// merged fills in what r leaves open and reports whether the two then agree.
+func merged(r *event.Retain, more event.Retain) bool {
+	if r.Bytes == 0 {
+		r.Bytes = more.Bytes
+	}
+	if r.Age == 0 {
+		r.Age = more.Age
+	}
+	if r.Events == 0 {
+		r.Events = more.Events
+	}
+	return (more.Bytes == 0 || r.Bytes == more.Bytes) && (more.Age == 0 || r.Age == more.Age) && (more.Events == 0 || r.Events == more.Events)
 }
 
 func (d *subscriptionDef) finished(p *parser) Subscription {

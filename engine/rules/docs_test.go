@@ -1,0 +1,44 @@
+package rules
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// The examples of the documents are read; those that are marked are refused with the lines below them.
+func TestDocs(t *testing.T) {
+	text, err := os.ReadFile("../../docs/rules.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fence := regexp.MustCompile("(?s)(<!-- refused -->\n)?```yaml\n(.*?)```\n(?:\n```text\n(.*?)```\n)?")
+	examples := fence.FindAllStringSubmatch(string(text), -1)
+	if n := strings.Count(string(text), "```yaml"); len(examples) != n || n < 6 {
+		t.Fatalf("%d of %d examples", len(examples), n)
+	}
+	o := testOptions()
+	delete(o.Sinks, "box")
+	for _, m := range examples {
+		_, err := ParseBytes("rules.yaml", []byte(m[2]), o)
+		switch {
+		case m[1] == "" && err != nil:
+			t.Errorf("%v in\n%s", err, m[2])
+		case m[1] != "" && (err == nil || err.Error()+"\n" != m[3]):
+			t.Errorf("got\n%v\nthe documents say\n%s", err, m[3])
+		}
+	}
+	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, {later: laterSinkKeys["webhook"]}} {
+		for _, key := range s.keys {
+			if !strings.Contains(string(text), key) {
+				t.Errorf("key %s is not in the documents", key)
+			}
+		}
+		for _, l := range s.later {
+			if !strings.Contains(string(text), l.key+"`") {
+				t.Errorf("later key %s is not in the documents", l.key)
+			}
+		}
+	}
+}
