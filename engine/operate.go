@@ -183,7 +183,7 @@ type SubscriptionInfo struct {
 	Digests     []string // of its functions, in order
 
 	// Counters since the start.
-	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost, FilterErrors uint64
+	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost uint64
 }
 
 // Subscriptions lists all subscriptions by name.
@@ -217,7 +217,7 @@ func (s *subscription) info() SubscriptionInfo {
 	info := SubscriptionInfo{
 		Subscription: c.Subscription, State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
-		Dropped: s.c.Dropped, Lost: s.c.Lost, FilterErrors: s.c.FilterErrors,
+		Dropped: s.c.Dropped, Lost: s.c.Lost,
 	}
 	for i, p := range s.topic.parts {
 		c := s.cursors[i]

@@ -23,6 +23,8 @@ type partition struct {
 	mu    sync.Mutex    // held by the reader for a block; who attaches or changes feeds holds it
 	live  atomic.Uint64 // the reader has handed on everything below; written under mu
 	feeds atomic.Pointer[feeds]
+
+	filterErrors, filterMissing atomic.Uint64 // since the start: see TopicInfo
 	saved event.Offset // checkpoint as last written; guarded by mu, 0 after a failed write
 }
 
@@ -73,6 +75,8 @@ func (e *Engine) readPartition(ctx context.Context, p *partition) {
 			hits = e.handOn(p, b, &scratch, hits)
 		}
 		clear(blocks)
+		p.filterErrors.Store(scratch.Errors)
+		p.filterMissing.Store(scratch.Missing)
 		p.topic.changed()
 	}
 }

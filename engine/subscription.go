@@ -49,7 +49,7 @@ type subscription struct {
 
 // counters are a subscription's since the start. The mutex guards them.
 type counters struct {
-	Matched, Delivered, Failed, Parked, DeadLettered, Dropped, Lost, FilterErrors uint64
+	Matched, Delivered, Failed, Parked, DeadLettered, Dropped, Lost uint64
 }
 
 // subRow is what the store keeps of a subscription besides its cursors.

@@ -205,6 +205,10 @@ type TopicInfo struct {
 	Incarnation   uint32
 	Partition     []storage.Bounds
 	Subscriptions []string
+
+	// FilterErrors counts, since the start, the times that a filter ran out of its bounds at an event of the
+	// live feed; FilterMissing the comparisons that were false because a path was missing or of another type.
+	FilterErrors, FilterMissing uint64
 }
 
 // Topics lists all topics by name.
@@ -231,6 +235,8 @@ func (t *topic) info() TopicInfo {
 	info := TopicInfo{Topic: t.def.Load().Topic, Incarnation: t.serial}
 	for _, p := range t.parts {
 		info.Partition = append(info.Partition, p.log.Bounds())
+		info.FilterErrors += p.filterErrors.Load()
+		info.FilterMissing += p.filterMissing.Load()
 	}
 	for _, s := range t.parts[0].feeds.Load().subs {
 		info.Subscriptions = append(info.Subscriptions, s.name)

@@ -27,8 +27,8 @@ type definitions struct {
 	host  *plugins.Host
 	o     rules.Options
 	path  string // of the rules; "" without
+	embed bool   // path is a name for o.ReadFile rather than a file on disk: the demo
 	log   *slog.Logger
-	start time.Time
 
 	mu     sync.Mutex
 	file   *rules.Set // nil without rules
@@ -93,7 +93,7 @@ func (d *definitions) load(ctx context.Context) error {
 	if d.path == "" {
 		return d.apply(ctx, nil, d.api)
 	}
-	set, err := rules.Parse(ctx, d.path, d.o)
+	set, err := d.parse(ctx)
 	if err == nil {
 		err = d.apply(ctx, set, d.api)
 	}
@@ -107,10 +107,31 @@ func (d *definitions) load(ctx context.Context) error {
 	return nil
 }
 
+func (d *definitions) parse(ctx context.Context) (*rules.Set, error) {
+	o := d.o
+	for name := range d.api[kindFunctions] {
+		o.Functions = append(o.Functions, name)
+	}
+	if !d.embed {
+		return rules.Parse(ctx, d.path, o)
+	}
+	text, err := o.ReadFile(d.path)
+	if err != nil {
+		return nil, err
+	}
+	return rules.ParseBytes(d.path, text, o)
+}
+
+// remote are the options for what comes over the API: it may not read the router's environment and files.
+func (d *definitions) remote(functions []string) rules.Options {
+	return rules.Options{Sinks: d.o.Sinks, Functions: functions, Now: d.o.Now}
+}
+
 // apply builds the specification of a rules file and the API's definitions together.
 func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops ...storage.Op) error {
 	var spec engine.Spec
 	var errs []error
+	functions := []string{}
 	topics := map[string]event.Topic{}
 	for _, t := range d.eng.Topics() {
 		topics[t.Name] = t.Topic // kept although nothing names them any more
@@ -118,21 +139,22 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 	kept := maps.Clone(topics)
 	if set != nil {
 		for _, t := range set.Topics {
-			if _, made := api[kindTopics][t.Name]; made && t.Owner.Line == 0 {
-				continue // only named in the file; the API defines it
+			if _, exists := topics[t.Name]; exists && t.Implied {
+				continue // only named in the file; whoever made it said more
 			}
-			topics[t.Name] = t
+			topics[t.Name] = t.Topic
 		}
 		for _, f := range set.Functions {
 			def, err := d.function(ctx, f, api)
 			errs = append(errs, err)
 			spec.Functions = append(spec.Functions, def)
+			functions = append(functions, def.Name)
 		}
 		for _, s := range set.Subscriptions {
 			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
 		}
 	}
-	errs = append(errs, d.applyAPI(set, api, topics, &spec))
+	errs = append(errs, d.applyAPI(set, api, topics, functions, &spec))
 	for name, t := range topics {
 		if was, same := kept[name]; !same || !sameTopic(was, t) {
 			spec.Topics = append(spec.Topics, t)
@@ -146,40 +168,42 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 }
 
 // applyAPI adds what the API owns.
-func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]event.Topic, spec *engine.Spec) error {
+func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]event.Topic, functions []string, spec *engine.Spec) error {
 	var errs []error
-	for name, doc := range api[kindTopics] {
-		t, err := rules.ParseTopic(name, doc, d.o)
-		errs = append(errs, err)
-		topics[name] = t
+	for _, doc := range api[kindTopics] {
+		t, err := rules.ParseTopic(doc, d.remote(nil))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		topics[t.Name] = t.Topic
 	}
 	for name, doc := range api[kindFunctions] {
 		if _, ok := d.fileFunction(set, name); ok {
 			continue // `wasm: pushed`: the file has the definition, the API the version
 		}
-		f, err := rules.ParseFunction(name, doc, d.o)
-		errs = append(errs, err)
+		f, err := rules.ParseFunction(doc, d.remote(nil))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		spec.Functions = append(spec.Functions, f.Function)
+		functions = append(functions, f.Name)
 	}
-	for name, doc := range api[kindSubscriptions] {
-		s, err := rules.ParseSubscription(name, doc, d.o)
+	for _, doc := range api[kindSubscriptions] {
+		s, err := rules.ParseSubscription(doc, d.remote(functions))
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
-		imply(topics, s.Subscription)
-	}
-	return errors.Join(errs...)
-}
-
-// imply makes the topics that a subscription puts events into.
-func imply(topics map[string]event.Topic, s event.Subscription) {
-	for _, t := range s.Implied() {
-		if _, ok := topics[t.Name]; !ok {
-			topics[t.Name] = t
+		for _, t := range rules.TopicsOf(s.Subscription, topics[s.Topic]) {
+			if _, exists := topics[t.Name]; !exists {
+				topics[t.Name] = t.Topic
+			}
 		}
 	}
+	return errors.Join(errs...)
 }
 
 func subscriptionSpec(s rules.Subscription) engine.SubscriptionSpec {
@@ -196,13 +220,13 @@ func (d *definitions) function(ctx context.Context, f rules.Function, api owned)
 	switch {
 	case def.Pushed:
 		if doc := api[kindFunctions][def.Name]; doc != nil {
-			pushed, err := rules.ParseFunction(def.Name, doc, d.o)
+			pushed, err := rules.ParseFunction(doc, d.remote(nil))
 			if err != nil {
 				return def, err
 			}
 			def.Digest = pushed.Digest
 		}
-	case def.Digest == "":
+	case f.Module != nil:
 		digest, err := d.host.Put(ctx, f.Module)
 		if err != nil {
 			return def, event.At(fmt.Sprintf("%s:%d: functions.%s", def.Owner.File, def.Owner.Line, def.Name), err)
@@ -233,7 +257,7 @@ func (d *definitions) ownerOf(kind, name string) (event.Owner, bool) {
 	switch kind {
 	case kindTopics:
 		for _, t := range d.file.Topics {
-			if t.Name == name && t.Owner.Line > 0 {
+			if t.Name == name && !t.Implied {
 				o, found = t.Owner, true
 			}
 		}
@@ -294,7 +318,7 @@ func (d *definitions) exists(kind, name string) bool {
 
 // set puts a definition of the API's in force and stores it in the same commit.
 func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([]byte, error) {
-	doc, err := withoutName(doc)
+	doc, err := named(name, doc)
 	if err != nil {
 		return nil, err
 	}
@@ -329,16 +353,19 @@ func strip(kind, name string, err error) error {
 	return g
 }
 
-// withoutName drops the name and what the API shows besides the definition, so that what was read can be
+// named sets the name and drops what the API shows besides the definition, so that what was read can be
 // sent back.
-func withoutName(doc []byte) ([]byte, error) {
+func named(name string, doc []byte) ([]byte, error) {
 	var m map[string]json.RawMessage
 	if err := json.Unmarshal(doc, &m); err != nil {
 		return nil, event.Invalid("", "the body is not a JSON object: "+err.Error())
 	}
-	delete(m, "name")
+	if m == nil {
+		return nil, event.Invalid("", "the body is null; want a JSON object")
+	}
 	delete(m, "state")
 	delete(m, "owner")
+	m["name"], _ = json.Marshal(name) // a checked name: it always marshals
 	return json.Marshal(m)
 }
 
@@ -434,7 +461,7 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 
 // CheckRules says what is wrong with a rules file, as `router rules validate` does.
 func (d *definitions) CheckRules(ctx context.Context, yaml []byte) error {
-	_, err := rules.ParseBytes("rules.yaml", yaml, d.o)
+	_, err := rules.ParseBytes("rules.yaml", yaml, d.remote(nil))
 	return err
 }
 

@@ -177,16 +177,3 @@ type Match struct {
 	Matched      bool   `json:"matched"`
 	Why          string `json:"why"` // the sub-expression that decided, with its value
 }
-
-// Implied are the topics that a subscription puts events into, as they are made where nobody defines them:
-// dead letters are kept rather than dropped.
-func (s *Subscription) Implied() []Topic {
-	var topics []Topic
-	if s.Deliver.Topic != "" {
-		topics = append(topics, Topic{Name: s.Deliver.Topic, Retain: s.Deliver.StreamKeep}.WithDefaults())
-	}
-	if s.DeadLetter != "" {
-		topics = append(topics, Topic{Name: s.DeadLetter, WhenFull: Reject}.WithDefaults())
-	}
-	return topics
-}

@@ -1,0 +1,79 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
+	"github.com/millrace/millrace/storage"
+)
+
+// backend is the router as the HTTP face sees it: the engine for events, definitions for what is in force.
+type backend struct {
+	*engine.Engine
+	*definitions
+	store storage.Store
+	start time.Time
+}
+
+var _ httpapi.Backend = backend{}
+
+// OpenTopic opens a reader; the interface wants its own type.
+func (b backend) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (httpapi.Reader, error) {
+	return reader(b.Engine.OpenTopic(ctx, topic, start, filter))
+}
+
+// OpenSubscription is the same over a subscription's outputs.
+func (b backend) OpenSubscription(ctx context.Context, name string, start event.Start, filter string) (httpapi.Reader, error) {
+	return reader(b.Engine.OpenSubscription(ctx, name, start, filter))
+}
+
+func reader(r *engine.Reader, err error) (httpapi.Reader, error) {
+	if err != nil {
+		return nil, err // a nil *Reader in the interface would not be nil
+	}
+	return r, nil
+}
+
+// Ready says whether traffic should come here, and what is wrong where something is.
+func (b backend) Ready(context.Context) ([]byte, error) {
+	stats := b.store.Stats()
+	state := struct {
+		Status        string            `json:"status"`
+		Uptime        string            `json:"uptime"`
+		Topics        int               `json:"topics"`
+		Subscriptions int               `json:"subscriptions"`
+		Waiting       map[string]string `json:"waiting,omitempty"` // subscriptions that do not run, and why
+		Rules         *rulesState       `json:"rules,omitempty"`
+		Store         string            `json:"store"`
+	}{Status: "ready", Uptime: time.Since(b.start).Round(time.Second).String(), Topics: len(b.Topics()), Store: "ok", Rules: b.rulesState()}
+	for _, s := range b.Subscriptions() {
+		state.Subscriptions++
+		if s.State != "running" {
+			if state.Waiting == nil {
+				state.Waiting = map[string]string{}
+			}
+			state.Waiting[s.Name] = s.State
+			if s.Reason != "" {
+				state.Waiting[s.Name] += ": " + s.Reason
+			}
+		}
+	}
+	var err error
+	switch {
+	case b.Draining():
+		state.Status, err = "draining", fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
+	case stats.Degraded != "":
+		state.Status, state.Store = "degraded", stats.Degraded
+		err = fmt.Errorf("the store refuses to write: %s: %w", stats.Degraded, event.ErrUnavailable)
+	}
+	doc, failed := json.Marshal(state)
+	if failed != nil {
+		return nil, failed
+	}
+	return doc, err
+}

@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+)
+
+// memorySplit is how --memory is divided. The collector's limit is all of it: what the parts do not use
+// is room for the heap.
+type memorySplit struct {
+	Total     int64 // the collector's limit
+	Cache     int64 // Pebble's block cache
+	MemTable  int64 // one of Pebble's memtables; two may be alive
+	Fresh     int64 // blocks just committed, from which live readers are fed
+	Dedupe    int64 // the index of ids
+	Functions int64 // linear memory of function instances, together
+}
+
+// splitMemory divides total bytes: an eighth for the cache and for fresh blocks each, a sixteenth for a
+// memtable and the dedupe index, a quarter for functions; each within what it can make use of.
+func splitMemory(total int64) memorySplit {
+	clamp := func(v, low, high int64) int64 { return max(low, min(v, high)) }
+	return memorySplit{
+		Total:     total,
+		Cache:     clamp(total/8, 4<<20, 512<<20),
+		MemTable:  clamp(total/16, 2<<20, 64<<20),
+		Fresh:     clamp(total/8, 4<<20, 256<<20),
+		Dedupe:    clamp(total/16, 1<<20, 64<<20),
+		Functions: clamp(total/4, 64<<20, 8<<30),
+	}
+}
+
+func (m memorySplit) String() string {
+	return fmt.Sprintf("%s (cache %s, memtable %s, fresh blocks %s, ids %s, functions %s)", sizeText(m.Total),
+		sizeText(m.Cache), sizeText(m.MemTable), sizeText(m.Fresh), sizeText(m.Dedupe), sizeText(m.Functions))
+}
+
+// defaultMemory is 80 % of what the cgroup allows, or of what the machine has.
+func defaultMemory() int64 {
+	total := machineMemory()
+	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		if b, err := os.ReadFile(file); err == nil {
+			if v, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && v > 0 && v < total {
+				total = v
+			}
+		}
+	}
+	return total / 10 * 8
+}
+
+// machineMemory reads /proc/meminfo; where there is none a gigabyte is a careful guess.
+func machineMemory() int64 {
+	b, err := os.ReadFile("/proc/meminfo")
+	if err == nil {
+		for line := range strings.Lines(string(b)) {
+			if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
+				if kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64); err == nil {
+					return kib << 10
+				}
+			}
+		}
+	}
+	return 1 << 30
+}
+
+// sizeText writes bytes as rules files do: 64MiB.
+func sizeText(n int64) string {
+	for _, u := range []struct {
+		size int64
+		name string
+	}{{1 << 30, "GiB"}, {1 << 20, "MiB"}, {1 << 10, "KiB"}} {
+		if n >= u.size {
+			return strconv.FormatFloat(float64(n*10/u.size)/10, 'f', -1, 64) + u.name
+		}
+	}
+	return strconv.FormatInt(n, 10) + "B"
+}
+
+// parseSize reads what sizeText writes, and plain bytes.
+func parseSize(s string) (int64, error) {
+	units := []struct {
+		suffix string
+		size   int64
+	}{{"GiB", 1 << 30}, {"MiB", 1 << 20}, {"KiB", 1 << 10}, {"B", 1}, {"", 1}}
+	for _, u := range units {
+		if num, ok := strings.CutSuffix(s, u.suffix); ok {
+			v, err := strconv.ParseFloat(num, 64)
+			if err != nil || v <= 0 || v*float64(u.size) > 1<<60 {
+				break
+			}
+			return int64(v * float64(u.size)), nil
+		}
+	}
+	return 0, fmt.Errorf("size %q: want a number and B, KiB, MiB or GiB, such as 400MiB", s)
+}

@@ -1,0 +1,212 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/common/expfmt"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/storage"
+)
+
+// metrics turns what the engine and the store tell into Prometheus' text format. Names begin with
+// millrace_; labels are topic and subscription names, bounded by maxSeries.
+type metrics struct {
+	registry  *prometheus.Registry
+	published *prometheus.CounterVec
+	bytes     prometheus.Counter
+	took      prometheus.Histogram
+	engine    func() *engine.Engine
+	store     func() storage.Stats
+}
+
+// maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under
+// "_other", so that a million topics do not become a million series.
+const maxSeries = 1000
+
+func newMetrics() *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		published: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "millrace_published_events_total", Help: "Events accepted from publishers, durable."}, []string{"topic"}),
+		bytes: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "millrace_published_bytes_total", Help: "Bytes of data of accepted events."}),
+		took: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "millrace_delivery_seconds", Help: "How long successful deliveries took at their sink.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
+	}
+	m.registry.MustRegister(m.published, m.bytes, m.took, m, collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}
+
+// observer feeds the counters that are not read off the engine's own.
+func (m *metrics) observer() engine.Observer {
+	topics := &bounded{seen: map[string]prometheus.Counter{}, of: m.published}
+	return engine.Observer{
+		Published: func(topic string, events, bytes int) {
+			topics.counter(topic).Add(float64(events))
+			m.bytes.Add(float64(bytes))
+		},
+		Delivered: func(_ string, took time.Duration) { m.took.Observe(took.Seconds()) },
+	}
+}
+
+// write appends the text exposition to w.
+func (m *metrics) write(w io.Writer) error {
+	families, err := m.registry.Gather()
+	if err != nil {
+		return fmt.Errorf("gather metrics: %w", err)
+	}
+	enc := expfmt.NewEncoder(w, expfmt.NewFormat(expfmt.TypeTextPlain))
+	for _, f := range families {
+		if err := enc.Encode(f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Each description is made once: Collect runs at every scrape.
+var (
+	descTopicBytes  = describe("topic_bytes", "Bytes of records that the topic keeps.", "topic")
+	descFilterErrs  = describe("filter_errors_total", "Times that a filter ran out of its bounds at an event, which is no match.", "topic")
+	descFilterMiss  = describe("filter_missing_total", "Comparisons that were false because a path was missing or of another type.", "topic")
+	descTopicEvents = describe("topic_events", "Events that the topic keeps.", "topic")
+	descSub         = map[string]*prometheus.Desc{
+		"matched":       describe("subscription_matched_total", "Events that matched.", "subscription"),
+		"delivered":     describe("subscription_delivered_total", "Deliveries that succeeded.", "subscription"),
+		"failed":        describe("subscription_failed_total", "Attempts that failed.", "subscription"),
+		"retried":       describe("subscription_retried_total", "Events parked for another try.", "subscription"),
+		"dead":          describe("subscription_dead_lettered_total", "Events dead-lettered.", "subscription"),
+		"dropped":       describe("subscription_dropped_total", "Events that a function dropped.", "subscription"),
+		"lost":          describe("subscription_lost_total", "Events that the ring dropped before the subscription read them.", "subscription"),
+		"lag":           describe("subscription_lag_events", "Events of the topic that it has not looked at.", "subscription"),
+		"outstanding":   describe("subscription_outstanding", "Events in hand, not settled.", "subscription"),
+		"parked":        describe("subscription_parked", "Events that wait for their next try.", "subscription"),
+		"parked_bytes":  describe("subscription_parked_bytes", "Bytes of them.", "subscription"),
+		"leased":        describe("subscription_leased", "Leases out.", "subscription"),
+		"stopped":       describe("subscription_stopped", "1 while paused, disabled or waiting.", "subscription"),
+	}
+	descCommits   = describe("store_commits_total", "Synced group commits.")
+	descBatches   = describe("store_batches_total", "Callers' batches in them.")
+	descWritten   = describe("store_written_bytes_total", "Bytes written to disk for everything.")
+	descUser      = describe("store_user_bytes_total", "Bytes of records appended.")
+	descFree      = describe("store_disk_free_bytes", "Free bytes of the data directory's disk.")
+	descUsed      = describe("store_disk_used_bytes", "Bytes that the data directory takes.")
+	descDedupe    = describe("store_dedupe_bytes", "Bytes of the dedupe index.")
+	descShortened = describe("store_dedupe_shortened_total", "Ids that left the dedupe window early because the index was full.")
+	descDegraded  = describe("store_degraded", "1 while the store refuses to write.")
+)
+
+func describe(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("millrace_"+name, help, labels, nil)
+}
+
+// Describe sends nothing: the collector is unchecked, since what there is changes with the rules.
+func (m *metrics) Describe(chan<- *prometheus.Desc) {}
+
+// Collect reads the engine's and the store's numbers.
+func (m *metrics) Collect(out chan<- prometheus.Metric) {
+	e := m.engine()
+	if e == nil {
+		return
+	}
+	m.collectTopics(e, out)
+	m.collectSubscriptions(e, out)
+	s := m.store()
+	count := func(d *prometheus.Desc, v float64) {
+		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
+	}
+	gauge := func(d *prometheus.Desc, v float64) { out <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v) }
+	count(descCommits, float64(s.Commits))
+	count(descBatches, float64(s.CommittedBatches))
+	count(descWritten, float64(s.WrittenBytes))
+	count(descUser, float64(s.UserBytes))
+	count(descShortened, float64(s.DedupeShortened))
+	gauge(descFree, float64(s.DiskFree))
+	gauge(descUsed, float64(s.DiskUsed))
+	gauge(descDedupe, float64(s.DedupeBytes))
+	gauge(descDegraded, truth(s.Degraded != ""))
+}
+
+func (m *metrics) collectTopics(e *engine.Engine, out chan<- prometheus.Metric) {
+	var bytes, events, errs, missing tally
+	for _, t := range e.Topics() {
+		errs.add(t.Name, float64(t.FilterErrors))
+		missing.add(t.Name, float64(t.FilterMissing))
+		for _, p := range t.Partition {
+			bytes.add(t.Name, float64(p.Bytes))
+			events.add(t.Name, float64(p.Next-p.Head))
+		}
+	}
+	errs.send(out, descFilterErrs, prometheus.CounterValue)
+	missing.send(out, descFilterMiss, prometheus.CounterValue)
+	bytes.send(out, descTopicBytes, prometheus.GaugeValue)
+	events.send(out, descTopicEvents, prometheus.GaugeValue)
+}
+
+func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.Metric) {
+	counters, gauges := map[string]*tally{}, map[string]*tally{}
+	for _, s := range e.Subscriptions() {
+		for kind, v := range map[string]uint64{"matched": s.Matched, "delivered": s.Delivered, "failed": s.Failed,
+			"retried": s.Retried, "dead": s.DeadLettered, "dropped": s.Dropped, "lost": s.Lost} {
+			tallyOf(counters, kind).add(s.Name, float64(v))
+		}
+		for kind, v := range map[string]float64{"lag": float64(s.Lag), "outstanding": float64(s.Outstanding), "parked": float64(s.Parked),
+			"parked_bytes": float64(s.ParkedBytes), "leased": float64(s.Leased), "stopped": truth(s.State != "running")} {
+			tallyOf(gauges, kind).add(s.Name, v)
+		}
+	}
+	for kind, t := range counters {
+		t.send(out, descSub[kind], prometheus.CounterValue)
+	}
+	for kind, t := range gauges {
+		t.send(out, descSub[kind], prometheus.GaugeValue)
+	}
+}
+
+func truth(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// tally adds values up by name, with what is beyond maxSeries under one name.
+type tally struct {
+	names  []string
+	values map[string]float64
+}
+
+func tallyOf(m map[string]*tally, kind string) *tally {
+	if m[kind] == nil {
+		m[kind] = &tally{}
+	}
+	return m[kind]
+}
+
+func (t *tally) add(name string, v float64) {
+	if t.values == nil {
+		t.values = map[string]float64{}
+	}
+	if _, ok := t.values[name]; !ok {
+		if len(t.names) >= maxSeries {
+			name = "_other"
+		}
+		if _, ok := t.values[name]; !ok {
+			t.names = append(t.names, name)
+		}
+	}
+	t.values[name] += v
+}
+
+func (t *tally) send(out chan<- prometheus.Metric, d *prometheus.Desc, kind prometheus.ValueType) {
+	for _, n := range t.names {
+		out <- prometheus.MustNewConstMetric(d, kind, t.values[n], n)
+	}
+}

@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/egress"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
+	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/storage"
+	"github.com/millrace/millrace/storage/pebblestore"
+)
+
+// routerOptions are a router process's options. What is routed where is rules, not options.
+type routerOptions struct {
+	rules       string // file or folder; "" for none
+	data        string
+	listen      string
+	token       string
+	insecure    bool
+	private     bool // targets on loopback and private networks are allowed
+	autoCreate  bool
+	corsOrigins []string
+	hosts       []string
+	acceptClock bool
+	memory      memorySplit
+	env         func(string) string
+	files       func(path string) ([]byte, error) // of the rules; nil reads the disk
+	log         *slog.Logger
+}
+
+// A router is a whole router process: store, functions, engine, HTTP face.
+type router struct {
+	o      routerOptions
+	store  *pebblestore.Store
+	host   *plugins.Host
+	engine *engine.Engine
+	defs   *definitions
+	http   *httpapi.Server
+	ln     net.Listener
+}
+
+// drainTime is how long a router that is told to stop lets requests and sends finish.
+const drainTime = 25 * time.Second
+
+// openRouter opens everything and listens; nothing is served until run. On error nothing stays open.
+func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
+	r = &router{o: o}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, r.close(ctx))
+			r = nil
+		}
+	}()
+	if o.memory.Total > 0 {
+		debug.SetMemoryLimit(o.memory.Total)
+	}
+	if err := os.MkdirAll(o.data, 0o700); err != nil {
+		return r, fmt.Errorf("data directory: %w", err)
+	}
+	m := newMetrics()
+	m.engine, m.store = func() *engine.Engine { return r.engine }, func() storage.Stats { return r.store.Stats() }
+	if r.store, err = pebblestore.Open(ctx, pebblestore.Options{
+		Dir: filepath.Join(o.data, "store"), Cache: o.memory.Cache, MemTable: o.memory.MemTable,
+		BlockCache: o.memory.Fresh, DedupeBytes: o.memory.Dedupe, AcceptClock: o.acceptClock,
+		Logf: func(format string, args ...any) { o.log.Warn("store: " + fmt.Sprintf(format, args...)) },
+	}); err != nil {
+		return r, err
+	}
+	functionLog := func(function string, level int, message string) {
+		o.log.Log(ctx, slog.Level(level*4-4), message, "function", function)
+	}
+	if r.host, err = plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Dir: filepath.Join(o.data, "functions"), Log: functionLog}); err != nil {
+		return r, err
+	}
+	dialer, err := egress.New(egress.Options{AllowPrivate: o.private})
+	if err != nil {
+		return r, err
+	}
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, Observer: m.observer(), Log: o.log}); err != nil {
+		return r, err
+	}
+	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
+	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, embed: o.files != nil, log: o.log,
+		o: rules.Options{Sinks: sinkKinds(dialer), Getenv: getenv, ReadFile: o.files}}
+	if err := r.defs.open(ctx); err != nil {
+		return r, err
+	}
+	b := backend{Engine: r.engine, definitions: r.defs, store: r.store, start: time.Now()}
+	if r.http, err = httpapi.New(httpapi.Options{
+		Backend: b, Token: o.token, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
+		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
+	}); err != nil {
+		return r, err
+	}
+	debug.FreeOSMemory() // what compiling functions took is not needed again
+	r.ln, err = net.Listen("tcp", o.listen)
+	return r, err
+}
+
+// run serves until ctx ends, then drains: new work is refused, what is under way may finish, cursors are
+// written, everything is closed.
+func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, failed := errgroup.WithContext(serving)
+	g.Go(func() error { return r.http.Serve(serving, r.ln) })
+	if r.o.rules != "" && r.o.files == nil {
+		g.Go(func() error {
+			r.defs.watch(serving, hangup, time.Second)
+			return nil
+		})
+	}
+	var broken error
+	select {
+	case <-ctx.Done():
+		r.o.log.Info("draining", "for", drainTime)
+	case <-failed.Done():
+	case <-r.store.Fatal():
+		broken = errors.New("the store cannot write any more: " + r.store.Stats().Degraded + "; nothing was acknowledged since; free the disk or look at it, then start again")
+	}
+	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
+	defer cancel()
+	r.engine.Drain()
+	shutdown := r.http.Shutdown(ending)
+	stop()
+	return errors.Join(broken, g.Wait(), shutdown, r.close(ending))
+}
+
+// close closes what is open, in the order in which one part needs the other.
+func (r *router) close(ctx context.Context) error {
+	var errs []error
+	if r.engine != nil {
+		errs = append(errs, r.engine.Close(ctx))
+	}
+	if r.host != nil {
+		errs = append(errs, r.host.Close(context.WithoutCancel(ctx)))
+	}
+	if r.store != nil {
+		errs = append(errs, r.store.Close())
+	}
+	if r.ln != nil && r.http == nil {
+		errs = append(errs, r.ln.Close())
+	}
+	return errors.Join(errs...)
+}

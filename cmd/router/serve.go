@@ -1,0 +1,122 @@
+package main
+
+import (
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/pprof"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func serveCommand(p *program) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run a router",
+		Long: `Run a router until SIGTERM or SIGINT, which drain it: it refuses new events, finishes what is under way
+within 25 s, writes its cursors and ends.
+
+Without --rules it takes ./millrace.yaml if there is one, else /etc/millrace/ if there is one, else it runs
+without rules: topics and subscriptions are then made over the API, and topics by publishing to them. The
+rules are loaded again on SIGHUP and when the file changes; a bad file changes nothing.
+
+Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
+		Example: `  router serve --rules millrace.yaml --data ./data
+  MILLRACE_TOKEN=secret router serve --listen 0.0.0.0:8080`,
+		Args: cobra.NoArgs,
+	}
+	var o routerOptions
+	var memory, profile string
+	f := cmd.Flags()
+	f.StringVar(&o.rules, "rules", "", "rules: a YAML `file` or a folder of them")
+	f.StringVar(&o.data, "data", "", "data `directory` ($STATE_DIRECTORY, else ~/.local/share/millrace)")
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
+	f.StringVar(&memory, "memory", "", "memory to use, such as `400MiB` (80 % of the cgroup's or the machine's)")
+	f.BoolVar(&o.private, "allow-private-targets", false, "allow webhooks to loopback, private and other special addresses")
+	f.BoolVar(&o.autoCreate, "auto-create-topics", false, "make unknown topics when they are published to (on without rules)")
+	f.StringArrayVar(&o.corsOrigins, "cors-origin", nil, "allow pages of this `origin` to call; may be repeated")
+	f.StringArrayVar(&o.hosts, "host", nil, "allow this `name` in the Host header; may be repeated")
+	f.BoolVar(&o.insecure, "insecure", false, "listen beyond loopback without a token")
+	f.BoolVar(&o.acceptClock, "accept-clock", false, "believe a wall clock that has moved on by more than a year")
+	f.StringVar(&profile, "cpuprofile", "", "write a CPU profile to `file` until the router ends")
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		bytes := defaultMemory()
+		if memory != "" {
+			var err error
+			if bytes, err = parseSize(memory); err != nil {
+				return usagef(cmd, "--memory: %v", err)
+			}
+		}
+		if bytes < minMemory {
+			return usagef(cmd, "--memory %s: a router needs %s at least", sizeText(bytes), sizeText(minMemory))
+		}
+		o.memory = splitMemory(bytes)
+		if err := p.serveDefaults(&o); err != nil {
+			return err
+		}
+		if profile != "" {
+			out, err := os.Create(profile)
+			if err != nil {
+				return fmt.Errorf("--cpuprofile: %w", err)
+			}
+			defer out.Close()
+			if err := pprof.StartCPUProfile(out); err != nil {
+				return fmt.Errorf("--cpuprofile: %w", err)
+			}
+			defer pprof.StopCPUProfile()
+		}
+		return p.serve(cmd, o)
+	}
+	return cmd
+}
+
+// minMemory is what the parts need at their smallest.
+const minMemory = 96 << 20
+
+// serveDefaults fills in what depends on the surroundings.
+func (p *program) serveDefaults(o *routerOptions) error {
+	o.token, o.env = p.env("MILLRACE_TOKEN"), p.env
+	o.log = slog.New(slog.NewTextHandler(p.stderr, nil))
+	if o.rules == "" {
+		for _, path := range []string{"millrace.yaml", "/etc/millrace"} {
+			if _, err := os.Stat(path); err == nil {
+				o.rules = path
+				break
+			}
+		}
+	}
+	if o.rules == "" {
+		o.autoCreate = true
+	}
+	if o.data == "" {
+		o.data = p.env("STATE_DIRECTORY")
+	}
+	if o.data == "" {
+		home := p.env("HOME")
+		if home == "" {
+			return fmt.Errorf("no data directory: name one with --data, or set STATE_DIRECTORY or HOME")
+		}
+		o.data = filepath.Join(home, ".local", "share", "millrace")
+	}
+	return nil
+}
+
+func (p *program) serve(cmd *cobra.Command, o routerOptions) error {
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	defer signal.Stop(hangup)
+	r, err := openRouter(cmd.Context(), o)
+	if err != nil {
+		return err
+	}
+	rulesText := o.rules
+	if rulesText == "" {
+		rulesText = "none; topics and subscriptions are made over the API"
+	}
+	limits := fmt.Sprintf("%s an event, %s a request, %d events a request", sizeText(1<<20), sizeText(16<<20), 10_000)
+	fmt.Fprintf(p.stdout, "rules   %s\ndata    %s\nmemory  %s\nlimits  %s\nlisten  http://%s\n", rulesText, o.data, o.memory, limits, r.ln.Addr())
+	return r.run(cmd.Context(), hangup)
+}
