@@ -25,7 +25,7 @@ type partition struct {
 	feeds atomic.Pointer[feeds]
 
 	filterErrors, filterMissing atomic.Uint64 // since the start: see TopicInfo
-	saved event.Offset // checkpoint as last written; guarded by mu, 0 after a failed write
+	saved                       event.Offset  // checkpoint as last written; guarded by mu, 0 after a failed write
 }
 
 // feeds is whom a topic's events go to: immutable, replaced under every partition's mu.

@@ -78,19 +78,19 @@ var (
 	descFilterMiss  = describe("filter_missing_total", "Comparisons that were false because a path was missing or of another type.", "topic")
 	descTopicEvents = describe("topic_events", "Events that the topic keeps.", "topic")
 	descSub         = map[string]*prometheus.Desc{
-		"matched":       describe("subscription_matched_total", "Events that matched.", "subscription"),
-		"delivered":     describe("subscription_delivered_total", "Deliveries that succeeded.", "subscription"),
-		"failed":        describe("subscription_failed_total", "Attempts that failed.", "subscription"),
-		"retried":       describe("subscription_retried_total", "Events parked for another try.", "subscription"),
-		"dead":          describe("subscription_dead_lettered_total", "Events dead-lettered.", "subscription"),
-		"dropped":       describe("subscription_dropped_total", "Events that a function dropped.", "subscription"),
-		"lost":          describe("subscription_lost_total", "Events that the ring dropped before the subscription read them.", "subscription"),
-		"lag":           describe("subscription_lag_events", "Events of the topic that it has not looked at.", "subscription"),
-		"outstanding":   describe("subscription_outstanding", "Events in hand, not settled.", "subscription"),
-		"parked":        describe("subscription_parked", "Events that wait for their next try.", "subscription"),
-		"parked_bytes":  describe("subscription_parked_bytes", "Bytes of them.", "subscription"),
-		"leased":        describe("subscription_leased", "Leases out.", "subscription"),
-		"stopped":       describe("subscription_stopped", "1 while paused, disabled or waiting.", "subscription"),
+		"matched":      describe("subscription_matched_total", "Events that matched.", "subscription"),
+		"delivered":    describe("subscription_delivered_total", "Deliveries that succeeded.", "subscription"),
+		"failed":       describe("subscription_failed_total", "Attempts that failed.", "subscription"),
+		"retried":      describe("subscription_retried_total", "Events parked for another try.", "subscription"),
+		"dead":         describe("subscription_dead_lettered_total", "Events dead-lettered.", "subscription"),
+		"dropped":      describe("subscription_dropped_total", "Events that a function dropped.", "subscription"),
+		"lost":         describe("subscription_lost_total", "Events that the ring dropped before the subscription read them.", "subscription"),
+		"lag":          describe("subscription_lag_events", "Events of the topic that it has not looked at.", "subscription"),
+		"outstanding":  describe("subscription_outstanding", "Events in hand, not settled.", "subscription"),
+		"parked":       describe("subscription_parked", "Events that wait for their next try.", "subscription"),
+		"parked_bytes": describe("subscription_parked_bytes", "Bytes of them.", "subscription"),
+		"leased":       describe("subscription_leased", "Leases out.", "subscription"),
+		"stopped":      describe("subscription_stopped", "1 while paused, disabled or waiting.", "subscription"),
 	}
 	descCommits   = describe("store_commits_total", "Synced group commits.")
 	descBatches   = describe("store_batches_total", "Callers' batches in them.")
