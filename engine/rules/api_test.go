@@ -120,6 +120,7 @@ func TestFaultsOfTheAPI(t *testing.T) {
 		{sub, begin + `"deliver": {"pull": {}}, "filter": "typo == 1"}`, "filter", "filter, column 1: unknown name"},
 		{sub, begin + `"deliver": {"pull": {}}, "order": "key"}`, "order", "or set it to none"},
 		{sub, begin + `"deliver": {"pull": {}}, "retry": {"jitter": "NaN"}}`, "retry.jitter", `is "NaN"`},
+		{sub, `{"name": "` + strings.Repeat("s", 249) + `", "topic": "t", "deliver": {"topic": "u"}}`, "name", "too long for its topic"},
 		{sub, "name: s\ntopic: t\ndeliver: {pull: {}}\nbad: 1\n", "bad", `unknown key "bad"`},
 	} {
 		err := c.parse([]byte(c.doc))

@@ -99,6 +99,15 @@ subscriptions:
 	}
 }
 
+// A filter with a URL in it has no secrets.
+func TestFiltersShow(t *testing.T) {
+	const filter = `source == "https://u:p@x.y/?q=1"`
+	s := parse(t, "subscriptions: {s: {topic: t, filter: '"+filter+"', deliver: {pull: }}}", testOptions())
+	if got := string(s.Subscriptions[0].Subscription.Source); !strings.Contains(got, string(jsonString(filter))) {
+		t.Error(got)
+	}
+}
+
 // References are not looked into again, keys are left alone, $${ is a plain ${.
 func TestReferences(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "secret")
@@ -265,6 +274,29 @@ func TestNearest(t *testing.T) {
 		}
 		if got := nearest(name, names); got != want {
 			t.Errorf("nearest to %q is %q, want %q", name, got, want)
+		}
+	}
+}
+
+// Parse alone falls back on the process: what comes over the network must not read it.
+func TestWhoMayReadTheProcess(t *testing.T) {
+	t.Setenv("RULES_TEST_VARIABLE", "orders")
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "name"), []byte("orders\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "r.yaml")
+	for _, ref := range []string{"${env:RULES_TEST_VARIABLE}", "${file:name}"} {
+		src := "subscriptions: {s: {topic: \"" + ref + "\", deliver: {pull: }}}"
+		if err := os.WriteFile(file, []byte(src), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Parse(t.Context(), file, Options{})
+		if err != nil || s.Subscriptions[0].Subscription.Topic != "orders" {
+			t.Errorf("%s: %v", ref, err)
+		}
+		if _, err := ParseBytes(file, []byte(src), Options{}); err == nil || !strings.Contains(err.Error(), "not available here") {
+			t.Errorf("%s from elsewhere: %v", ref, err)
 		}
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/url"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -74,14 +75,19 @@ func size(n int64) *doc {
 	return number(n)
 }
 
+// isURL tells a URL from a text that only has one in it, such as a filter.
+var isURL = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
+
 // shownText is a text without what is secret in it: all of it, or a URL's password and query.
 func shownText(s string, secret bool) *doc {
 	switch u, err := url.Parse(s); {
 	case secret && s != "":
 		s = hidden
-	case strings.Contains(s, "://") && err != nil:
+	case !isURL.MatchString(s):
+		return text(s)
+	case err != nil:
 		s = hidden // a password may be what it stumbled over
-	case strings.Contains(s, "://") && (u.User != nil || u.RawQuery != ""):
+	case u.User != nil || u.RawQuery != "":
 		if u.User != nil {
 			u.User = url.User("USER")
 		}

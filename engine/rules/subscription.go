@@ -108,6 +108,11 @@ func (p *parser) derived(d *subscriptionDef, key *node, suffix, instead string) 
 	if name := d.Name + suffix; event.CheckName("topic", name) == nil {
 		return name
 	}
+	if p.api {
+		at := *key
+		at.path = "name"
+		key = &at
+	}
 	p.fault(key, "the name %s is too long for its topic %s; shorten it, or set %s", quote(d.Name), quote("…"+suffix), instead)
 	return ""
 }
