@@ -167,7 +167,7 @@ func (d *demo) why(ctx context.Context, events []byte) error {
 	lines := bytes.SplitN(events, []byte("\n"), 3)
 	var answer struct {
 		Events []struct {
-			Subscriptions []struct {
+			Matches []struct {
 				Subscription string
 				Matched      bool
 				Why          string
@@ -180,7 +180,7 @@ func (d *demo) why(ctx context.Context, events []byte) error {
 	}
 	matched := 0
 	for i, e := range answer.Events {
-		for _, s := range e.Subscriptions {
+		for _, s := range e.Matches {
 			mark := "no "
 			if s.Matched {
 				mark = "yes"
@@ -365,7 +365,8 @@ func (r *demoReceiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	w.WriteHeader(r.take(ev.ID, string(ev.Data), h.Get("webhook-id")))
+	order, _, _ := strings.Cut(ev.ID, "~") // what a function emits is <id>~<subscription>~<n>
+	w.WriteHeader(r.take(order, string(ev.Data), h.Get("webhook-id")))
 }
 
 func (r *demoReceiver) take(id, data, webhookID string) int {
