@@ -69,7 +69,7 @@ func TestTopicsOf(t *testing.T) {
 		t.Fatal(err)
 	}
 	ts := TopicsOf(s.Subscription, source)
-	if len(ts) != 2 || !ts[0].Implied || !ts[1].Implied {
+	if len(ts) != 2 || ts[0].Implied || /* its bounds are said */ !ts[1].Implied {
 		t.Fatalf("%+v", ts)
 	}
 	if want := (event.Topic{Name: "s.out", Partitions: 8, Retain: event.Retain{Bytes: 1 << 20, Age: time.Hour, Events: 5}, WhenFull: event.Reject}).WithDefaults(); !reflect.DeepEqual(ts[0].Topic, want) {

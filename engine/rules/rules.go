@@ -59,6 +59,7 @@ type Set struct {
 type Topic struct {
 	event.Topic
 	Implied   bool            // only named by a subscription: it must not replace a definition that exists
+	made      bool            // for a subscription, not written by itself
 	Source    json.RawMessage // as written, with its name
 	Effective json.RawMessage // with all defaults
 	source    *doc
@@ -197,7 +198,9 @@ func TopicsOf(s event.Subscription, source event.Topic) []Topic {
 		if d.StreamKeep.Events != 0 {
 			out.Retain.Events = d.StreamKeep.Events
 		}
-		ts = append(ts, impliedTopic(out))
+		t := impliedTopic(out)
+		t.Implied = d.StreamKeep == (event.Retain{}) // else its bounds are said, and a change of them counts
+		ts = append(ts, t)
 	}
 	if s.DeadLetter != "" {
 		ts = append(ts, impliedTopic(event.Topic{Name: s.DeadLetter, WhenFull: event.Reject, Owner: s.Owner}))
@@ -207,7 +210,7 @@ func TopicsOf(s event.Subscription, source event.Topic) []Topic {
 
 func impliedTopic(t event.Topic) Topic {
 	t = t.WithDefaults()
-	d := topicDef{Topic: Topic{Topic: t, Implied: true, source: &doc{kind: mapping}}}
+	d := topicDef{Topic: Topic{Topic: t, Implied: true, made: true, source: &doc{kind: mapping}}}
 	return d.finished()
 }
 

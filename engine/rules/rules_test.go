@@ -34,7 +34,7 @@ func TestFullExample(t *testing.T) {
 		"big-eu-orders.dead true 1073741824 168h0m0s 2m0s 1",
 		"audit.dead true 1073741824 168h0m0s 2m0s 1",
 		"live.dead true 1073741824 168h0m0s 2m0s 1",
-		"live.out true 1073741824 1h0m0s 2m0s 0",
+		"live.out false 1073741824 1h0m0s 2m0s 0",
 		"audit true 1073741824 168h0m0s 2m0s 0",
 	}
 	if !reflect.DeepEqual(topics, want) {

@@ -375,14 +375,14 @@ func ShowTopic(t event.Topic) json.RawMessage {
 func (s *Set) doc(effective bool) *doc {
 	d := &doc{kind: mapping}
 	d.set("version", number(1))
-	section := func(name string, n int, each func(i int) (name string, implied bool, source, effective *doc)) {
+	section := func(name string, n int, each func(i int) (name string, made bool, source, effective *doc)) {
 		part := &doc{kind: mapping}
 		for i := range n {
-			name, implied, src, eff := each(i)
+			name, made, src, eff := each(i)
 			switch {
 			case effective:
 				part.set(name, eff)
-			case !implied:
+			case !made:
 				part.set(name, src)
 			}
 		}
@@ -392,7 +392,7 @@ func (s *Set) doc(effective bool) *doc {
 	}
 	section("topics", len(s.Topics), func(i int) (string, bool, *doc, *doc) {
 		t := &s.Topics[i]
-		return t.Name, t.Implied, t.source, t.effective
+		return t.Name, t.made, t.source, t.effective
 	})
 	section("functions", len(s.Functions), func(i int) (string, bool, *doc, *doc) {
 		f := &s.Functions[i]
