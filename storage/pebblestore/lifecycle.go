@@ -191,7 +191,8 @@ func (s *Store) DropLog(ctx context.Context, id storage.LogID) error {
 	})
 }
 
-// Close implements storage.Store. After a failed write it waits for Pebble at most two seconds.
+// Close implements storage.Store. After a failed write Pebble's goroutines stand still for good (see guardFS); then
+// it returns without waiting for them, and only the end of the process frees what they hold.
 func (s *Store) Close() error {
 	s.closed.Do(func() { s.closeErr = s.close() })
 	return s.closeErr
@@ -206,20 +207,22 @@ func (s *Store) close() error {
 	default:
 	}
 	s.queue.mu.Unlock()
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		s.wg.Wait()
-	}()
+	stopped := make(chan error, 1)
+	go func() { stopped <- s.finish() }()
+	var err error
 	select {
-	case <-stopped:
+	case err = <-stopped:
 	case <-s.fatal:
-		select {
-		case <-stopped:
-		case <-time.After(closeGrace):
-			return errors.Join(s.degraded(), s.files.close())
-		}
+		err = s.degraded()
+	case <-time.After(s.o.StallTimeout):
+		err = fmt.Errorf("closing has hung for %s", s.o.StallTimeout)
 	}
+	return errors.Join(err, s.files.close())
+}
+
+// finish waits for commits and reads under way and closes Pebble.
+func (s *Store) finish() error {
+	s.wg.Wait()
 	s.readersMu.Lock()
 	s.noReaders = make(chan struct{})
 	if s.readers == 0 {
@@ -227,37 +230,8 @@ func (s *Store) close() error {
 	}
 	s.readersMu.Unlock()
 	<-s.noReaders
-	var errs []error
 	if err := s.degraded(); err != nil {
-		errs = append(errs, err)
-	} else if err := s.writeSidecar(); err != nil {
-		errs = append(errs, err)
+		return err
 	}
-	done := make(chan error, 1)
-	go func() {
-		defer func() {
-			if p := recover(); p != nil { // Pebble panics when it cannot close a log
-				done <- fmt.Errorf("closing: %v", p)
-			}
-		}()
-		done <- s.db.Close()
-	}()
-	wait := time.NewTimer(s.o.StallTimeout)
-	if s.degraded() != nil {
-		wait.Reset(closeGrace)
-	}
-	defer wait.Stop()
-	select {
-	case err := <-done:
-		if err != nil {
-			errs = append(errs, err)
-		}
-	case <-wait.C:
-		errs = append(errs, errors.New("closing Pebble hangs"))
-	}
-	errs = append(errs, s.files.close())
-	return errors.Join(errs...)
+	return errors.Join(s.writeSidecar(), closePebble(s.db))
 }
-
-// closeGrace is how long a store whose disk has failed waits for Pebble.
-const closeGrace = 2 * time.Second

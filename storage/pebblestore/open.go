@@ -43,7 +43,6 @@ type Options struct {
 	pipeline        int  // groups under way at once
 	checkpointEvery time.Duration
 	keyPerEvent     bool // a block per event, for the benchmark
-	noSeparation    bool // values inside the tables, for the benchmark
 }
 
 // Compression says how events are compressed on the disk.
@@ -138,12 +137,17 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 		}
 	}()
 	s.space = newSpace(o.FS, o.Dir, o.DiskReserve)
-	if err := s.openDB(); err != nil {
+	opened := make(chan error, 1)
+	go func() { opened <- s.openDB() }() // ends with this call, but for a guardFS that stops it for good
+	select {
+	case err = <-opened:
+	case <-s.fatal:
+		err = s.degraded()
+	}
+	if err != nil {
 		return nil, err
 	}
-	if err := s.start(); err != nil {
-		return nil, errors.Join(err, s.db.Close())
-	}
+	s.run()
 	return s, nil
 }
 
@@ -160,7 +164,7 @@ func (s *Store) openDB() (err error) {
 		if s.db, err = openPebble(s.o.FS, f.db, s.pebbleOptions()); err != nil {
 			return err
 		}
-		if err := s.db.Close(); err != nil {
+		if err := closePebble(s.db); err != nil {
 			return err
 		}
 	} else if err := f.verify(s.o.Logf); err != nil {
@@ -169,7 +173,20 @@ func (s *Store) openDB() (err error) {
 	if s.db, err = openPebble(s.o.FS, f.db, s.pebbleOptions()); err != nil {
 		return f.explain(err)
 	}
+	if err := s.start(); err != nil {
+		return errors.Join(err, closePebble(s.db))
+	}
 	return nil
+}
+
+// closePebble is db.Close whose panics are errors: it panics when it cannot close a log.
+func closePebble(db *pebble.DB) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("closing Pebble: %v", p)
+		}
+	}()
+	return db.Close()
 }
 
 // openPebble is pebble.Open whose panics are errors.
@@ -184,7 +201,7 @@ func openPebble(_ vfs.FS, dir string, o *pebble.Options) (db *pebble.DB, err err
 	return pebble.Open(dir, o)
 }
 
-// start checks what Pebble came back with against the sidecar, counts the epoch, and starts the goroutines.
+// start checks what Pebble came back with against the sidecar and counts the epoch.
 func (s *Store) start() error {
 	f := s.files
 	if err := s.checkFormat(); err != nil {
@@ -215,6 +232,11 @@ func (s *Store) start() error {
 	if err := s.writeSidecar(); err != nil {
 		return err
 	}
+	return s.degraded()
+}
+
+// run starts the goroutines; Close ends them.
+func (s *Store) run() {
 	for range s.o.pipeline {
 		s.groups <- &group{}
 	}
@@ -222,7 +244,6 @@ func (s *Store) start() error {
 	go func() { defer s.wg.Done(); s.commitLoop() }()
 	go func() { defer s.wg.Done(); s.publishLoop() }()
 	go func() { defer s.wg.Done(); s.background() }()
-	return nil
 }
 
 func (s *Store) meta(key []byte) (uint64, error) {

@@ -100,6 +100,13 @@ func (g *Ledger) Snapshot() *Ledger {
 	return c
 }
 
+// Rewind takes back what was acknowledged since a snapshot: a crash came before it.
+func (g *Ledger) Rewind(to *Ledger) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.acked = to.Snapshot().acked
+}
+
 // Check reads everything and compares: what was acknowledged in atLeast is there, at its place; nothing is
 // there that g never tried; offsets are dense; a batch is there whole or not at all.
 func (g *Ledger) Check(ctx context.Context, s storage.Store, atLeast *Ledger) error {

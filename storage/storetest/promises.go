@@ -73,7 +73,7 @@ func refusal(t *testing.T, e *env) {
 
 func dedupe(t *testing.T, e *env) {
 	o := storage.LogOptions{Dedupe: time.Minute}
-	l := e.log(1, o)
+	e.log(1, o)
 	e.add(1, entry("router's own", 1), client("a", "1"))
 	again := func(repeat bool, at event.Offset) {
 		t.Helper()
@@ -102,7 +102,7 @@ func dedupe(t *testing.T, e *env) {
 	e.clock.step(2 * time.Minute)
 	e.maintain()
 	e.restart()
-	l = e.log(1, o)
+	l := e.log(1, o)
 	again(false, 3)
 	e.same(e.ids(l, 0), []string{"router's own", "a", "a", "a"})
 }
