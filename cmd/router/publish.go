@@ -151,8 +151,11 @@ func (s *published) so(err error) error {
 // showPublished prints the router's answer to one request.
 func (p *program) showPublished(c *client, o *publishing, answer []byte, sum *published) error {
 	sum.requests++
-	if o.dryRun || c.json {
+	if c.json {
 		return printJSON(p.stdout, answer)
+	}
+	if o.dryRun {
+		return p.showDryRun(c, answer, sum)
 	}
 	var a struct {
 		Accepted int
@@ -170,6 +173,32 @@ func (p *program) showPublished(c *client, o *publishing, answer []byte, sum *pu
 	for _, e := range a.Events {
 		say(p.stdout, "%s  %s", clean(e.Position), clean(e.ID))
 	}
+	return nil
+}
+
+// showDryRun prints for each event which subscriptions would take it, and why the others would not.
+func (p *program) showDryRun(c *client, answer []byte, sum *published) error {
+	var a struct {
+		Events []struct{ Matches []event.Match }
+	}
+	if err := json.Unmarshal(answer, &a); err != nil {
+		return fmt.Errorf("%s answered something other than the expected JSON (%w); is it a router?", c.base.Host, err)
+	}
+	for _, e := range a.Events {
+		sum.events++
+		for _, m := range e.Matches {
+			takes := "takes it"
+			if !m.Matched {
+				takes = "does not take it"
+			}
+			why := ""
+			if m.Why != "" {
+				why = ": " + clean(m.Why)
+			}
+			say(p.stdout, "event %d: %s %s%s", sum.events, clean(m.Subscription), takes, why)
+		}
+	}
+	say(p.stderr, "nothing was stored")
 	return nil
 }
 

@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 //
 //	start NAME 'text' COMMAND...  run COMMAND in the background until the script ends; wait until it has
 //	                              printed text (a regular expression); its first group becomes $NAME
-//	stop NAME                     send SIGTERM to it, wait, and want exit code 0
+//	finish NAME                   send SIGTERM to it, wait, and want exit code 0
 //	eventually 'text' COMMAND...  run COMMAND again until its output has text, for at most 20 s
 //	code N COMMAND...             run COMMAND and want exit code N
 func TestScript(t *testing.T) {
@@ -45,7 +45,7 @@ func TestScript(t *testing.T) {
 			return errors.Join(err, lookErr)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": startCmd, "stop": stopCmd, "eventually": eventuallyCmd, "code": codeCmd,
+			"start": startCmd, "finish": finishCmd, "eventually": eventuallyCmd, "code": codeCmd,
 		},
 	})
 }
@@ -133,7 +133,7 @@ func startCmd(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-func stopCmd(ts *testscript.TestScript, neg bool, args []string) {
+func finishCmd(ts *testscript.TestScript, neg bool, args []string) {
 	b := ts.Value(backgroundKey{}).(map[string]*background)[args[0]]
 	if b == nil {
 		ts.Fatalf("%s was not started", args[0])
