@@ -380,8 +380,12 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 		return nil, err
 	}
 	old := d.api[kind][name]
-	if old == nil {
-		old = []byte("{}") // a topic that came about by being named
+	if old == nil { // a topic that came about by being named
+		t, err := d.eng.Topic(name)
+		if err != nil {
+			return nil, err
+		}
+		old = rules.ShowTopic(t.Topic)
 	}
 	doc, err := rules.MergePatch(old, patch)
 	if err != nil {

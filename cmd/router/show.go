@@ -4,32 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/millrace/millrace/engine"
-	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/rules"
 )
 
 // What the API shows of a definition: the keys of a rules file, then name, owner and state, which are
 // read-only.
-
-type topicDoc struct {
-	Name       string          `json:"name"`
-	Partitions int             `json:"partitions"`
-	Retain     retainDoc       `json:"retain"`
-	WhenFull   string          `json:"whenFull"`
-	Dedupe     string          `json:"dedupe"`
-	Schema     json.RawMessage `json:"schema,omitempty"`
-	Owner      string          `json:"owner"`
-	State      topicState      `json:"state"`
-}
-
-type retainDoc struct {
-	Bytes  string `json:"bytes"`
-	Age    string `json:"age"`
-	Events int64  `json:"events,omitempty"`
-}
 
 type topicState struct {
 	Incarnation   uint32           `json:"incarnation"`
@@ -45,22 +27,26 @@ type partitionState struct {
 	Bytes    int64  `json:"bytes"`
 }
 
-func (d *definitions) topicDoc(t engine.TopicInfo) topicDoc {
-	doc := topicDoc{
-		Name: t.Name, Partitions: t.Partitions, Dedupe: durationText(t.Dedupe), WhenFull: "drop-oldest",
-		Retain: retainDoc{sizeText(t.Retain.Bytes), durationText(t.Retain.Age), t.Retain.Events},
-		Schema: t.Schema, Owner: d.ownerText(kindTopics, t.Name),
-		State: topicState{Incarnation: t.Incarnation, Subscriptions: append([]string{}, t.Subscriptions...)},
-	}
-	if t.WhenFull == event.Reject {
-		doc.WhenFull = "reject"
-	}
+func (d *definitions) topicDoc(t engine.TopicInfo) (map[string]any, error) {
+	state := topicState{Incarnation: t.Incarnation, Subscriptions: append([]string{}, t.Subscriptions...)}
 	for _, p := range t.Partition {
-		doc.State.Events += p.Next - p.Head
-		doc.State.Bytes += p.Bytes
-		doc.State.Partitions = append(doc.State.Partitions, partitionState{p.Head, p.Next, p.Bytes})
+		state.Events += p.Next - p.Head
+		state.Bytes += p.Bytes
+		state.Partitions = append(state.Partitions, partitionState{p.Head, p.Next, p.Bytes})
 	}
-	return doc
+	return d.document(kindTopics, t.Name, rules.ShowTopic(t.Topic), state)
+}
+
+// document adds to a definition what is read-only.
+func (d *definitions) document(kind, name string, definition []byte, state any) (map[string]any, error) {
+	doc := map[string]any{}
+	if len(definition) > 0 {
+		if err := json.Unmarshal(definition, &doc); err != nil {
+			return nil, fmt.Errorf("%s %s: %w", kind, name, err)
+		}
+	}
+	doc["name"], doc["owner"], doc["state"] = name, d.ownerText(kind, name), state
+	return doc, nil
 }
 
 type subscriptionState struct {
@@ -85,16 +71,8 @@ type subscriptionState struct {
 }
 
 func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any, error) {
-	doc := map[string]any{}
-	if len(s.Source) > 0 {
-		if err := json.Unmarshal(s.Source, &doc); err != nil {
-			return nil, fmt.Errorf("subscription %s: %w", s.Name, err)
-		}
-	}
-	doc["name"], doc["owner"] = s.Name, d.ownerText(kindSubscriptions, s.Name)
-	doc["state"] = subscriptionState{s.State, s.Reason, s.Since, s.Lag, s.Outstanding, s.Parked, s.ParkedBytes, s.Leased,
-		s.Matched, s.Delivered, s.Failed, s.Retried, s.DeadLettered, s.Dropped, s.Lost, s.Digests}
-	return doc, nil
+	return d.document(kindSubscriptions, s.Name, s.Source, subscriptionState{s.State, s.Reason, s.Since, s.Lag, s.Outstanding,
+		s.Parked, s.ParkedBytes, s.Leased, s.Matched, s.Delivered, s.Failed, s.Retried, s.DeadLettered, s.Dropped, s.Lost, s.Digests})
 }
 
 type functionDoc struct {
@@ -146,29 +124,29 @@ func (d *definitions) Show(_ context.Context, kind, name string) ([]byte, error)
 }
 
 func (d *definitions) show(kind, name string) ([]byte, error) {
+	var doc any
+	var err error
 	switch kind {
 	case kindTopics:
-		t, err := d.eng.Topic(name)
-		if err != nil {
-			return nil, err
+		var t engine.TopicInfo
+		if t, err = d.eng.Topic(name); err == nil {
+			doc, err = d.topicDoc(t)
 		}
-		return json.Marshal(d.topicDoc(t))
 	case kindSubscriptions:
-		s, err := d.eng.Subscription(name)
-		if err != nil {
-			return nil, err
+		var s engine.SubscriptionInfo
+		if s, err = d.eng.Subscription(name); err == nil {
+			doc, err = d.subscriptionDoc(s)
 		}
-		doc, err := d.subscriptionDoc(s)
-		if err != nil {
-			return nil, err
+	default:
+		var f engine.FunctionInfo
+		if f, err = d.eng.Function(name); err == nil {
+			doc = d.functionDoc(f)
 		}
-		return json.Marshal(doc)
 	}
-	f, err := d.eng.Function(name)
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(d.functionDoc(f))
+	return json.Marshal(doc)
 }
 
 // List returns all definitions of a kind with their state, by name.
@@ -187,7 +165,11 @@ func (d *definitions) list(kind string) ([]any, error) {
 	switch kind {
 	case kindTopics:
 		for _, t := range d.eng.Topics() {
-			all = append(all, d.topicDoc(t))
+			doc, err := d.topicDoc(t)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, doc)
 		}
 	case kindSubscriptions:
 		for _, s := range d.eng.Subscriptions() {
@@ -218,22 +200,4 @@ func (d *definitions) Rules(context.Context) ([]byte, error) {
 		doc[kind] = all
 	}
 	return json.Marshal(doc)
-}
-
-// durationText writes a duration as rules files do: 7d, 90s.
-func durationText(d time.Duration) string {
-	units := []struct {
-		of   time.Duration
-		name string
-	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "m"}, {time.Second, "s"}, {time.Millisecond, "ms"}}
-	i := slices.IndexFunc(units, func(u struct {
-		of   time.Duration
-		name string
-	}) bool {
-		return d >= u.of && d%u.of == 0
-	})
-	if i < 0 {
-		return d.String()
-	}
-	return fmt.Sprintf("%d%s", d/units[i].of, units[i].name)
 }
