@@ -15,6 +15,7 @@ func commands(p *program) []*cobra.Command {
 		receiveCommand(p),
 		functionsCommand(p),
 		rulesCommand(p),
+		doctorCommand(p),
 		benchCommand(p),
 		versionCommand(p),
 	}
