@@ -29,14 +29,6 @@ func (c *call) answerJSON(status int, v any) error {
 	return nil
 }
 
-// answerDoc sends a JSON document that the backend made.
-func (c *call) answerDoc(status int, doc []byte) error {
-	c.ctx.SetStatusCode(status)
-	c.ctx.Response.Header.SetContentTypeBytes(jsonType)
-	c.ctx.Response.SetBodyRaw(doc)
-	return nil
-}
-
 // empty answers 204.
 func (c *call) empty() error {
 	c.ctx.SetStatusCode(fasthttp.StatusNoContent)

@@ -23,11 +23,41 @@ type route struct {
 // routes is every route of this build. GET answers HEAD too.
 func routes() []*route {
 	publish := []string{"id", "type", "subject", "key", "types", "dryRun"}
-	return []*route{
+	stream := []string{"after", "since", "filter", "event"}
+	rs := []*route{
 		{method: "POST", path: "/v1/topics/{topic}/events", handle: (*call).publish, query: publish},
+		{method: "GET", path: "/v1/topics/{topic}/events", handle: (*call).poll, query: []string{"after", "since", "limit", "filter", "wait"}},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one},
+		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true},
 		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}},
+		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true},
+		{method: "POST", path: "/v1/subscriptions/{name}/pull", handle: (*call).pull},
+		{method: "POST", path: "/v1/subscriptions/{name}/ack", handle: (*call).ack},
+		{method: "POST", path: "/v1/subscriptions/{name}/nack", handle: (*call).nack},
+		{method: "POST", path: "/v1/subscriptions/{name}/extend", handle: (*call).extend},
+		{method: "POST", path: "/v1/subscriptions/{name}/seek", handle: (*call).seek},
+		{method: "POST", path: "/v1/subscriptions/{name}/pause", handle: (*call).pause},
+		{method: "POST", path: "/v1/subscriptions/{name}/resume", handle: (*call).resume},
+		{method: "GET", path: "/v1/functions", handle: list("functions")},
+		{method: "GET", path: "/v1/functions/{name}", handle: show("functions")},
+		{method: "PUT", path: "/v1/functions/{name}", handle: (*call).pushFunction},
+		{method: "DELETE", path: "/v1/functions/{name}", handle: remove("functions")},
+		{method: "GET", path: "/v1/rules", handle: (*call).rules},
+		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
+		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi},
 		{method: "GET", path: "/healthz", handle: (*call).healthz, open: true},
+		{method: "GET", path: "/readyz", handle: (*call).readyz, open: true},
+		{method: "GET", path: "/metrics", handle: (*call).metrics},
 	}
+	for kind, param := range map[string]string{"topics": "{topic}", "subscriptions": "{name}"} {
+		rs = append(rs,
+			&route{method: "GET", path: "/v1/" + kind, handle: list(kind)},
+			&route{method: "POST", path: "/v1/" + kind, handle: create(kind)},
+			&route{method: "GET", path: "/v1/" + kind + "/" + param, handle: show(kind)},
+			&route{method: "PATCH", path: "/v1/" + kind + "/" + param, handle: change(kind)},
+			&route{method: "DELETE", path: "/v1/" + kind + "/" + param, handle: remove(kind)})
+	}
+	return rs
 }
 
 // A node is one segment of the routes' paths.

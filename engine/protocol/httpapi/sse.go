@@ -1,6 +1,200 @@
 package httpapi
 
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// This file serves server-sent events (WHATWG HTML, 9.2). A stream's connection is taken from fasthttp:
+// a reader of its own then sees at once that the client has gone, where a writer would see it only at the
+// next event (RELIABILITY, pitfall 9).
+
+// streamFlush is how many bytes of events are gathered before they are written; more wait for nobody.
+const streamFlush = 64 << 10
+
 // A stream is a reader whose events are sent as they come.
 type stream struct {
+	s      *Server
 	reader Reader
+	origin string // allowed to read it
+	typed  bool   // ?event=type
+	out    []byte
+}
+
+// streamTopic is GET /v1/topics/{topic}/stream.
+func (c *call) streamTopic() error { return c.stream(c.s.o.Backend.OpenTopic) }
+
+// streamSubscription is GET /v1/subscriptions/{name}/stream.
+func (c *call) streamSubscription() error { return c.stream(c.s.o.Backend.OpenSubscription) }
+
+func (c *call) stream(open func(context.Context, string, event.Start, string) (Reader, error)) error {
+	st := &stream{s: c.s}
+	switch v := c.query("event"); v {
+	case "":
+	case "type":
+		st.typed = true
+	default:
+		return invalidf("?event", "is %.20q; want type, or leave it out so that onmessage fires", v)
+	}
+	start, err := c.startOf(event.Start{At: event.Latest})
+	if err != nil {
+		return err
+	}
+	if id := c.h.lastEventID; id != "" { // a browser's reconnect repeats the URL, so this says more
+		start = event.Start{At: event.AtCursor, Cursor: strings.Clone(id)}
+	}
+	if st.reader, err = open(c.s.work, strings.Clone(c.params[0]), start, strings.Clone(c.query("filter"))); err != nil {
+		return err
+	}
+	h := &c.ctx.Response.Header
+	if c.ctx.IsHead() {
+		st.reader.Close()
+		h.SetContentType("text/event-stream")
+		h.Set("Cache-Control", "no-store")
+		return nil
+	}
+	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
+		st.origin = strings.Clone(c.h.origin)
+	}
+	nc, ok := c.ctx.Conn().(*conn)
+	if !ok {
+		st.reader.Close()
+		return errors.New("stream: the connection is not this server's")
+	}
+	nc.pending.Store(st) // until the hijacker begins, closing nc closes the reader
+	c.ctx.HijackSetNoResponse(true)
+	c.ctx.Hijack(func(hc net.Conn) {
+		if !nc.pending.CompareAndSwap(st, nil) {
+			return
+		}
+		defer st.reader.Close()
+		if !st.s.streamBegins() {
+			return
+		}
+		defer st.s.streamEnded()
+		st.serve(hc)
+	})
+	return nil
+}
+
+// serve sends events until the client is gone, too slow, or the server drains.
+func (st *stream) serve(nc net.Conn) {
+	ctx, gone := context.WithCancel(st.s.wait)
+	defer gone()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		defer gone()
+		_, _ = io.CopyN(io.Discard, nc, 1<<20) // nobody has anything to say here; its end is what matters
+	}()
+	defer func() {
+		_ = nc.SetReadDeadline(time.Unix(1, 0))
+		<-done
+	}()
+
+	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"+
+		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
+	if st.origin != "" {
+		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
+	}
+	st.out = append(st.out, "\r\nretry: 1000\n"...)
+	st.cursor() // so that a client which loses the connection before its first event misses nothing
+	for st.flush(nc) == nil {
+		err := st.fill(ctx)
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, context.DeadlineExceeded):
+			st.out = append(st.out, ": \n"...)
+			st.cursor() // a filter may have passed over events meanwhile
+			continue
+		case st.s.wait.Err() != nil:
+			st.out = append(st.out, ": the router is shutting down; come back with Last-Event-ID\n"...)
+		case ctx.Err() != nil:
+			return // the client has gone
+		case errors.Is(err, event.ErrGone):
+			st.out = append(st.out, ": events were dropped before this stream had read them; coming back with Last-Event-ID says which\n"...)
+			st.out = append(st.out, '\n')
+			_ = st.flush(nc)
+			return
+		default:
+			st.s.o.Log.Warn("a stream failed", "error", err)
+			st.out = append(st.out, ": the router failed; come back with Last-Event-ID\n"...)
+		}
+		st.cursor()
+		_ = st.flush(nc)
+		return
+	}
+}
+
+// fill gathers what there is, waiting for the first event up to the heartbeat.
+func (st *stream) fill(ctx context.Context) error {
+	for n := 0; len(st.out) < streamFlush; n++ {
+		rec, ok, more, err := st.reader.TryNext(ctx)
+		switch {
+		case err == nil && ok:
+			st.event(rec)
+			continue
+		case err == nil && more && n == 0 && ctx.Err() == nil:
+			n = -1 // a selective filter: look on
+			continue
+		case err != nil && n == 0, ctx.Err() != nil && n == 0:
+			return errors.Join(err, ctx.Err())
+		case n > 0:
+			return nil // send these first
+		}
+		wait, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
+		rec, err = st.reader.Next(wait)
+		cancel()
+		if err != nil {
+			return err
+		}
+		st.event(rec)
+	}
+	return nil
+}
+
+// event appends one event: id, perhaps event, data.
+func (st *stream) event(rec event.Record) {
+	out := append(st.out, "id: "...)
+	out = append(out, st.reader.Cursor()...)
+	if st.typed {
+		out = append(out, "\nevent: "...)
+		out = append(out, rec.Attr(event.TagType)...)
+	}
+	out = append(out, "\ndata: "...)
+	from := len(out)
+	out = appendEvent(out, rec)
+	// JSON has line breaks between its tokens alone, where one is as good as another.
+	for i := from; i < len(out); i++ {
+		if out[i] == '\n' || out[i] == '\r' {
+			out[i] = ' '
+		}
+	}
+	st.out = append(out, '\n', '\n')
+}
+
+// cursor appends an id without data: clients take it as their Last-Event-ID and fire no event.
+func (st *stream) cursor() {
+	st.out = append(st.out, "id: "...)
+	st.out = append(st.out, st.reader.Cursor()...)
+	st.out = append(st.out, '\n', '\n')
+}
+
+// flush writes what was gathered; a client that takes too long to take it is dropped, and may resume.
+func (st *stream) flush(nc net.Conn) error {
+	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
+		return err
+	}
+	_, err := nc.Write(st.out)
+	if st.out = st.out[:0]; cap(st.out) > 2*streamFlush {
+		st.out = nil
+	}
+	return err
 }

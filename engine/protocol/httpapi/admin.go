@@ -1,0 +1,370 @@
+package httpapi
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// document is the body as JSON of its own memory: a definition may be kept.
+func (c *call) document(types ...string) ([]byte, error) {
+	kind := media(c.h.contentType)
+	if kind != "" && kind != "application/json" && !isForm(kind) { // curl -d says form
+		ok := false
+		for _, t := range types {
+			ok = ok || kind == t
+		}
+		if !ok {
+			return nil, refuse(fasthttp.StatusUnsupportedMediaType, "the Content-Type %.80q is not taken here; send %s", kind, strings.Join(append([]string{"application/json"}, types...), " or "))
+		}
+	}
+	body, err := c.decompressed()
+	if err != nil {
+		return nil, err
+	}
+	if err := event.CheckJSON(body); err != nil {
+		return nil, event.At("body", err)
+	}
+	return bytes.Clone(body), nil
+}
+
+// members decodes an object whose members v has, and no others. An empty body is an empty object.
+func (c *call) members(v any) error {
+	if len(c.ctx.Request.Body()) == 0 {
+		return nil
+	}
+	doc, err := c.document()
+	if err != nil {
+		return err
+	}
+	d := json.NewDecoder(bytes.NewReader(doc))
+	d.DisallowUnknownFields()
+	if err := d.Decode(v); err != nil {
+		return event.Invalid("body", strings.TrimPrefix(err.Error(), "json: "))
+	}
+	return nil
+}
+
+func list(kind string) func(*call) error {
+	return func(c *call) error {
+		docs, err := c.s.o.Backend.List(c.s.work, kind)
+		if err != nil {
+			return err
+		}
+		out := append(c.out[:0], `{"`+kind+`":`...)
+		out = append(out, docs...)
+		c.out = append(out, '}', '\n')
+		c.answer(fasthttp.StatusOK, c.out)
+		return nil
+	}
+}
+
+func show(kind string) func(*call) error {
+	return func(c *call) error {
+		doc, err := c.s.o.Backend.Show(c.s.work, kind, c.params[0])
+		return c.shown(fasthttp.StatusOK, doc, err)
+	}
+}
+
+func create(kind string) func(*call) error {
+	return func(c *call) error {
+		doc, err := c.document()
+		if err != nil {
+			return err
+		}
+		shown, err := c.s.o.Backend.Create(c.s.work, kind, doc)
+		if err != nil {
+			return err
+		}
+		var made struct{ Name string }
+		if json.Unmarshal(shown, &made) == nil && event.CheckName(kind, made.Name) == nil {
+			c.ctx.Response.Header.Set("Location", "/v1/"+kind+"/"+made.Name)
+		}
+		return c.shown(fasthttp.StatusCreated, shown, nil)
+	}
+}
+
+func change(kind string) func(*call) error {
+	return func(c *call) error {
+		patch, err := c.document("application/merge-patch+json")
+		if err != nil {
+			return err
+		}
+		shown, err := c.s.o.Backend.Change(c.s.work, kind, strings.Clone(c.params[0]), patch)
+		return c.shown(fasthttp.StatusOK, shown, err)
+	}
+}
+
+func remove(kind string) func(*call) error {
+	return func(c *call) error {
+		if err := c.s.o.Backend.Delete(c.s.work, kind, strings.Clone(c.params[0])); err != nil {
+			return err
+		}
+		return c.empty()
+	}
+}
+
+func (c *call) shown(status int, doc []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	c.ctx.SetStatusCode(status)
+	c.ctx.Response.Header.SetContentTypeBytes(jsonType)
+	c.ctx.Response.SetBody(doc) // a copy: the document may be the backend's
+	return nil
+}
+
+// pushFunction is PUT /v1/functions/{name}.
+func (c *call) pushFunction() error {
+	kind := media(c.h.contentType)
+	if kind != "application/wasm" && kind != "application/json" {
+		return refuse(fasthttp.StatusUnsupportedMediaType, "a function is application/wasm (a module) or application/json (its settings), not %.80q: "+
+			"curl -T function.wasm -H 'Content-Type: application/wasm'", kind)
+	}
+	body, err := c.decompressed()
+	if err != nil {
+		return err
+	}
+	shown, err := c.s.o.Backend.PushFunction(c.s.work, strings.Clone(c.params[0]), kind, bytes.Clone(body))
+	return c.shown(fasthttp.StatusOK, shown, err)
+}
+
+// pull is POST /v1/subscriptions/{name}/pull.
+func (c *call) pull() error {
+	in := struct {
+		Max  *int   `json:"max"`
+		Wait string `json:"wait"`
+	}{}
+	if err := c.members(&in); err != nil {
+		return err
+	}
+	max := defaultLimit
+	if in.Max != nil {
+		if max = *in.Max; max < 1 || max > maxLimit {
+			return invalidf("max", "is %d; want 1 to %d", max, maxLimit)
+		}
+	}
+	wait, err := waitOf("wait", in.Wait)
+	if err != nil {
+		return err
+	}
+	leases, err := c.s.o.Backend.Pull(c.s.wait, strings.Clone(c.params[0]), max, wait)
+	if err != nil {
+		if c.s.wait.Err() != nil && errors.Is(err, c.s.wait.Err()) {
+			return errDraining
+		}
+		return err
+	}
+	out := append(c.out[:0], `{"deliveries":[`...)
+	for i := range leases {
+		l := &leases[i]
+		if i > 0 {
+			out = append(out, ',')
+		}
+		out = append(out, `{"lease":`...)
+		out = appendQuoted(out, l.ID)
+		out = append(out, `,"attempt":`...)
+		out = appendInt(out, l.Attempt)
+		out = append(out, `,"deadline":"`...)
+		out = l.Deadline.UTC().AppendFormat(out, time.RFC3339Nano)
+		out = append(out, `","event":`...)
+		out = append(appendEvent(out, l.Event), '}')
+	}
+	c.out = append(out, ']', '}', '\n')
+	c.answer(fasthttp.StatusOK, c.out)
+	return nil
+}
+
+// settling is the body of ack, nack and extend.
+type settling struct {
+	Leases   []string        `json:"leases"`
+	Delay    string          `json:"delay"`
+	Deadline string          `json:"deadline"`
+	Reply    json.RawMessage `json:"reply"`
+}
+
+// Bounds of what a puller may ask for: API.md's ack deadline, and as much delay as Retry-After may ask.
+const (
+	minDeadline = 10 * time.Second
+	maxDeadline = 600 * time.Second
+	maxDelay    = 24 * time.Hour
+)
+
+func (c *call) settling(verb string) (in settling, err error) {
+	if err := c.members(&in); err != nil {
+		return in, err
+	}
+	switch {
+	case in.Reply != nil:
+		return in, event.Bad(event.ErrUnsupported, "reply", "is not acted on by this build; leave it out")
+	case in.Delay != "" && verb != "nack":
+		return in, event.Invalid("delay", "goes with nack alone")
+	case in.Deadline != "" && verb != "extend":
+		return in, event.Invalid("deadline", "goes with extend alone")
+	case len(in.Leases) == 0:
+		return in, event.Invalid("leases", "is missing or empty; give the leases that pull handed out")
+	case len(in.Leases) > c.s.o.Limits.Events:
+		return in, event.Bad(event.ErrTooLarge, "leases", "has more entries than one request may have; send the rest in another")
+	}
+	return in, nil
+}
+
+func (c *call) settled(lost []string, err error) error {
+	if err != nil {
+		return err
+	}
+	if lost == nil {
+		lost = []string{}
+	}
+	return c.answerJSON(fasthttp.StatusOK, struct {
+		Lost []string `json:"lost"`
+	}{lost})
+}
+
+// ack is POST /v1/subscriptions/{name}/ack.
+func (c *call) ack() error {
+	in, err := c.settling("ack")
+	if err != nil {
+		return err
+	}
+	return c.settled(c.s.o.Backend.Ack(c.s.work, strings.Clone(c.params[0]), in.Leases))
+}
+
+// nack is POST /v1/subscriptions/{name}/nack.
+func (c *call) nack() error {
+	in, err := c.settling("nack")
+	if err != nil {
+		return err
+	}
+	delay := time.Duration(0)
+	if in.Delay != "" {
+		if delay, err = durationOf(in.Delay); err != nil || delay < 0 || delay > maxDelay {
+			return invalidf("delay", "is %.20q; want a duration of 0s to %s", in.Delay, maxDelay)
+		}
+	}
+	return c.settled(c.s.o.Backend.Nack(c.s.work, strings.Clone(c.params[0]), in.Leases, delay))
+}
+
+// extend is POST /v1/subscriptions/{name}/extend.
+func (c *call) extend() error {
+	in, err := c.settling("extend")
+	if err != nil {
+		return err
+	}
+	d, err := durationOf(in.Deadline)
+	if err != nil || d < minDeadline || d > maxDeadline {
+		return invalidf("deadline", "is %.20q; want a duration from now of %s to %s", in.Deadline, minDeadline, maxDeadline)
+	}
+	return c.settled(c.s.o.Backend.Extend(c.s.work, strings.Clone(c.params[0]), in.Leases, d))
+}
+
+// seek is POST /v1/subscriptions/{name}/seek.
+func (c *call) seek() error {
+	var in struct {
+		To string `json:"to"`
+	}
+	if err := c.members(&in); err != nil {
+		return err
+	}
+	to := event.Start{At: event.AtCursor, Cursor: in.To}
+	switch in.To {
+	case "":
+		return event.Invalid("to", `is missing; want "earliest", "latest", a time (RFC 3339) or a cursor`)
+	case "earliest":
+		to = event.Start{At: event.Earliest}
+	case "latest":
+		to = event.Start{At: event.Latest}
+	default:
+		if at, err := event.ParseTime(in.To); err == nil {
+			to = event.Start{At: event.AtTime, Time: at}
+		}
+	}
+	if err := c.s.o.Backend.Seek(c.s.work, strings.Clone(c.params[0]), to); err != nil {
+		return err
+	}
+	return c.empty()
+}
+
+func (c *call) pause() error {
+	if err := c.s.o.Backend.Pause(c.s.work, strings.Clone(c.params[0])); err != nil {
+		return err
+	}
+	return c.empty()
+}
+
+func (c *call) resume() error {
+	if err := c.s.o.Backend.Resume(c.s.work, strings.Clone(c.params[0])); err != nil {
+		return err
+	}
+	return c.empty()
+}
+
+// rules is GET /v1/rules.
+func (c *call) rules() error {
+	doc, err := c.s.o.Backend.Rules(c.s.work)
+	return c.shown(fasthttp.StatusOK, doc, err)
+}
+
+// validateRules is POST /v1/rules/validate.
+func (c *call) validateRules() error {
+	body, err := c.decompressed()
+	if err != nil {
+		return err
+	}
+	if err := c.s.o.Backend.CheckRules(c.s.work, bytes.Clone(body)); err != nil {
+		return err
+	}
+	return c.answerJSON(fasthttp.StatusOK, struct {
+		Valid bool `json:"valid"`
+	}{true})
+}
+
+// metrics is GET /metrics.
+func (c *call) metrics() error {
+	var b bytes.Buffer
+	if c.s.o.Metrics != nil {
+		if err := c.s.o.Metrics(io.Writer(&b)); err != nil {
+			return err
+		}
+	}
+	c.ctx.SetContentType("text/plain; version=0.0.4; charset=utf-8")
+	c.ctx.Response.SetBodyRaw(b.Bytes())
+	return nil
+}
+
+// readyz is GET /readyz: whether traffic should come here. Details are for those who show the token.
+func (c *call) readyz() error {
+	doc, err := c.s.o.Backend.Ready(c.s.work)
+	if c.s.draining() {
+		err = errDraining
+	}
+	if c.checkToken(&c.ctx.Request.Header) != nil {
+		doc = nil
+	}
+	if err != nil {
+		c.problem(err)
+		if len(doc) > 0 {
+			b := bytes.TrimSuffix(c.ctx.Response.Body(), []byte("}\n"))
+			b = append(append(bytes.Clone(b), `,"details":`...), doc...)
+			c.ctx.Response.SetBodyRaw(append(b, '}', '\n'))
+		}
+		return nil
+	}
+	if len(doc) == 0 {
+		doc = []byte(`{"status":"ready"}`)
+	}
+	return c.shown(fasthttp.StatusOK, doc, nil)
+}
+
+// openapi is GET /v1/openapi.json.
+func (c *call) openapi() error {
+	c.ctx.Response.Header.SetContentTypeBytes(jsonType)
+	c.ctx.Response.SetBodyRaw(openAPI)
+	return nil
+}

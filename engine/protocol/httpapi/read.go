@@ -1,0 +1,179 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// Bounds of polling and pulling.
+const (
+	defaultLimit = 100
+	maxLimit     = 1000
+	maxWait      = 30 * time.Second
+	enoughBytes  = 8 << 20 // of an answer: no further event is added past it
+)
+
+// poll is GET /v1/topics/{topic}/events.
+func (c *call) poll() error {
+	start, err := c.startOf(event.Start{At: event.Earliest})
+	if err != nil {
+		return err
+	}
+	limit := defaultLimit
+	if s := c.query("limit"); s != "" {
+		if limit, err = strconv.Atoi(s); err != nil || limit < 1 || limit > maxLimit {
+			return invalidf("?limit", "is %.20q; want 1 to %d", s, maxLimit)
+		}
+	}
+	wait, err := waitOf("?wait", c.query("wait"))
+	if err != nil {
+		return err
+	}
+	r, err := c.s.o.Backend.OpenTopic(c.s.work, c.params[0], start, c.query("filter"))
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+
+	out, n := append(c.out[:0], `{"events":[`...), 0
+	add := func(rec event.Record) {
+		if n++; n > 1 {
+			out = append(out, ',')
+		}
+		out = appendEvent(out, rec)
+	}
+	for n < limit && len(out) < enoughBytes {
+		rec, ok, more, err := r.TryNext(c.s.work)
+		if err == nil && ok {
+			add(rec)
+			continue
+		}
+		if err == nil && wait > 0 && n == 0 && !more {
+			rec, err = c.next1(r, wait)
+			if wait = 0; err == nil {
+				add(rec)
+				continue
+			}
+			if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+				break // nothing came in time, or the router is draining
+			}
+		}
+		if err != nil && n == 0 {
+			return err
+		}
+		if err != nil || !more || n > 0 || wait == 0 {
+			break // an error is told by the next call, which begins with it
+		}
+	}
+	out = append(out, `],"next":`...)
+	out = appendQuoted(out, r.Cursor())
+	c.out = append(out, '}', '\n')
+	c.answer(200, c.out)
+	return nil
+}
+
+// next1 waits for one event.
+func (c *call) next1(r Reader, wait time.Duration) (event.Record, error) {
+	ctx, cancel := context.WithTimeout(c.s.wait, wait)
+	defer cancel()
+	return r.Next(ctx)
+}
+
+// one is GET /v1/topics/{topic}/events/{position}.
+func (c *call) one() error {
+	pos, err := event.ParsePosition(c.params[1])
+	if err != nil {
+		return event.Invalid("path", err.Error())
+	}
+	rec, err := c.s.o.Backend.Event(c.s.work, c.params[0], pos)
+	if err != nil {
+		return err
+	}
+	c.out = append(appendEvent(c.out[:0], rec), '\n')
+	c.answer(200, c.out)
+	c.ctx.SetContentType("application/cloudevents+json")
+	return nil
+}
+
+// startOf reads ?after= and ?since=, def if neither is given.
+func (c *call) startOf(def event.Start) (event.Start, error) {
+	after, since := c.query("after"), c.query("since")
+	switch {
+	case after != "" && since != "":
+		return def, event.Invalid("?since", "is given beside ?after; send one of them")
+	case after != "":
+		return event.Start{At: event.AtCursor, Cursor: strings.Clone(after)}, nil
+	case since == "":
+		return def, nil
+	}
+	at, err := c.s.timeOf(since)
+	if err != nil {
+		return def, event.Invalid("?since", err.Error())
+	}
+	return event.Start{At: event.AtTime, Time: at}, nil
+}
+
+// timeOf reads an RFC 3339 time or a duration back from now.
+func (s *Server) timeOf(v string) (time.Time, error) {
+	// A + that was not encoded arrives as a space; no time has one there.
+	if at, err := event.ParseTime(strings.Replace(v, " ", "+", 1)); err == nil {
+		return at, nil
+	}
+	if back, err := durationOf(v); err == nil && back >= 0 {
+		return s.o.Now().Add(-back), nil
+	}
+	return time.Time{}, fmt.Errorf("%.60q is no time; want RFC 3339 (2026-01-31T12:00:00Z) or a duration back (90s, 15m, 12h, 7d)", v)
+}
+
+// durationOf reads a duration; besides time.ParseDuration's units there is d, a day.
+func durationOf(v string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(v, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(v)
+}
+
+// waitOf reads how long to wait for the first event, "" being not at all.
+func waitOf(at, v string) (time.Duration, error) {
+	if v == "" {
+		return 0, nil
+	}
+	d, err := durationOf(v)
+	if err != nil || d < 0 || d > maxWait {
+		return 0, invalidf(at, "is %.20q; want a duration of 0s to %s", v, maxWait)
+	}
+	return d, nil
+}
+
+// Where an event lies is shown as two extension attributes beside those of its producer.
+const (
+	extPosition = "millraceposition"
+	extRecorded = "recordedtime" // a documented extension of CloudEvents; a producer's own stays
+)
+
+// appendEvent appends an event in structured mode with where it lies and when the router took it.
+func appendEvent(dst []byte, rec event.Record) []byte {
+	if _, stale := rec.Extension(extPosition); stale { // published again by somebody who had read it here
+		var e event.Event
+		rec.Decode(&e)
+		e.Set(event.Attr{Name: extPosition, Unset: true})
+		place := rec
+		rec = event.Record(e.AppendRecord(nil))
+		rec.SetPlace(place.Position(), place.Received())
+	}
+	dst = rec.AppendStructured(dst)
+	dst = append(dst[:len(dst)-1], `,"`+extPosition+`":"`...)
+	dst = rec.Position().Append(dst)
+	if _, own := rec.Extension(extRecorded); !own {
+		dst = append(dst, `","`+extRecorded+`":"`...)
+		dst = rec.ReceivedAt().AppendFormat(dst, time.RFC3339Nano)
+	}
+	return append(dst, '"', '}')
+}
