@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
@@ -356,5 +357,29 @@ func TestIdleSubscriptionsCostOneRow(t *testing.T) {
 	eventually(t, "all have caught up", func() bool { return w.info("idle7").Lag == 0 && w.info("busy").Lag == 0 })
 	if n := len(sink.ids()); n != 20 {
 		t.Errorf("%d deliveries after the restart, want the 20 from before", n)
+	}
+}
+
+// Names and filters may be borrowed from a request whose memory is used again.
+func TestBorrowedNamesAreNotKept(t *testing.T) {
+	w := newWorld(t, Options{AutoCreate: true})
+	w.apply(Spec{})
+	name := []byte("orders")
+	if err := w.e.Publish(t.Context(), unsafe.String(&name[0], len(name)), []event.Event{{Data: []byte("1")}}, make([]event.Position, 1)); err != nil {
+		t.Fatal(err)
+	}
+	filter := []byte(`type == "event"`)
+	r, err := w.e.OpenTopic(t.Context(), "orders", event.Start{At: event.Earliest}, unsafe.String(&filter[0], len(filter)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	copy(name, "XXXXXX")
+	copy(filter, "XXXXXXXXXXXXXXX")
+	w.publish("orders", "a")
+	if n := len(w.ids("orders")); n != 2 {
+		t.Errorf("%d events in topic orders", n)
+	}
+	if _, ok, _, err := r.TryNext(t.Context()); !ok || err != nil {
+		t.Errorf("the filter does not match any more: %v", err)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -215,6 +216,7 @@ func (e *Engine) unknownTopic(ctx context.Context, name string) (*topic, error) 
 	if err == nil || !e.o.AutoCreate || !errors.Is(err, event.ErrNotFound) {
 		return t, err
 	}
+	name = strings.Clone(name) // it may be a request's, and the topic stays
 	if err := e.CreateTopic(ctx, event.Topic{Name: name}); err != nil && !errors.Is(err, event.ErrConflict) {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/filters"
@@ -37,7 +38,7 @@ func (e *Engine) OpenTopic(ctx context.Context, name string, start event.Start, 
 	}
 	r := &Reader{e: e, t: t}
 	if filter != "" {
-		if r.program, err = filters.Compile(filter); err != nil {
+		if r.program, err = filters.Compile(strings.Clone(filter)); err != nil {
 			return nil, event.Invalid("filter", err.Error())
 		}
 	}

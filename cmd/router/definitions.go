@@ -32,6 +32,7 @@ type definitions struct {
 
 	mu     sync.Mutex
 	file   *rules.Set // nil without rules
+	stamp  string     // of the files as they were last read
 	api    owned
 	loaded rulesState
 }
@@ -93,6 +94,8 @@ func (d *definitions) load(ctx context.Context) error {
 	if d.path == "" {
 		return d.apply(ctx, nil, d.api)
 	}
+	before := stampOf(d.path) // what changes from here on is read again
+	d.stamp = before + d.stampFiles()
 	set, err := d.parse(ctx)
 	if err == nil {
 		err = d.apply(ctx, set, d.api)
@@ -103,6 +106,7 @@ func (d *definitions) load(ctx context.Context) error {
 		return err
 	}
 	d.file = set
+	d.stamp = before + d.stampFiles() // which other files there are is known only now
 	d.loaded = rulesState{Path: d.path, Revision: set.Revision, Loaded: time.Now().UTC()}
 	return nil
 }
@@ -323,6 +327,7 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 		return nil, err
 	}
 	next := d.api.clone()
+	name = strings.Clone(name) // it may be a request's, and the definition stays
 	next[kind][name] = doc
 	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
 		return nil, strip(kind, name, err)
@@ -473,18 +478,16 @@ func (d *definitions) CheckRules(ctx context.Context, yaml []byte) error {
 func (d *definitions) watch(ctx context.Context, hangup <-chan os.Signal, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	last := stampOf(d.path)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-hangup:
 		case <-ticker.C:
-			if now := stampOf(d.path); now == last {
+			if !d.changed() {
 				continue
 			}
 		}
-		last = stampOf(d.path)
 		if err := d.reload(ctx); err != nil {
 			d.log.Error("the rules were not reloaded; those before are in force", "path", d.path, "error", err)
 		} else {
@@ -493,7 +496,25 @@ func (d *definitions) watch(ctx context.Context, hangup <-chan os.Signal, every 
 	}
 }
 
-// stampOf changes when a file of the rules does: names, sizes and times.
+// changed reports whether the files differ from when they were last read.
+func (d *definitions) changed() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return stampOf(d.path)+d.stampFiles() != d.stamp
+}
+
+// stampFiles changes when one of the files that the rules consist of does: the modules and schemas that they
+// name included.
+func (d *definitions) stampFiles() (stamp string) {
+	if d.file != nil {
+		for _, f := range d.file.Files {
+			stamp += stampOf(f)
+		}
+	}
+	return stamp
+}
+
+// stampOf is made of names, sizes and times.
 func stampOf(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
