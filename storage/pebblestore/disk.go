@@ -1,6 +1,7 @@
 package pebblestore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"sync"
@@ -113,6 +114,9 @@ func (s *space) tend() {
 	}
 }
 
+// short says whether commits are refused for want of space.
+func (s *space) short() bool { return s.admit(0, false) != nil }
+
 // full is called when an operation met a full disk, before it is tried once more. It also slows down
 // Pebble, which retries flushes without a pause.
 func (s *space) full() {
@@ -135,4 +139,45 @@ func (s *space) take() error {
 		return err
 	}
 	return errors.Join(f.Preallocate(0, int64(s.size)), f.Close())
+}
+
+// reclaim makes Pebble give back the space of what was dropped: left to itself it does so only after writes that,
+// on a full disk, are refused.
+func (s *Store) reclaim(ctx context.Context) {
+	type span struct {
+		l        *plog
+		from, to event.Offset
+	}
+	var spans []span
+	s.eachLog(func(l *plog) {
+		l.mu.Lock()
+		if l.freed < l.head {
+			spans = append(spans, span{l, l.freed, l.head})
+		}
+		l.mu.Unlock()
+	})
+	if len(spans) == 0 || s.enter() != nil {
+		return
+	}
+	defer s.leave()
+	flushed, err := s.db.AsyncFlush()
+	if err != nil {
+		return
+	}
+	select {
+	case <-flushed:
+	case <-ctx.Done():
+		return
+	}
+	for _, sp := range spans {
+		if err := s.db.Compact(ctx, appendKey(nil, kindBlock, sp.l.id, sp.from), appendKey(nil, kindBlock, sp.l.id, sp.to), false); err != nil {
+			if ctx.Err() == nil {
+				s.o.Logf("pebblestore: giving back the space of what was dropped: %v", err)
+			}
+			return
+		}
+		sp.l.mu.Lock()
+		sp.l.freed = max(sp.l.freed, sp.to)
+		sp.l.mu.Unlock()
+	}
 }

@@ -43,6 +43,9 @@ func (g guardFS) OpenDir(name string) (vfs.File, error) {
 
 // Create implements vfs.FS.
 func (g guardFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, error) {
+	if err := g.s.degraded(); err != nil {
+		g.s.stop("", err) // Pebble would try its flushes over and over
+	}
 	f, err := g.FS.Create(name, category)
 	return g.file(name, f, err)
 }

@@ -79,6 +79,7 @@ func (s *Store) loadLog(id storage.LogID, o storage.LogOptions) (l *plog, known 
 			return nil, false, s.readFault(err)
 		}
 		l.head, l.next, l.last, l.dedupe.from = row.head, row.head, row.last, row.dedupe
+		l.freed = row.head
 		if err := s.loadChunks(l, max(row.head, row.next)); err != nil {
 			return nil, false, s.readFault(err)
 		}

@@ -35,6 +35,7 @@ type plog struct {
 	dropped  bool
 
 	mu      sync.Mutex
+	freed   event.Offset // from here to the head lies what was dropped and may still take space on the disk
 	head    event.Offset
 	sealed  []chunk // oldest first
 	open    chunk   // the one that grows; count 0: there is none

@@ -161,7 +161,7 @@ func (s *Store) openDB() (err error) {
 		}
 		// A new store's first log keeps Pebble's old format, in which a flipped bit drops what follows in silence
 		// (pebble#453, #864). Closing and opening once gives the next log the format that tells.
-		if s.db, err = openPebble(s.o.FS, f.db, s.pebbleOptions()); err != nil {
+		if s.db, err = openPebble(f.db, s.pebbleOptions()); err != nil {
 			return err
 		}
 		if err := closePebble(s.db); err != nil {
@@ -170,11 +170,11 @@ func (s *Store) openDB() (err error) {
 	} else if err := f.verify(s.o.Logf); err != nil {
 		return err
 	}
-	if s.db, err = openPebble(s.o.FS, f.db, s.pebbleOptions()); err != nil {
+	if s.db, err = openPebble(f.db, s.pebbleOptions()); err != nil {
 		return f.explain(err)
 	}
 	if err := s.start(); err != nil {
-		return errors.Join(err, closePebble(s.db))
+		return errors.Join(f.explain(err), closePebble(s.db))
 	}
 	return nil
 }
@@ -190,7 +190,7 @@ func closePebble(db *pebble.DB) (err error) {
 }
 
 // openPebble is pebble.Open whose panics are errors.
-func openPebble(_ vfs.FS, dir string, o *pebble.Options) (db *pebble.DB, err error) {
+func openPebble(dir string, o *pebble.Options) (db *pebble.DB, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("opening Pebble: %v", p)

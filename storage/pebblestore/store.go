@@ -249,6 +249,10 @@ func (s *Store) background() {
 	watch := time.NewTicker(watchEvery)
 	defer watch.Stop()
 	var maintained, checked time.Time
+	ctx, cancel := context.WithCancel(context.Background())
+	reclaimed := make(chan struct{}, 1)
+	reclaimed <- struct{}{}
+	defer func() { cancel(); <-reclaimed }()
 	for {
 		soon := false
 		select {
@@ -268,6 +272,13 @@ func (s *Store) background() {
 			continue
 		}
 		s.space.tend()
+		if s.space.short() {
+			select {
+			case <-reclaimed:
+				go func() { s.reclaim(ctx); reclaimed <- struct{}{} }()
+			default:
+			}
+		}
 		if now.Sub(maintained) >= maintainEvery {
 			maintained = now
 			// Nobody waits for it: the committer may be the one that hangs.

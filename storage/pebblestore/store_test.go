@@ -13,7 +13,7 @@ import (
 )
 
 func TestStore(t *testing.T) {
-	defer goleak.VerifyNone(t)
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
 	storetest.Run(t, storetest.Harness{
 		New: func(t *testing.T) func(func() time.Time) (storage.Store, error) {
 			fs := vfs.NewMem()

@@ -106,7 +106,7 @@ func (f *files) verify(logf func(string, ...any)) error {
 
 // explain names the file that an error of opening is about.
 func (f *files) explain(err error) error {
-	if errors.Is(err, event.ErrUnsupported) {
+	if errors.Is(err, event.ErrUnsupported) || strings.Contains(err.Error(), repairHint(f.dir)) {
 		return err
 	}
 	if strings.Contains(err.Error(), "unknown format major version") || strings.Contains(err.Error(), "written in format") {
