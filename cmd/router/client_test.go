@@ -89,6 +89,16 @@ func TestNoRouterThere(t *testing.T) {
 	}
 }
 
+// A redirect would carry the token to whoever is named, and turn a POST into a GET.
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	elsewhere := serveHandler(t, func(http.ResponseWriter, *http.Request) { t.Error("the redirect was followed") })
+	url := serveHandler(t, func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, elsewhere, http.StatusFound) })
+	code, _, stderr := runAt(t, url, "topics", "list")
+	if code != exitFailed || !strings.Contains(stderr, "redirected to "+elsewhere) {
+		t.Errorf("exit %d, %q", code, stderr)
+	}
+}
+
 func TestStreamReader(t *testing.T) {
 	in := ": hello\n\nid: 1\ndata: a\n\n" + // a comment, then an event
 		"data:b\r\ndata: c\r\n\r\n" + // two lines of data, CRLF; the id stays
