@@ -57,8 +57,7 @@ func BenchmarkCommit(b *testing.B) {
 			o    Options
 		}{
 			{"blocks", Options{}},
-			{"blocks-serial", Options{pipeline: 1}},
-			{"blocks-3", Options{pipeline: 3}},
+			{"blocks-2", Options{pipeline: 2}},
 			{"keys", Options{keyPerEvent: true}},
 		} {
 			b.Run(fmt.Sprintf("%dx%d/%s", load1.callers, load1.batch, v.name), func(b *testing.B) {

