@@ -15,8 +15,12 @@ import (
 // A listener hands out conns, and waits where fasthttp would give up.
 type listener struct {
 	net.Listener
-	s *Server
+	s     *Server
+	close func() error // once
 }
+
+// Close may be called again: fasthttp closes what Shutdown has closed.
+func (l *listener) Close() error { return l.close() }
 
 // Accept waits, rather than fails, while the process or the machine is out of file descriptors or memory.
 func (l *listener) Accept() (net.Conn, error) {

@@ -18,8 +18,9 @@ type fake struct {
 	docs    map[string]map[string][]byte // by kind and name
 	leases  map[string]event.Record
 	seeks   []event.Start
-	fail    error // of the next calls
-	block   chan struct{}
+	fail    error         // of the next calls
+	block   chan struct{} // Publish waits for it
+	blocked int
 	grown   chan struct{} // closed at every append
 	nextID  int
 	epoch   time.Time
@@ -60,6 +61,7 @@ func (f *fake) Publish(ctx context.Context, topic string, evs []event.Event, pos
 	defer f.mu.Unlock()
 	if f.block != nil {
 		b := f.block
+		f.blocked++
 		f.mu.Unlock()
 		<-b
 		f.mu.Lock()

@@ -24,7 +24,7 @@ type headers struct {
 	ifMatch                               string
 	ce                                    []header // ce-*
 	length, encoding, hosts, types, auths int      // how many of Content-Length, Transfer-Encoding, …
-	size                                  string   // Content-Length
+	size, coding                          string   // Content-Length, Transfer-Encoding
 }
 
 type header struct{ name, value string }
@@ -131,6 +131,7 @@ func (h *headers) take(name []byte, value string) {
 		}
 	case 17:
 		if strings.EqualFold(n, "transfer-encoding") {
+			h.coding = value
 			h.encoding++
 		}
 	case 22:
@@ -179,7 +180,7 @@ func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
 	if bad := hd.read(h.RawHeaders()); bad != nil {
 		return bad
 	}
-	if hd.encoding > 0 && h.ContentLength() != -1 {
+	if hd.encoding > 0 && !strings.EqualFold(hd.coding, "chunked") {
 		return badFraming("Transfer-Encoding is not chunked, the only one taken (RFC 9112, 6.1)")
 	}
 	if uri := h.RequestURI(); len(uri) == 0 || uri[0] != '/' {
@@ -299,41 +300,46 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfi
 	c := s.calls.Get().(*call)
 	defer func() { c.reset(); s.calls.Put(c) }()
 	if s.judge(c, h) != nil {
-		h.SetContentLength(0) // the handler judges alike, answers and closes
+		h.SetContentLength(0) // serve judges alike, for what judge looks at does not change; it answers and closes
 		h.SetConnectionClose()
 		h.Del("Expect")
 	}
 	return fasthttp.RequestConfig{ReadTimeout: s.o.BodyTimeout}
 }
 
-// judge is everything that is decided before a body is read; it fills in c.h and c.route.
+// judge is everything that is decided before a body is read; it fills in c.h and c.route. It looks at the
+// raw headers, the request line and whether the server drains, and so comes to the same when asked again.
 func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
 	if bad := s.admit(h, &c.h); bad != nil {
 		return bad
 	}
-	err := c.find(h)
-	if err == nil && h.ContentLength() > s.o.Limits.Body || len(c.h.size) > 18 {
+	size, err := sizeOf(c.h.size)
+	if err != nil {
+		return err
+	}
+	if err = c.find(h); err == nil && size > int64(s.o.Limits.Body) {
 		err = bodyTooLarge(s.o.Limits.Body)
 	}
-	if err == nil && s.draining() && !c.route.open {
+	if err == nil && s.draining() && (c.route == nil || !c.route.open) {
 		err = errDraining
 	}
-	// A body that was cut off leaves its bytes on the connection.
-	if n := len(c.h.size); err != nil && (c.h.encoding > 0 || n > 0 && !s.inBuffer(c.h.size)) {
-		return &last{err}
+	if err != nil && (c.h.encoding > 0 || size > int64(s.o.HeaderBytes)) {
+		return &last{err} // the body was not read: its bytes are still on the connection
 	}
 	return err
 }
 
-// inBuffer reports whether a body of the given Content-Length was read although its request is refused.
-func (s *Server) inBuffer(size string) bool {
-	n := 0
-	for _, d := range []byte(size) {
-		if n = n*10 + int(d-'0'); n > s.o.HeaderBytes {
-			return false
+// sizeOf reads a Content-Length: digits and nothing else (RFC 9110, 8.6).
+func sizeOf(v string) (int64, error) {
+	n := int64(0)
+	for i := range len(v) {
+		d := v[i]
+		if d < '0' || d > '9' || len(v) > 18 {
+			return 0, badFraming("Content-Length is %.40q; want a number of bytes in plain digits", v)
 		}
+		n = n*10 + int64(d-'0')
 	}
-	return true
+	return n, nil
 }
 
 // last is an error after which the connection closes.

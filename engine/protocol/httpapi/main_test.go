@@ -55,5 +55,6 @@ func do(t *testing.T, method, url, body string, headers ...string) (*http.Respon
 	if err != nil {
 		t.Fatal(err)
 	}
+	conforms(t, req, body, resp, string(b))
 	return resp, string(b)
 }

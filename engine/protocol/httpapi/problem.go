@@ -78,6 +78,11 @@ func (c *call) problem(err error) {
 	if p.Status == fasthttp.StatusServiceUnavailable {
 		ctx.Response.Header.Set("Retry-After", "1")
 	}
+	var l *last
+	if errors.As(err, &l) {
+		linger(ctx)
+		ctx.SetConnectionClose()
+	}
 	if r != nil {
 		for _, h := range r.header {
 			ctx.Response.Header.Set(h[0], h[1])

@@ -25,9 +25,8 @@ const (
 )
 
 func (p *publishing) reset() {
-	all := p.events[:cap(p.events)]
-	for i := range all {
-		all[i] = event.Event{Extensions: all[i].Extensions[:0]}
+	for i := range p.events { // not to pin what they borrowed
+		p.events[i] = event.Event{Extensions: p.events[i].Extensions[:0]}
 	}
 	p.events, p.pos = p.events[:0], p.pos[:0]
 	if cap(p.events) > keepEvents {

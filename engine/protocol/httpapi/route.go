@@ -139,6 +139,9 @@ func (c *call) serve() error {
 	if err := c.checkQuery(); err != nil {
 		return err
 	}
+	if n, _ := sizeOf(c.h.size); n != int64(len(c.ctx.Request.Body())) && c.h.length > 0 {
+		return badFraming("the body has not the %d bytes that Content-Length says", n)
+	}
 	return c.route.handle(c)
 }
 

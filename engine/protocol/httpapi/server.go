@@ -118,7 +118,7 @@ type Server struct {
 	streams int           // hijacked connections being served
 	idle    chan struct{} // closed while draining when streams is 0
 	down    chan struct{} // closed when Shutdown has ended
-	serving int
+	ln      *listener     // nil before Serve
 }
 
 // New returns a server that is ready to Serve.
@@ -171,17 +171,17 @@ func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 			"or listen on 127.0.0.1, or say --insecure to serve everybody", ln.Addr())
 	}
 	s.mu.Lock()
-	if s.draining() || s.serving > 0 {
+	if s.draining() || s.ln != nil {
 		s.mu.Unlock()
 		ln.Close()
 		return errors.New("httpapi: this server has been shut down or serves already")
 	}
-	s.serving++
+	s.ln = &listener{Listener: ln, s: s, close: sync.OnceValue(ln.Close)}
 	s.loopback.Store(loopback)
 	s.mu.Unlock()
 
 	failed := make(chan error, 1)
-	go func() { failed <- s.fh.Serve(&listener{Listener: ln, s: s}) }()
+	go func() { failed <- s.fh.Serve(s.ln) }()
 	select {
 	case err := <-failed:
 		if err == nil || s.draining() { // Shutdown closed the listener
@@ -224,6 +224,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	defer s.stopWork()
 	s.stopWait()
 
+	s.mu.Lock()
+	if s.ln != nil { // fasthttp may not know it yet
+		_ = s.ln.Close()
+	}
+	s.mu.Unlock()
 	err := s.fh.ShutdownWithContext(ctx)
 	select {
 	case <-s.idle:
