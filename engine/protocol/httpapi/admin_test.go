@@ -41,7 +41,7 @@ func TestPull(t *testing.T) {
 	if _, body = do(t, "POST", u+"pull", ""); !strings.Contains(body, "workers/2") {
 		t.Errorf("an empty body: %s", body)
 	}
-	if _, body = do(t, "POST", u+"pull", "{}"); body != `{"deliveries":[]}`+"\n" {
+	if _, body = do(t, "POST", u+"pull", "{}", js...); body != `{"deliveries":[]}`+"\n" {
 		t.Errorf("nothing left: %s", body)
 	}
 	for verb, extra := range map[string]string{"ack": "", "nack": `, "delay": "30s"`, "extend": `, "deadline": "60s"`} {

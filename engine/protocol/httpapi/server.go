@@ -80,19 +80,19 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	var errs []error
 	if o.Backend == nil {
-		errs = append(errs, errors.New("Backend: missing"))
+		errs = append(errs, errors.New("options: Backend is missing"))
 	}
 	if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
-		errs = append(errs, errors.New("Token: has a character that a header cannot carry; use printable ASCII without spaces"))
+		errs = append(errs, errors.New("options: Token has a character that a header cannot carry; use printable ASCII without spaces"))
 	}
 	for _, origin := range o.CORSOrigins {
 		scheme, host, ok := strings.Cut(origin, "://")
 		if origin != "*" && (!ok || scheme == "" || host == "" || strings.ContainsAny(host, "/ ")) {
-			errs = append(errs, fmt.Errorf("CORSOrigins: %q; an origin is scheme://host[:port] without a path, or *", origin))
+			errs = append(errs, fmt.Errorf("options: CORSOrigins has %q; an origin is scheme://host[:port] without a path, or *", origin))
 		}
 	}
 	if o.HeaderBytes < 1<<10 || o.HeaderBytes > 1<<20 {
-		errs = append(errs, fmt.Errorf("HeaderBytes: %d; allowed are 1024 to 1048576", o.HeaderBytes))
+		errs = append(errs, fmt.Errorf("options: HeaderBytes is %d; allowed are 1024 to 1048576", o.HeaderBytes))
 	}
 	return errors.Join(errs...)
 }
