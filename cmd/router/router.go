@@ -72,7 +72,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	m := newMetrics()
 	m.engine, m.store = func() *engine.Engine { return r.engine }, func() storage.Stats { return r.store.Stats() }
 	if r.store, err = pebblestore.Open(ctx, pebblestore.Options{
-		Dir: filepath.Join(o.data, "store"), Cache: o.memory.Cache, MemTable: o.memory.MemTable,
+		Dir: filepath.Join(o.data, storeDir), Cache: o.memory.Cache, MemTable: o.memory.MemTable,
 		BlockCache: o.memory.Fresh, DedupeBytes: o.memory.Dedupe, AcceptClock: o.acceptClock,
 		Logf: func(format string, args ...any) { o.log.Warn("store: " + fmt.Sprintf(format, args...)) },
 	}); err != nil {
