@@ -366,3 +366,26 @@ func TestListenBeyondLoopback(t *testing.T) {
 		}
 	}
 }
+
+// TestTheAnswerToARefusedBodyArrives sends a body that nobody reads to its end, and reads only then:
+// without a gentle close the connection would be reset and the answer lost.
+func TestTheAnswerToARefusedBodyArrives(t *testing.T) {
+	_, base := serve(t, Options{Backend: newFake("orders"), Limits: event.Limits{Body: 1000}})
+	for range 5 {
+		nc, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer nc.Close()
+		fmt.Fprint(nc, "POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 300000\r\n\r\n")
+		for range 300 {
+			if _, err := nc.Write(make([]byte, 1000)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b, err := io.ReadAll(nc)
+		if err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 413") {
+			t.Errorf("%q %v", b, err)
+		}
+	}
+}

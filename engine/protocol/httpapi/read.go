@@ -41,6 +41,7 @@ func (c *call) poll() error {
 	}
 	defer r.Close()
 
+	until := time.Now().Add(wait)
 	out, n := append(c.out[:0], `{"events":[`...), 0
 	add := func(rec event.Record) {
 		if n++; n > 1 {
@@ -54,9 +55,15 @@ func (c *call) poll() error {
 			add(rec)
 			continue
 		}
-		if err == nil && wait > 0 && n == 0 && !more {
-			rec, err = c.next1(r, wait)
-			if wait = 0; err == nil {
+		left := time.Until(until)
+		if err == nil && n == 0 && left > 0 {
+			if more { // a selective filter: look on, for as long as the client waits
+				if c.s.wait.Err() == nil {
+					continue
+				}
+				break
+			}
+			if rec, err = c.next1(r, left); err == nil {
 				add(rec)
 				continue
 			}
@@ -67,9 +74,7 @@ func (c *call) poll() error {
 		if err != nil && n == 0 {
 			return err
 		}
-		if err != nil || !more || n > 0 || wait == 0 {
-			break // an error is told by the next call, which begins with it
-		}
+		break // an error behind events is told by the next call, which begins with it
 	}
 	out = append(out, `],"next":`...)
 	out = appendQuoted(out, r.Cursor())

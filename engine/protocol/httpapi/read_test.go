@@ -318,3 +318,44 @@ func TestStreamEndsWhenTheRingOvertakesIt(t *testing.T) {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
 }
+
+func TestStreamsAreBounded(t *testing.T) {
+	f := newFake("orders")
+	srv, base := serve(t, Options{Backend: f, MaxConns: 2})
+	for range 2 {
+		openStream(t, base+"/v1/topics/orders/stream")
+	}
+	f.until(t, "two streams", func() bool { return srv.Streams() == 2 })
+	if resp, body := do(t, "GET", base+"/v1/topics/orders/stream", ""); resp.StatusCode != 503 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
+}
+
+// scans is a fake whose readers pass over events for ever, as a filter that nothing passes makes them.
+type scans struct{ *fake }
+
+type scanner struct{ Reader }
+
+func (s scans) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (Reader, error) {
+	r, err := s.fake.OpenTopic(ctx, topic, start, filter)
+	return scanner{r}, err
+}
+
+func (scanner) TryNext(context.Context) (event.Record, bool, bool, error) {
+	return nil, false, true, nil
+}
+
+func TestASelectiveFilterHoldsNothing(t *testing.T) {
+	f := newFake("orders")
+	_, base := serve(t, Options{Backend: scans{f}, Heartbeat: 10 * time.Millisecond})
+	for _, query := range []string{"", "?wait=20ms"} {
+		if p := poll(t, base+orders+query); len(p.Events) != 0 || p.Next == "" {
+			t.Errorf("%q: %+v", query, p)
+		}
+	}
+	s := openStream(t, base+"/v1/topics/orders/stream")
+	s.block(t)
+	if b := s.block(t); b["id"] == "" { // a heartbeat
+		t.Errorf("%v", b)
+	}
+}

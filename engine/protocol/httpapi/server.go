@@ -44,7 +44,7 @@ type Options struct {
 	IdleTimeout   time.Duration // between two requests; 120 s
 	WriteTimeout  time.Duration // of an answer, and of one write to a stream; 15 s
 	Heartbeat     time.Duration // between two comments of an idle stream; 15 s
-	MaxConns      int           // connections at once; 10,000
+	MaxConns      int           // connections at once, and as many streams; 10,000
 	// DrainGrace is how long Shutdown lets half-sent requests arrive; 2 s.
 	DrainGrace time.Duration
 }

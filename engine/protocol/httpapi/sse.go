@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"strings"
@@ -41,6 +42,9 @@ func (c *call) stream(open func(context.Context, string, event.Start, string) (R
 		st.typed = true
 	default:
 		return invalidf("?event", "is %.20q; want type, or leave it out so that onmessage fires", v)
+	}
+	if c.s.Streams() >= c.s.o.MaxConns { // fasthttp does not count connections that were taken from it
+		return fmt.Errorf("%d streams are open, which is the limit; try again later: %w", c.s.o.MaxConns, event.ErrUnavailable)
 	}
 	start, err := c.startOf(event.Start{At: event.Latest})
 	if err != nil {
@@ -135,6 +139,7 @@ func (st *stream) serve(nc net.Conn) {
 
 // fill gathers what there is, waiting for the first event up to the heartbeat.
 func (st *stream) fill(ctx context.Context) error {
+	began := time.Now()
 	for n := 0; len(st.out) < streamFlush; n++ {
 		rec, ok, more, err := st.reader.TryNext(ctx)
 		switch {
@@ -142,6 +147,9 @@ func (st *stream) fill(ctx context.Context) error {
 			st.event(rec)
 			continue
 		case err == nil && more && n == 0 && ctx.Err() == nil:
+			if time.Since(began) > st.s.o.Heartbeat {
+				return context.DeadlineExceeded
+			}
 			n = -1 // a selective filter: look on
 			continue
 		case err != nil && n == 0, ctx.Err() != nil && n == 0:
