@@ -20,8 +20,7 @@ type headers struct {
 	host, origin, auth                    string
 	contentType, contentEncoding          string
 	prefer, idempotencyKey, lastEventID   string
-	accessMethod, accessHeaders, webHook  string // of OPTIONS
-	ifMatch                               string
+	accessMethod, accessHeaders, webHook  string   // of OPTIONS
 	ce                                    []header // ce-*
 	length, encoding, hosts, types, auths int      // how many of Content-Length, Transfer-Encoding, …
 	size, coding                          string   // Content-Length, Transfer-Encoding
@@ -100,10 +99,6 @@ func (h *headers) take(name []byte, value string) {
 			once(&h.origin, &h.auths)
 		case strings.EqualFold(n, "prefer"):
 			h.prefer = joined(h.prefer, value)
-		}
-	case 8:
-		if strings.EqualFold(n, "if-match") {
-			h.ifMatch = value
 		}
 	case 12:
 		if strings.EqualFold(n, "content-type") {

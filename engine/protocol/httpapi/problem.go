@@ -96,8 +96,13 @@ func (c *call) problem(err error) {
 
 // kindOf is the last part of a problem's type.
 func kindOf(status int, kind string) string {
-	if kind != "" {
+	switch {
+	case kind != "":
 		return kind
+	case status == fasthttp.StatusBadRequest:
+		return "invalid"
+	case status == fasthttp.StatusForbidden:
+		return "denied"
 	}
 	return strings.ReplaceAll(strings.ToLower(fasthttp.StatusMessage(status)), " ", "-")
 }
