@@ -189,7 +189,7 @@ type settling struct {
 	Reply    json.RawMessage `json:"reply"`
 }
 
-// Bounds of what a puller may ask for: API.md's ack deadline, and as much delay as Retry-After may ask.
+// Bounds of what a puller may ask for: Google Pub/Sub's longest ack deadline, and as much delay as Retry-After may ask.
 const (
 	minDeadline = 10 * time.Second
 	maxDeadline = 600 * time.Second

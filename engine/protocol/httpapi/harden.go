@@ -14,7 +14,7 @@ import (
 )
 
 // headers are those of a request that the server acts on, read from its raw bytes: fasthttp takes
-// several framings that two parsers can read differently (RELIABILITY: strict parser). All borrow the
+// several framings that two parsers can read differently. All borrow the
 // request.
 type headers struct {
 	host, origin, auth                    string
@@ -203,7 +203,7 @@ func sameAuthority(uri, host string) bool {
 }
 
 // admitHost keeps pages away whose host name was made to resolve to this machine (DNS rebinding).
-// SEMANTICS, "Hosts".
+// See docs/http.md.
 func (s *Server) admitHost(hd *headers) *refusal {
 	if len(s.o.Hosts) == 0 && !s.loopback.Load() || hd.hosts == 0 { // HTTP/1.0 without Host is no browser
 		return nil

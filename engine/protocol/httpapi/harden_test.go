@@ -47,7 +47,7 @@ func raw(t *testing.T, base, send string) (answers []*http.Response, closed bool
 }
 
 // TestSmuggling sends requests that two parsers could read differently, each followed by a second one.
-// RELIABILITY, promise 14: never a second response.
+// Whatever is smuggled into a request: never a second response.
 func TestSmuggling(t *testing.T) {
 	const h = "Host: localhost\r\n"
 	const post = "POST /v1/topics/orders/events HTTP/1.1\r\n" + h + "Content-Type: text/plain\r\n"

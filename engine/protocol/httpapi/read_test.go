@@ -261,7 +261,7 @@ func TestStream(t *testing.T) {
 	}
 }
 
-// TestStreamLosesASilentClientAtOnce holds pitfall 9: with an hour between comments and no events, only a
+// TestStreamLosesASilentClientAtOnce does not need a write to notice: with an hour between comments and no events, only a
 // reader can notice.
 func TestStreamLosesASilentClientAtOnce(t *testing.T) {
 	f := newFake("orders")

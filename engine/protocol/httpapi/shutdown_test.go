@@ -15,7 +15,7 @@ import (
 	"go.uber.org/goleak"
 )
 
-// TestShutdown holds promise 10: with half-sent requests, an open stream, a long poll and a publish that
+// TestShutdown holds that a drain ends in time: with half-sent requests, an open stream, a long poll and a publish that
 // the store is still at, Shutdown ends within its grace; what is under way finishes, and streams end with
 // a cursor from which the client resumes.
 func TestShutdown(t *testing.T) {

@@ -14,7 +14,7 @@ import (
 
 // This file serves server-sent events (WHATWG HTML, 9.2). A stream's connection is taken from fasthttp:
 // a reader of its own then sees at once that the client has gone, where a writer would see it only at the
-// next event (RELIABILITY, pitfall 9).
+// next event.
 
 // streamFlush is how many bytes of events are gathered before they are written; more wait for nobody.
 const streamFlush = 64 << 10
