@@ -20,14 +20,15 @@ const published = "/v1/topics/accepted/events?type=order.created"
 // measureAccept measures single events over n connections, the router's answer being durable.
 func measureAccept(n int) measurement {
 	value := fmt.Sprintf("accept-%d", n)
-	return measurement{name: fmt.Sprintf("durable accept, %d connections", n), gives: []string{value},
+	return measurement{name: fmt.Sprintf("durable accept, %d connections", n), gives: []string{value, value + "-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			r, err := l.mainRouter(ctx)
 			if err != nil {
 				return err
 			}
-			v, err := posting(ctx, l, r.addr, published, "application/json", n, eventData)
-			put(value, v)
+			p, err := posting(ctx, l, r.child, published, "application/json", n, eventData)
+			put(value, p.perSecond)
+			put(value+"-cpu", p.cpu)
 			return errors.Join(err, r.gone())
 		}}
 }
@@ -35,14 +36,15 @@ func measureAccept(n int) measurement {
 // measureNothing is the limit of that: the same requests to a server that does nothing.
 func measureNothing(n int) measurement {
 	value := fmt.Sprintf("nothing-%d", n)
-	return measurement{name: fmt.Sprintf("do-nothing server, %d connections", n), gives: []string{value},
+	return measurement{name: fmt.Sprintf("do-nothing server, %d connections", n), gives: []string{value, value + "-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			c, err := l.receiver()
 			if err != nil {
 				return err
 			}
-			v, err := posting(ctx, l, c.addr, published, "application/json", n, eventData)
-			put(value, v)
+			p, err := posting(ctx, l, c, published, "application/json", n, eventData)
+			put(value, p.perSecond)
+			put(value+"-cpu", p.cpu)
 			return err
 		}}
 }
@@ -54,22 +56,23 @@ const (
 )
 
 func measureBatch() measurement {
-	return measurement{name: fmt.Sprintf("durable batches of %d, %d connections", batchEvents, batchConnections), gives: []string{"batch"},
+	return measurement{name: fmt.Sprintf("durable batches of %d, %d connections", batchEvents, batchConnections), gives: []string{"batch", "batch-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			r, err := l.mainRouter(ctx)
 			if err != nil {
 				return err
 			}
-			v, err := posting(ctx, l, r.addr, published, "application/x-ndjson", batchConnections, func(i int) []byte { return batchData(batchEvents, i) })
-			put("batch", v*batchEvents)
+			p, err := posting(ctx, l, r.child, published, "application/x-ndjson", batchConnections, func(i int) []byte { return batchData(batchEvents, i) })
+			put("batch", p.perSecond*batchEvents)
+			put("batch-cpu", p.cpu/batchEvents)
 			return errors.Join(err, r.gone())
 		}}
 }
 
-// posting measures POSTs over n connections, each sending its own body again and again.
-func posting(ctx context.Context, l *lab, addr, path, contentType string, n int, body func(i int) []byte) (float64, error) {
-	return closed(ctx, n, l.length(), func(i int) (worker, error) {
-		p, err := newPoster(ctx, addr, postRequest(addr, path, contentType, body(i)))
+// posting measures POSTs to a child over n connections, each sending its own body again and again.
+func posting(ctx context.Context, l *lab, to *child, path, contentType string, n int, body func(i int) []byte) (pace, error) {
+	return closed(ctx, n, window{l.length(), to.cpu}, func(i int) (worker, error) {
+		p, err := newPoster(ctx, to.addr, postRequest(to.addr, path, contentType, body(i)))
 		if err != nil {
 			return worker{}, err
 		}
@@ -85,14 +88,14 @@ func measureRedis(n int) measurement {
 			if err := l.startRedis(ctx); err != nil {
 				return err
 			}
-			v, err := closed(ctx, n, l.length(), func(i int) (worker, error) {
+			p, err := closed(ctx, n, window{d: l.length()}, func(i int) (worker, error) {
 				c, err := newRedisConn(ctx, l.redis.addr, "XADD", "stream", "*", "d", string(eventData(i)))
 				if err != nil {
 					return worker{}, err
 				}
 				return worker{do: c.do, close: func() { _ = c.conn.Close() }}, nil
 			})
-			put(value, v)
+			put(value, p.perSecond)
 			if err != nil {
 				return errors.Join(err, l.redis.gone())
 			}

@@ -231,16 +231,16 @@ func TestNothing(t *testing.T) {
 // The clock of a closed load starts after the warm-up, and what fails ends it with its error.
 func TestClosed(t *testing.T) {
 	var open, closes atomic.Int64
-	v, err := closed(t.Context(), 3, 20*time.Millisecond, func(int) (worker, error) {
+	p, err := closed(t.Context(), 3, window{20 * time.Millisecond, ownCPU}, func(int) (worker, error) {
 		open.Add(1)
 		return worker{do: func() error { return sleep(t.Context(), time.Millisecond) }, close: func() { closes.Add(1) }}, nil
 	})
-	if err != nil || v <= 0 || v > 3000 || open.Load() != 3 || closes.Load() != 3 {
-		t.Errorf("%v/s, %v, %d opened, %d closed", v, err, open.Load(), closes.Load())
+	if err != nil || p.perSecond <= 0 || p.perSecond > 3000 || open.Load() != 3 || closes.Load() != 3 {
+		t.Errorf("%+v, %v, %d opened, %d closed", p, err, open.Load(), closes.Load())
 	}
 	broken := errors.New("it broke")
 	begin := time.Now()
-	_, err = closed(t.Context(), 3, time.Minute, func(i int) (worker, error) {
+	_, err = closed(t.Context(), 3, window{d: time.Minute}, func(i int) (worker, error) {
 		return worker{do: func() error {
 			if i == 1 {
 				return broken
@@ -252,7 +252,7 @@ func TestClosed(t *testing.T) {
 		t.Errorf("%v after %s", err, time.Since(begin))
 	}
 	ctx, cancel := context.WithCancel(t.Context())
-	_, err = closed(ctx, 1, time.Minute, func(int) (worker, error) {
+	_, err = closed(ctx, 1, window{d: time.Minute}, func(int) (worker, error) {
 		return worker{do: func() error { cancel(); return nil }, close: func() {}}, nil
 	})
 	if !errors.Is(err, context.Canceled) {

@@ -31,7 +31,7 @@ const (
 
 // measureWebhook is the limit of delivering: the sink's own client at the do-nothing server, unsigned, without a router.
 func measureWebhook() measurement {
-	return measurement{name: "webhook client", gives: []string{"webhook"},
+	return measurement{name: "webhook client", gives: []string{"webhook", "webhook-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			c, err := l.receiver()
 			if err != nil {
@@ -45,13 +45,14 @@ func measureWebhook() measurement {
 			if err != nil {
 				return err
 			}
-			v, err := closed(ctx, deliverConnections, l.length(), func(i int) (worker, error) {
+			p, err := closed(ctx, deliverConnections, window{l.length(), ownCPU}, func(i int) (worker, error) {
 				ev := event.Event{ID: "01M7Y9GX832T0M3MAY4RHSC2HR", Source: "/topics/delivered", Type: "order.created", Topic: "delivered",
 					DataContentType: "application/json", Time: "2026-01-02T03:04:05.678Z", Data: eventData(i)}
 				ds := []event.Delivery{{ID: "webhook:delivered@1:0-42:0", Subscription: "webhook", Topic: "delivered", Event: ev.AppendRecord(nil), Attempt: 1}}
 				return worker{do: func() error { return sink.Deliver(ctx, ds) }, close: func() {}}, nil
 			})
-			put("webhook", v)
+			put("webhook", p.perSecond)
+			put("webhook-cpu", p.cpu)
 			return errors.Join(err, sink.Close())
 		}}
 }
@@ -66,7 +67,7 @@ type way struct {
 // measureDelivered measures single events from publishing to the signed webhook.
 func measureDelivered(w way) measurement {
 	ready := false
-	return measurement{name: w.name, gives: []string{w.value},
+	return measurement{name: w.name, gives: []string{w.value, w.value + "-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			if !ready {
 				if err := l.prepare(ctx, w); err != nil {
@@ -74,8 +75,9 @@ func measureDelivered(w way) measurement {
 				}
 				ready = true
 			}
-			v, err := l.delivering(ctx, w.value)
-			put(w.value, v)
+			p, err := l.delivering(ctx, w.value)
+			put(w.value, p.perSecond)
+			put(w.value+"-cpu", p.cpu)
 			return errors.Join(err, l.main.gone())
 		}}
 }
@@ -138,14 +140,13 @@ func newSecret() string {
 	return webhook.SecretPrefix + base64.StdEncoding.EncodeToString(b[:])
 }
 
-// delivering publishes to a topic as fast as its subscription delivers, and returns how many events a second arrive.
-func (l *lab) delivering(ctx context.Context, topic string) (float64, error) {
-	d := l.length()
+// delivering publishes to a topic as fast as its subscription delivers, and returns the pace at which events arrive.
+func (l *lab) delivering(ctx context.Context, topic string) (p pace, err error) {
+	win := window{l.length(), l.main.cpu}
 	var sent atomic.Int64
 	start := l.board.count.Load()
-	var v float64
 	path := "/v1/topics/" + topic + "/events?type=order.created"
-	err := crew(ctx, deliverConnections, d/4+d, func(i int) (worker, error) {
+	err = crew(ctx, deliverConnections, win.length(), func(i int) (worker, error) {
 		p, err := newPoster(ctx, l.main.addr, postRequest(l.main.addr, path, "application/json", eventData(i)))
 		if err != nil {
 			return worker{}, err
@@ -157,22 +158,14 @@ func (l *lab) delivering(ctx context.Context, topic string) (float64, error) {
 		}
 		sent.Add(1)
 		return w.do()
-	}, func(ctx context.Context) {
-		if sleep(ctx, d/4) != nil {
-			return
-		}
-		begin, before := time.Now(), l.board.count.Load()
-		if sleep(ctx, d) == nil {
-			v = float64(l.board.count.Load()-before) / time.Since(begin).Seconds()
-		}
-	})
+	}, func(ctx context.Context) { p = win.watch(ctx, l.board.count.Load) })
+	if err == nil && p.perSecond == 0 {
+		err = errNothing
+	}
 	if err != nil {
-		return 0, err
+		return pace{}, err
 	}
-	if v == 0 {
-		return 0, errors.New("nothing was delivered in the time")
-	}
-	return v, l.settled(ctx, start+sent.Load())
+	return p, l.settled(ctx, start+sent.Load())
 }
 
 // settled waits until the receiver has got as many as it should.

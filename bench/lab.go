@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -221,6 +222,32 @@ func (c *child) procValue(file, name string) (float64, error) {
 func (c *child) rss() (float64, error) {
 	v, err := c.procValue("status", "VmRSS")
 	return v / 1024, err
+}
+
+// cpu is how many seconds of CPU the child has taken, 0 where /proc does not tell. The kernel counts them in hundredths
+// (proc(5), utime and stime, after the name in parentheses).
+func (c *child) cpu() float64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.cmd.Process.Pid))
+	if err != nil {
+		return 0
+	}
+	_, rest, _ := strings.Cut(string(b), ") ")
+	fields := strings.Fields(rest)
+	if len(fields) < 13 {
+		return 0
+	}
+	user, _ := strconv.ParseFloat(fields[11], 64)
+	system, _ := strconv.ParseFloat(fields[12], 64)
+	return (user + system) / 100
+}
+
+// ownCPU is the same of this process.
+func ownCPU() float64 {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
 
 // machine describes what was measured on.

@@ -26,9 +26,48 @@ type padded struct {
 	_ [56]byte
 }
 
-// closed lets n workers work without a pause, warms up for a quarter of d, and returns how often they ended their
-// work per second of the d after it. It ends when ctx does, too.
-func closed(ctx context.Context, n int, d time.Duration, open func(i int) (worker, error)) (float64, error) {
+// window is the time in which a load is measured: after a warm-up, between two readings of a counter.
+type window struct {
+	d   time.Duration
+	cpu func() float64 // seconds of CPU that a process has taken; nil: nobody asks
+}
+
+// pace is what a window has seen.
+type pace struct {
+	perSecond float64
+	cpu       float64 // microseconds of CPU for one
+}
+
+// watch warms up for a quarter of the window and reads the counter before and after the rest. Nothing is seen if ctx ends
+// meanwhile.
+func (w window) watch(ctx context.Context, count func() int64) (p pace) {
+	if sleep(ctx, w.d/4) != nil {
+		return p
+	}
+	cpu := func() float64 {
+		if w.cpu == nil {
+			return 0
+		}
+		return w.cpu()
+	}
+	begin, before, used := time.Now(), count(), cpu()
+	if sleep(ctx, w.d) != nil {
+		return p
+	}
+	took, n := time.Since(begin), float64(count()-before)
+	if n > 0 {
+		p = pace{n / took.Seconds(), (cpu() - used) * 1e6 / n}
+	}
+	return p
+}
+
+// length is the warm-up's and the window's.
+func (w window) length() time.Duration { return w.d/4 + w.d }
+
+var errNothing = errors.New("nothing was done in the time")
+
+// closed lets n workers work without a pause and returns the pace at which they end their work. It ends when ctx does, too.
+func closed(ctx context.Context, n int, win window, open func(i int) (worker, error)) (p pace, err error) {
 	counts := make([]padded, n)
 	total := func() (sum int64) {
 		for i := range counts {
@@ -36,26 +75,17 @@ func closed(ctx context.Context, n int, d time.Duration, open func(i int) (worke
 		}
 		return sum
 	}
-	var rate float64
-	err := crew(ctx, n, d/4+d, open, func(i int, w worker) error {
+	err = crew(ctx, n, win.length(), open, func(i int, w worker) error {
 		if err := w.do(); err != nil {
 			return err
 		}
 		counts[i].n.Add(1)
 		return nil
-	}, func(ctx context.Context) {
-		if sleep(ctx, d/4) != nil {
-			return
-		}
-		begin, before := time.Now(), total()
-		if sleep(ctx, d) == nil {
-			rate = float64(total()-before) / time.Since(begin).Seconds()
-		}
-	})
-	if err == nil && rate == 0 {
-		err = errors.New("nothing was done in the time")
+	}, func(ctx context.Context) { p = win.watch(ctx, total) })
+	if err == nil && p.perSecond == 0 {
+		err = errNothing
 	}
-	return rate, err
+	return p, err
 }
 
 // crew opens n workers, lets each step until watch returns or one fails, and closes them.

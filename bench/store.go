@@ -19,7 +19,7 @@ import (
 // measureStore measures the store's Commit with n callers of one event each.
 func measureStore(n int) measurement {
 	value := fmt.Sprintf("store-%d", n)
-	return measurement{name: fmt.Sprintf("the store's Commit, %d callers", n), gives: []string{value},
+	return measurement{name: fmt.Sprintf("the store's Commit, %d callers", n), gives: []string{value, value + "-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) (err error) {
 			dir := filepath.Join(l.dir, "store")
 			s, err := pebblestore.Open(ctx, pebblestore.Options{Dir: dir})
@@ -31,12 +31,13 @@ func measureStore(n int) measurement {
 			if _, err := s.OpenLog(ctx, id, storage.LogOptions{Bytes: 8 << 30}); err != nil {
 				return err
 			}
-			v, err := closed(ctx, n, l.length(), func(i int) (worker, error) {
+			p, err := closed(ctx, n, window{l.length(), ownCPU}, func(i int) (worker, error) {
 				ev := &event.Event{ID: fmt.Sprintf("id-%020d", i), Source: "/bench", Type: "order.created", Topic: "bench", Data: eventData(i)}
 				b := &storage.Batch{Appends: []storage.Append{{Log: id, Entries: []storage.Entry{{Event: ev}}}}}
 				return worker{do: func() error { return s.Commit(ctx, b) }, close: func() {}}, nil
 			})
-			put(value, v)
+			put(value, p.perSecond)
+			put(value+"-cpu", p.cpu)
 			return err
 		}}
 }
@@ -44,7 +45,7 @@ func measureStore(n int) measurement {
 // measurePebble is the limit of that: Pebble alone, one committer that takes whatever waits, a key each, one sync.
 func measurePebble(n int) measurement {
 	value := fmt.Sprintf("pebble-%d", n)
-	return measurement{name: fmt.Sprintf("Pebble's group commit, %d waiters", n), gives: []string{value},
+	return measurement{name: fmt.Sprintf("Pebble's group commit, %d waiters", n), gives: []string{value, value + "-cpu"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) (err error) {
 			dir := filepath.Join(l.dir, "pebble")
 			o := &pebble.Options{FormatMajorVersion: pebble.FormatTableFormatV6, MemTableSize: 64 << 20, MemTableStopWritesThreshold: 4,
@@ -58,12 +59,13 @@ func measurePebble(n int) measurement {
 			}
 			g := &gatherer{db: db, signal: make(chan struct{}, 1), done: make(chan struct{})}
 			go g.run()
-			v, err := closed(ctx, n, l.length(), func(i int) (worker, error) {
+			p, err := closed(ctx, n, window{l.length(), ownCPU}, func(i int) (worker, error) {
 				w := &waiter{value: eventData(i), done: make(chan error, 1)}
 				return worker{do: func() error { return g.commit(w) }, close: func() {}}, nil
 			})
 			g.end()
-			put(value, v)
+			put(value, p.perSecond)
+			put(value+"-cpu", p.cpu)
 			return errors.Join(err, db.Close(), os.RemoveAll(dir))
 		}}
 }
