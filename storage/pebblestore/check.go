@@ -43,11 +43,10 @@ func checkDir(ctx context.Context, fs vfs.FS, dir string, deep bool, report func
 		fault("%v", err)
 	}
 	f.walkLogs(func(name string, err error) { fault("%s is corrupt: %v", fs.PathJoin(f.db, name), err) })
-	if deep {
-		f.readTables(ctx, fault)
-	}
 	if faults == 0 {
 		f.checkRows(ctx, deep, fault)
+	} else if deep {
+		f.readTables(ctx, nil, fault)
 	}
 	if faults > 0 {
 		return fmt.Errorf("data directory %s: %d faults; restore it from a backup", dir, faults)
@@ -55,15 +54,16 @@ func checkDir(ctx context.Context, fs vfs.FS, dir string, deep bool, report func
 	return ctx.Err()
 }
 
-// readTables verifies the checksums of every block of every table.
-func (f *files) readTables(ctx context.Context, fault func(string, ...any)) {
+// readTables verifies the checksums of every block of the live tables (nil: of all; a crash leaves some behind
+// that are not used).
+func (f *files) readTables(ctx context.Context, live map[string]bool, fault func(string, ...any)) {
 	names, err := f.fs.List(f.db)
 	if err != nil {
 		fault("%v", err)
 		return
 	}
 	for _, name := range names {
-		if !strings.HasSuffix(name, ".sst") || ctx.Err() != nil {
+		if !strings.HasSuffix(name, ".sst") || live != nil && !live[name] || ctx.Err() != nil {
 			continue
 		}
 		path := f.fs.PathJoin(f.db, name)
@@ -104,6 +104,9 @@ func (f *files) checkRows(ctx context.Context, deep bool, fault func(string, ...
 	var err error
 	if s.db, err = openPebble(f.db, o); err != nil {
 		fault("%v", f.explain(err))
+		if deep {
+			f.readTables(ctx, nil, fault)
+		}
 		return
 	}
 	defer func() {
@@ -111,6 +114,9 @@ func (f *files) checkRows(ctx context.Context, deep bool, fault func(string, ...
 			fault("%v", err)
 		}
 	}()
+	if deep {
+		f.readTables(ctx, s.liveTables(fault), fault)
+	}
 	if err := errors.Join(s.checkFormat(), s.checkOffsets()); err != nil {
 		fault("%v", err)
 	}
@@ -127,6 +133,23 @@ func (f *files) checkRows(ctx context.Context, deep bool, fault func(string, ...
 			fault("%v", err)
 		}
 	}
+}
+
+// liveTables are the files that hold what Pebble knows.
+func (s *Store) liveTables(fault func(string, ...any)) map[string]bool {
+	levels, err := s.db.SSTables()
+	if err != nil {
+		fault("%v", err)
+		return nil
+	}
+	live := map[string]bool{}
+	for _, level := range levels {
+		for _, t := range level {
+			live[fmt.Sprintf("%06d.sst", uint64(t.BackingSSTNum))] = true
+			live[fmt.Sprintf("%06d.sst", uint64(t.FileNum))] = true
+		}
+	}
+	return live
 }
 
 // logIDs lists the logs on the disk.

@@ -104,7 +104,7 @@ func crash(t *testing.T, seed uint64, noSync bool) error {
 
 // TestCrash is promise 1: what was acknowledged survives a power cut at any operation.
 func TestCrash(t *testing.T) {
-	seeds := 120
+	seeds := 300
 	if long() {
 		seeds = 5000
 	}
@@ -247,4 +247,33 @@ func TestHang(t *testing.T) {
 	if err := s.Close(); !errors.Is(err, event.ErrUnavailable) {
 		t.Fatal(err)
 	}
+}
+
+// TestFailedDirSync: a directory that cannot be synced ends commits, where Pebble would panic.
+func TestFailedDirSync(t *testing.T) {
+	ctx := context.Background()
+	var armed atomic.Bool
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		if armed.Load() && op.Kind == errorfs.OpFileSync && op.Path == "data/pebble" {
+			return errorfs.ErrInjected
+		}
+		return nil
+	}))
+	s := mustOpen(t, faultOptions(fs))
+	ledger := &storetest.Ledger{}
+	if err := ledger.Prepare(ctx, s); err != nil {
+		t.Fatal(err)
+	}
+	armed.Store(true)
+	rng := rand.New(rand.NewPCG(1, 1))
+	for range 2000 {
+		if err := ledger.Commit(ctx, s, rng); err != nil {
+			if !errors.Is(err, event.ErrUnavailable) || !strings.Contains(err.Error(), "syncing data/pebble failed") {
+				t.Fatal(err)
+			}
+			<-s.Fatal()
+			return
+		}
+	}
+	t.Fatal("commits go on")
 }

@@ -17,7 +17,7 @@ const spaceEvery = 100 * time.Millisecond
 
 // A space keeps the disk from filling up: Pebble survives a full disk badly (pebble#3427, #6139), so
 // commits are refused while there is still room for flushes, compactions and deletions. Batches of
-// operations alone (cursors) may go down to half of the reserve. Within the reserve lies a ballast file
+// operations alone (cursors) may go down to a quarter of the reserve. Within the reserve lies a ballast file
 // that is let go when even that is passed.
 type space struct {
 	fs      vfs.FS
@@ -92,7 +92,7 @@ func (s *space) admit(n int64, opsOnly bool) error {
 	s.refresh(n)
 	floor := s.reserve
 	if opsOnly {
-		floor /= 2
+		floor /= 4
 	}
 	if s.avail >= floor+uint64(n+s.written) {
 		return nil
@@ -107,7 +107,7 @@ func (s *space) tend() {
 	s.refresh(0)
 	switch {
 	case !s.known:
-	case s.held && s.avail < s.reserve/4:
+	case s.held && s.avail < s.reserve/2:
 		s.drop()
 	case !s.held && s.avail > s.reserve+2*s.size:
 		s.held = s.take() == nil

@@ -46,6 +46,14 @@ func (g guardFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, 
 	if err := g.s.degraded(); err != nil {
 		g.s.stop("", err) // Pebble would try its flushes over and over
 	}
+	if strings.HasPrefix(g.PathBase(name), "marker.manifest.") {
+		// The marker names a MANIFEST whose own directory entry Pebble syncs only together with the marker's.
+		// A power cut may keep the one and lose the other.
+		dir := g.PathDir(name)
+		if err := syncDir(g.FS, dir); err != nil {
+			g.s.stop("syncing "+dir+" failed", err)
+		}
+	}
 	f, err := g.FS.Create(name, category)
 	return g.file(name, f, err)
 }

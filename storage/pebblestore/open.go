@@ -27,7 +27,7 @@ type Options struct {
 	Now         func() time.Time // time.Now
 	AcceptClock bool             // follow the wall clock even if it went forward by over a year
 
-	MemTable    int64       // bytes of Pebble's memtable; 64 MiB, at most 1/16 of what is free on the disk
+	MemTable    int64       // bytes of Pebble's memtable; 64 MiB, at most 1/32 of what is free on the disk
 	Cache       int64       // bytes of Pebble's block cache; 32 MiB
 	BlockCache  int64       // bytes of freshly committed blocks kept for live readers; 32 MiB
 	DedupeBytes int64       // bytes of the index of ids; 64 MiB

@@ -34,8 +34,9 @@ func (l pebbleLog) Fatalf(format string, args ...any) {
 func (s *Store) pebbleOptions() *pebble.Options {
 	mem := s.o.MemTable
 	if s.space.known {
-		// Pebble preallocates 110 % of the memtable for its log: it must follow the disk.
-		mem = max(256<<10, min(mem, int64(s.space.free()/16)))
+		// Pebble preallocates 110 % of the memtable for its log, and a flush takes as much again: the memtable must
+		// follow the disk.
+		mem = max(256<<10, min(mem, int64(s.space.free()/32)))
 	}
 	log := pebbleLog{s, &rateLog{logf: s.o.Logf}}
 	profile := sstable.NoCompression
@@ -78,7 +79,7 @@ func (s *Store) pebbleOptions() *pebble.Options {
 	}
 	for i := range o.Levels {
 		o.Levels[i].Compression = func() *sstable.CompressionProfile { return profile }
-		o.Levels[i].BlockSize = 32 << 10
+		o.Levels[i].BlockSize = 8 << 10
 	}
 	o.TargetFileSizes[0] = max(256<<10, min(mem/8, 8<<20))
 	o.FlushSplitBytes = o.TargetFileSizes[0]

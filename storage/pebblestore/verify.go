@@ -122,19 +122,26 @@ func (f *files) explain(err error) error {
 	return fmt.Errorf("%w; %s", err, repairHint(f.dir))
 }
 
-// walkLogs reads Pebble's write-ahead logs and reports those that are corrupt. A torn end is none.
+// walkLogs reads Pebble's write-ahead logs and reports those that are corrupt. Only the newest may have a torn
+// end: a log is closed with a mark of its end before the next one begins.
 func (f *files) walkLogs(report func(name string, err error)) {
 	names, err := f.fs.List(f.db)
 	if err != nil {
 		report("", err)
 		return
 	}
+	logs, newest := map[string]uint64{}, uint64(0)
 	for _, name := range names {
 		num, ok := strings.CutSuffix(name, ".log")
 		if n, err := strconv.ParseUint(num, 10, 64); ok && err == nil {
-			if err := f.walkLog(name, n); err != nil {
-				report(name, err)
-			}
+			logs[name], newest = n, max(newest, n)
+		}
+	}
+	for name, n := range logs {
+		at, err := f.walkLog(name, n)
+		torn := errors.Is(err, record.ErrUnexpectedEOF) || errors.Is(err, record.ErrZeroedChunk)
+		if err != nil && !errors.Is(err, io.EOF) && !(torn && n == newest) {
+			report(name, fmt.Errorf("byte %d: %w", at, err))
 		}
 	}
 }
@@ -144,10 +151,11 @@ func newRecordReader[N ~uint64](open func(io.Reader, N) *record.Reader, r io.Rea
 	return open(r, N(num))
 }
 
-func (f *files) walkLog(name string, num uint64) error {
+// walkLog returns how the reading of a log ended, and where.
+func (f *files) walkLog(name string, num uint64) (int64, error) {
 	h, err := f.fs.Open(f.fs.PathJoin(f.db, name))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer h.Close()
 	r := newRecordReader(record.NewReader, h, num)
@@ -156,12 +164,8 @@ func (f *files) walkLog(name string, num uint64) error {
 		if err == nil {
 			_, err = io.Copy(io.Discard, rec)
 		}
-		switch {
-		case err == nil:
-		case errors.Is(err, io.EOF), errors.Is(err, record.ErrUnexpectedEOF), errors.Is(err, record.ErrZeroedChunk):
-			return nil
-		default:
-			return fmt.Errorf("byte %d: %w", r.Offset(), err)
+		if err != nil {
+			return r.Offset(), err
 		}
 	}
 }
