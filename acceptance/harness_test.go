@@ -173,8 +173,14 @@ func (r *router) kill() {
 // stop sends SIGTERM and wants exit code 0 within the time; it returns how long that took.
 func (r *router) stop(within time.Duration) time.Duration {
 	r.t.Helper()
-	begin := time.Now()
 	r.signal(syscall.SIGTERM)
+	return r.wait(within)
+}
+
+// wait is stop for a router that was signalled already: a second SIGTERM would end it at once.
+func (r *router) wait(within time.Duration) time.Duration {
+	r.t.Helper()
+	begin := time.Now()
 	select {
 	case err := <-r.ended:
 		r.over = true
