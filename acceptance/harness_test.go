@@ -22,8 +22,8 @@ import (
 // secret signs every webhook of these tests.
 const secret = "whsec_MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE="
 
-// binary and keepModule are what TestMain builds: the router, and by it the function in functions/keep.
-var binary, keepModule string
+// routerBinary and keepModule are what TestMain builds: the router, and by it the function in functions/keep.
+var routerBinary, keepModule string
 
 // long tells whether the long forms run.
 var long = os.Getenv("MILLRACE_LONG") == "1"
@@ -43,10 +43,10 @@ func buildAndRun(m *testing.M) (code int, err error) {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	binary, keepModule = filepath.Join(dir, "router"), filepath.Join(dir, "keep.wasm")
+	routerBinary, keepModule = filepath.Join(dir, "router"), filepath.Join(dir, "keep.wasm")
 	for _, args := range [][]string{
-		{"go", "build", "-trimpath", "-o", binary, "../cmd/router"},
-		{binary, "functions", "build", "functions/keep", "--out", keepModule},
+		{"go", "build", "-trimpath", "-o", routerBinary, "../cmd/router"},
+		{routerBinary, "functions", "build", "functions/keep", "--out", keepModule},
 	} {
 		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
 			return 1, fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
@@ -108,7 +108,7 @@ func start(t *testing.T, dir string, env []string, args ...string) (*router, err
 	t.Helper()
 	begin := time.Now()
 	r := &router{t: t, log: &logText{}, ended: make(chan error, 1)}
-	r.cmd = exec.Command(binary, append([]string{"serve", "--data", dir, "--listen", "127.0.0.1:0", "--allow-private-targets"}, args...)...)
+	r.cmd = exec.Command(routerBinary, append([]string{"serve", "--data", dir, "--listen", "127.0.0.1:0", "--allow-private-targets"}, args...)...)
 	r.cmd.Env = append(os.Environ(), env...)
 	r.cmd.Stderr = r.log
 	stdout, err := r.cmd.StdoutPipe()
