@@ -7,10 +7,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/vfs"
+	"github.com/cockroachdb/pebble/v2/vfs/errorfs"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/storage"
@@ -327,5 +330,66 @@ func TestDropLogSidecar(t *testing.T) {
 	s = mustOpen(t, faultOptions(image(mem)))
 	if b := mustLog(t, s, logID, storage.LogOptions{}).Bounds(); b.Next != 0 {
 		t.Fatalf("%+v", b)
+	}
+}
+
+// TestManifestWithoutSidecar: a bad record before a good one is told from a torn end by the MANIFEST alone.
+func TestManifestWithoutSidecar(t *testing.T) {
+	mem, _ := filled(t)
+	d, err := pebble.Peek("data/pebble", mem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b := readMem(t, mem, d.ManifestFilename)
+	good, more := walkChunks(b)
+	if good != int64(len(b)) || more {
+		t.Fatalf("%d of %d bytes are good", good, len(b))
+	}
+	last := 0 // where the last record begins
+	for at := 0; at < len(b); {
+		n, _ := goodChunk(b, at)
+		last, at = at, at+n
+	}
+	f := files{fs: mem, dir: "data", db: "data/pebble"}
+	for at := range b {
+		bad := append([]byte(nil), b...)
+		bad[at] ^= 16
+		writeMem(t, mem, d.ManifestFilename, bad)
+		if err := f.verify(t.Logf); at < last != (err != nil) {
+			t.Fatalf("byte %d of %d, the last record begins at %d: %v", at, len(b), last, err)
+		}
+	}
+}
+
+// TestMarkerAfterManifest: no power cut can keep the marker and lose the MANIFEST that it names.
+func TestMarkerAfterManifest(t *testing.T) {
+	var unsynced atomic.Bool
+	markers := 0
+	fs := errorfs.Wrap(vfs.NewMem(), errorfs.InjectorFunc(func(op errorfs.Op) error {
+		name := op.Path[strings.LastIndexByte(op.Path, '/')+1:]
+		switch {
+		case op.Kind == errorfs.OpCreate && isManifest(name):
+			unsynced.Store(true)
+		case op.Kind == errorfs.OpFileSync && op.Path == "data/pebble":
+			unsynced.Store(false)
+		case op.Kind == errorfs.OpCreate && strings.HasPrefix(name, "marker.manifest."):
+			markers++
+			if unsynced.Load() {
+				t.Errorf("%s is made before the MANIFEST's directory entry is synced", name)
+			}
+		}
+		return nil
+	}))
+	for range 2 {
+		s, err := Open(context.Background(), faultOptions(fs))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if markers == 0 {
+		t.Fatal("no marker was made")
 	}
 }
