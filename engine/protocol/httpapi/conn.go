@@ -129,11 +129,14 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
 }
 
+// lingerTime bounds a gentle close.
+const lingerTime = 500 * time.Millisecond
+
 // Close takes in a little of what the peer is still sending, if the request was refused before it was
 // read: to close at once would reset the connection and with it the answer (RFC 9112, 9.6).
 func (c *conn) Close() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() && w.CloseWrite() == nil {
-		_ = c.Conn.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTime))
 		_, _ = io.CopyN(io.Discard, c.Conn, 1<<20)
 	}
 	if st := c.pending.Swap(nil); st != nil { // a stream that was never begun

@@ -243,10 +243,32 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
+	s.awaitLingering(ctx)
 	if err != nil {
 		return fmt.Errorf("httpapi: shutdown: %w", err)
 	}
 	return nil
+}
+
+// awaitLingering waits for connections that are being closed gently; fasthttp does not count them any more.
+func (s *Server) awaitLingering(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, 2*lingerTime)
+	defer cancel()
+	ticker := time.NewTicker(5 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		s.mu.Lock()
+		left := len(s.conns)
+		s.mu.Unlock()
+		if left == 0 {
+			return
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 func (s *Server) draining() bool { return s.drainAt.Load() != 0 }
