@@ -59,7 +59,7 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/
 done
 
 # Without goroutines, without race detector.
-plain='/engine/event$|/filters$|/scripts/|/examples/'
+plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/'
 tests "packages without goroutines" . $($GO list ./... | grep -E "$plain")
 
 # The tests that count allocations, wherever they are, told by their names.
