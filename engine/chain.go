@@ -42,7 +42,6 @@ type fate struct {
 	failure failure
 	made    int // events emitted so far: the n of their ids
 	outputs []output
-	replied bool
 }
 
 // maxHops bounds an event's way through topics.
@@ -101,7 +100,7 @@ func (h *chain) through(ctx context.Context, f *function) error {
 		case plugins.Pass:
 			h.next = append(h.next, in)
 		case plugins.Emit:
-			h.emit(in, r, f)
+			h.emit(ctx, in, r, f)
 		case plugins.Retry:
 			h.failed(in.origin, failure{reason: "attempts", err: errRetry, digest: f.digest(), wait: time.Duration(r.Arg) * time.Millisecond})
 		case plugins.Reject:
@@ -123,7 +122,7 @@ func (h *chain) failed(origin int, f failure) {
 }
 
 // emit makes the event of an EMIT: one for another topic leaves the chain here.
-func (h *chain) emit(in link, r *plugins.Result, f *function) {
+func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *function) {
 	x, origin := &h.fates[in.origin], h.items[in.origin].rec
 	r.Event(in.rec, &h.ev)
 	if h.ev.ID == "" {
@@ -148,7 +147,7 @@ func (h *chain) emit(in link, r *plugins.Result, f *function) {
 		h.next = append(h.next, link{rec, in.origin})
 		return
 	}
-	out, err := h.s.e.outputTo(h.ev.Topic, &h.ev)
+	out, err := h.s.e.outputTo(ctx, h.ev.Topic, &h.ev)
 	if err != nil {
 		h.failed(in.origin, outputFailure(err, f.digest()))
 		return
@@ -157,13 +156,13 @@ func (h *chain) emit(in link, r *plugins.Result, f *function) {
 }
 
 // outputTo checks an event that a step puts into a topic and makes it its own.
-func (e *Engine) outputTo(name string, ev *event.Event) (output, error) {
-	t, err := e.topic(name)
+func (e *Engine) outputTo(ctx context.Context, name string, ev *event.Event) (output, error) {
+	t, err := e.lookup(ctx, name)
 	if err != nil {
 		return output{}, err
 	}
 	own := ev.Clone()
-	own.Topic = name
+	own.Topic = t.name
 	own.Hops++
 	if own.Hops > maxHops {
 		return output{}, fmt.Errorf("%w: the event has passed %d topics, more than a way without a circle needs", errHops, maxHops)

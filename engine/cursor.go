@@ -74,10 +74,10 @@ func (p *pending) has(off event.Offset) bool {
 	return found && !p.list[i].done
 }
 
-// leave notes that a commit is about to settle off; false if it is not pending.
+// leave notes that a commit is about to settle off; false if it is not pending, or on the way in this commit.
 func (p *pending) leave(off event.Offset, leaving bool) bool {
 	i, found := p.find(off)
-	if !found || p.list[i].done {
+	if !found || p.list[i].done || leaving && p.list[i].leaving {
 		return false
 	}
 	p.list[i].leaving = leaving

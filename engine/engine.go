@@ -16,19 +16,21 @@ import (
 // Engine runs topics, subscriptions and functions over one store. All methods may be called at the same
 // time.
 //
-// What waits for what, outermost first: applying (one definition change at a time) → partition.mu (a
-// reader between blocks) → subscription.commits (one row of a subscription under way to the store) →
+// What waits for what, outermost first: applying (one definition change at a time) →
+// subscription.commits (one row of a subscription under way to the store; several are held together only by
+// the flush, which never waits for one, and by applying) → partition.mu (a reader between blocks) →
 // subscription.mu (memory only, never held across a wait for the store, a function or a sink).
 type Engine struct {
 	o     Options
 	store storage.Store
-	start time.Time // wall clock and monotonic reading at Open
+	start time.Time     // wall clock and monotonic reading at Open
+	skew  time.Duration // what the wall clock is ahead by and is not believed
 
 	secret [32]byte // of the store: seeds what functions see as random, signs leases
-	epoch  uint64   // of this run, in lease ids
 
 	applying sync.Mutex
 	plan     atomic.Pointer[Plan]
+	closed   bool   // guarded by applying
 	serial   uint32 // last number given to a topic or subscription; guarded by applying
 
 	draining atomic.Bool
@@ -51,7 +53,6 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("engine options: %w", err)
 	}
 	e := &Engine{o: o, store: o.Store, start: o.Now()}
-	e.epoch = uint64(e.start.UnixNano())
 	if err := e.loadMeta(ctx); err != nil {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
@@ -67,6 +68,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		abort()
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
+	e.holdClock()
 	e.spawn(e.flushLoop)
 	e.spawn(e.scheduleLoop)
 	return e, nil
@@ -93,9 +95,27 @@ func (e *Engine) loadMeta(ctx context.Context) error {
 	return e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{put(tableMeta, []byte("secret"), e.secret[:])}})
 }
 
+// clockJump is the forward step of the wall clock between two runs that is not believed (SEMANTICS, Clocks).
+const clockJump = 365 * 24 * time.Hour
+
+// holdClock goes on from the time of the last event if the wall clock is over a year ahead of it: such a
+// step would make every parked delivery due at once.
+func (e *Engine) holdClock() {
+	var last int64
+	for _, t := range e.plan.Load().topics {
+		for _, p := range t.parts {
+			last = max(last, p.log.Bounds().LastTime)
+		}
+	}
+	if ahead := time.Duration(e.start.UnixNano() - last); last != 0 && ahead > clockJump && !e.o.AcceptClock {
+		e.skew = ahead
+		e.o.Log.Warn("the wall clock is over a year ahead of the last event; it is not followed. If it is right, start with --accept-clock", "ahead", ahead.Round(time.Hour))
+	}
+}
+
 // now is the wall clock at Open plus the time that passed since: a clock that is set while the router
 // runs neither expires nor retries anything early.
-func (e *Engine) now() time.Time { return e.start.Add(e.o.Now().Sub(e.start)) }
+func (e *Engine) now() time.Time { return e.start.Add(e.o.Now().Sub(e.start) - e.skew) }
 
 // Draining reports whether Close has begun.
 func (e *Engine) Draining() bool { return e.draining.Load() }
@@ -103,8 +123,14 @@ func (e *Engine) Draining() bool { return e.draining.Load() }
 // Drain refuses new events from now on and ends waiting readers; Close does the same and goes on.
 func (e *Engine) Drain() {
 	if e.draining.CompareAndSwap(false, true) {
-		for _, t := range e.plan.Load().topics {
+		p := e.plan.Load()
+		for _, t := range p.topics {
 			t.wakeAll()
+		}
+		for _, s := range p.subs {
+			s.mu.Lock()
+			s.wakePullers()
+			s.mu.Unlock()
 		}
 	}
 }
@@ -116,6 +142,10 @@ func (e *Engine) Close(ctx context.Context) error {
 	e.Drain()
 	e.applying.Lock() // whoever changes definitions ends first; nobody begins after Drain
 	defer e.applying.Unlock()
+	if e.closed {
+		return nil
+	}
+	e.closed = true
 	e.stop()
 	p := e.plan.Load()
 	for _, s := range p.subs {
@@ -138,6 +168,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	defer e.abort()
 	errs := []error{e.flush(context.WithoutCancel(ctx))}
 	for _, s := range p.subs {
+		s.dropLeases()
 		errs = append(errs, s.config.Load().release())
 	}
 	for _, f := range p.functions {

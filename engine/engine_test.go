@@ -27,6 +27,7 @@ type world struct {
 	store *pebblestore.Store
 	e     *Engine
 	spec  Spec
+	now   func() time.Time // the store's clock; nil: time.Now
 }
 
 func newWorld(t testing.TB, o Options) *world {
@@ -38,7 +39,7 @@ func newWorld(t testing.TB, o Options) *world {
 
 func (w *world) open() {
 	w.t.Helper()
-	store, err := pebblestore.Open(w.t.Context(), pebblestore.Options{Dir: "store", FS: w.fs})
+	store, err := pebblestore.Open(w.t.Context(), pebblestore.Options{Dir: "store", FS: w.fs, Now: w.now})
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -140,6 +141,16 @@ func (w *world) info(name string) SubscriptionInfo {
 		w.t.Fatal(err)
 	}
 	return info
+}
+
+// settled reports whether a subscription has nothing left to do. Parked deliveries leave the count when their
+// commit begins, so it waits for the one under way.
+func (w *world) settled(name string) bool {
+	s := w.e.plan.Load().subs[name]
+	s.commits.Lock()
+	defer s.commits.Unlock()
+	i := s.info()
+	return i.Lag == 0 && i.Outstanding == 0 && i.Parked == 0
 }
 
 // eventually polls a condition, for at most ten seconds.

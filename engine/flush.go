@@ -110,16 +110,14 @@ func (e *Engine) flush(ctx context.Context) error {
 		f.end(err)
 	}
 	for _, p := range moved {
-		if err != nil {
-			p.mu.Lock()
-			p.saved = 0
-			p.mu.Unlock()
-		}
+		p.mu.Lock()
+		p.unsaved = err != nil
+		p.mu.Unlock()
 	}
 	for _, t := range plan.topics {
 		if t.def.Load().WhenFull == event.Reject {
 			for _, p := range t.parts {
-				p.hold(plan.deadLetters[t.name])
+				p.hold(plan.deadLetters[t.name], e.now())
 			}
 		}
 	}
@@ -132,22 +130,21 @@ func (e *Engine) flushPartition(p *partition, fold map[*subscription]*folded, sk
 	defer p.mu.Unlock()
 	live := p.live.Load()
 	checkpoint := live
-	if len(skipped) > 0 || live != p.saved || len(fold) > 0 {
-		for _, s := range p.feeds.Load().subs {
-			f := fold[s]
-			if f == nil && !skipped[s] && !s.isDirty() {
-				continue // covered by the checkpoint, or by its row as it stands
-			}
-			if f == nil {
+	if subs := p.feeds.Load().subs; len(skipped) > 0 || live != p.saved || len(fold) > 0 {
+		for _, s := range subs {
+			if fold[s] == nil && (skipped[s] || s.isDirty()) {
 				// It has something outstanding that no row tells of yet: the checkpoint must not pass it.
 				checkpoint = min(checkpoint, max(s.watermarkUnlessRow(p, live), p.saved))
-				continue
+			} // any other is covered by the checkpoint, by its row as it stands, or by the row that follows
+		}
+		for _, s := range subs {
+			if f := fold[s]; f != nil {
+				ops = f.row(p, live, checkpoint, ops)
 			}
-			ops = f.row(p, live, ops)
 		}
 	}
-	if checkpoint != p.saved {
-		p.saved = checkpoint
+	if checkpoint != p.saved || p.unsaved {
+		p.saved, p.unsaved = checkpoint, true
 		ops = append(ops, put(tableCheckpoints, key32x2(p.id.Topic, p.id.Partition), be.AppendUint64(nil, checkpoint)))
 		moved = append(moved, p)
 	}
@@ -173,8 +170,9 @@ func (s *subscription) watermarkUnlessRow(p *partition, live event.Offset) event
 	return c.reach(p)
 }
 
-// row adds the write or the removal of a cursor's row.
-func (f *folded) row(p *partition, live event.Offset, ops []storage.Op) []storage.Op {
+// row adds the write or the removal of a cursor's row. Without one the cursor is the checkpoint: if that is
+// held back, a row keeps the subscription from doing again what it has done since.
+func (f *folded) row(p *partition, live, checkpoint event.Offset, ops []storage.Op) []storage.Op {
 	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -184,7 +182,7 @@ func (f *folded) row(p *partition, live event.Offset, ops []storage.Op) []storag
 	}
 	c.dirty = false
 	key := key32x2(s.serial, p.id.Partition)
-	if c.attached && c.out.live == 0 && c.read <= live {
+	if c.attached && c.out.live == 0 && c.read <= live && checkpoint == live {
 		if c.hasRow {
 			ops = append(ops, del(tableCursors, key))
 		}

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -37,7 +38,7 @@ const graceForOldLeases = 600 * time.Second
 
 const leaseIDSize = 4 + 4 + 4 + 8 + 4 + 4 + 8 + 4
 
-// leaseID: subscription, topic incarnation, partition, offset, n, attempt, epoch, generation; then 12 bytes
+// leaseID: subscription, topic incarnation, partition, offset, n, attempt, boot epoch, generation; then 12 bytes
 // of HMAC-SHA-256.
 func (s *subscription) leaseID(j job) string {
 	b := make([]byte, 0, leaseIDSize+12)
@@ -47,10 +48,14 @@ func (s *subscription) leaseID(j job) string {
 	b = be.AppendUint64(b, j.it.rec.Offset())
 	b = be.AppendUint32(b, uint32(j.n))
 	b = be.AppendUint32(b, j.it.attempt)
-	b = be.AppendUint64(b, s.e.epoch)
+	b = be.AppendUint64(b, s.epoch(j.it.rec.Partition()))
 	b = be.AppendUint32(b, j.it.gen)
 	return base64.RawURLEncoding.EncodeToString(s.e.seal(b))
 }
+
+// epoch is counted by the store with every start rather than timed: a clock that was set back must not make
+// two runs alike.
+func (s *subscription) epoch(p event.Partition) uint64 { return s.topic.parts[p].claim.Epoch() }
 
 func (e *Engine) seal(b []byte) []byte {
 	m := hmac.New(sha256.New, e.secret[:])
@@ -74,6 +79,9 @@ func (s *subscription) openLease(id string) (leaseRef, bool) {
 	}
 	body := b[:leaseIDSize:leaseIDSize]
 	if !hmac.Equal(s.e.seal(body), b) || be.Uint32(b) != s.serial || be.Uint32(b[4:]) != s.topic.serial {
+		return leaseRef{}, false
+	}
+	if int(be.Uint32(b[8:])) >= len(s.topic.parts) {
 		return leaseRef{}, false
 	}
 	return leaseRef{
@@ -145,18 +153,18 @@ func (s *subscription) take(c *subConfig, max int) ([]event.Lease, <-chan struct
 }
 
 func (s *subscription) nextPull(c *subConfig) (job, bool) {
-	if !s.transforms(c) {
-		it, ok := s.next()
-		return job{it: it, rec: it.rec}, ok
-	}
-	for s.sends.len() > 0 {
+	for s.sends.len() > 0 { // also where the functions are gone from the definition meanwhile
 		j := s.sends.pop()
 		s.kickPump(c)
 		if j.it.gen == s.gen {
 			return j, true
 		}
 	}
-	return job{}, false
+	if s.transforms(c) {
+		return job{}, false
+	}
+	it, ok := s.next()
+	return job{it: it, rec: it.rec}, ok
 }
 
 func (s *subscription) lend(l *lease) {
@@ -181,13 +189,16 @@ func (s *subscription) wakePullers() {
 func (s *subscription) settleLeases(ids []string, ack bool) (held []*lease, lost []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if len(s.leases.out) >= s.e.o.MaxLeases {
+		defer s.kick() // pullers may wait for room in the book
+	}
 	for _, id := range ids {
 		ref, ok := s.openLease(id)
 		switch l := s.leases.out[ref.key]; {
-		case ok && l != nil && ref.epoch == s.e.epoch && ref.gen == s.gen && l.job.it.attempt == ref.attempt:
+		case ok && l != nil && ref.epoch == s.epoch(ref.key.pos.Partition) && ref.gen == s.gen && l.job.it.attempt == ref.attempt:
 			delete(s.leases.out, ref.key)
 			held = append(held, l)
-		case ok && l == nil && ack && ref.epoch < s.e.epoch && s.redeem(ref):
+		case ok && l == nil && ack && ref.epoch < s.epoch(ref.key.pos.Partition) && s.redeem(ref):
 			rec := placeholder(ref.key.pos)
 			held = append(held, &lease{job: job{it: item{rec: rec, attempt: ref.attempt, gen: s.gen}, rec: rec}})
 		default:
@@ -201,7 +212,7 @@ func (s *subscription) settleLeases(ids []string, ack bool) (held []*lease, lost
 // delivery that is neither settled nor leased anew. One of several outputs does not: which of the others
 // were settled is not known any more.
 func (s *subscription) redeem(ref leaseRef) bool {
-	if s.e.now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
+	if s.e.o.Now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
 		return false
 	}
 	return len(s.config.Load().functions) == 0 && s.gen == 0 && s.cursors[ref.key.pos.Partition].out.has(ref.key.pos.Offset)
@@ -234,7 +245,7 @@ func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []str
 			}
 			if st.bad {
 				st.failed.done, st.failed.hash = st.done, hashOutputs(st.recs)
-				sts = append(sts, s.fail(c, l.job.it, st.failed))
+				sts = append(sts, s.failAfter(c, leaseAttempts, l.job.it, st.failed))
 				continue
 			}
 			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs})
@@ -244,7 +255,7 @@ func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []str
 	}
 	s.mu.Unlock()
 	if err := s.settle(ctx, sts); err != nil {
-		s.restoreLeases(held)
+		s.restoreLeases(held, true)
 		return nil, fmt.Errorf("ack: %w", err)
 	}
 	s.free(held)
@@ -252,17 +263,34 @@ func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []str
 }
 
 // restoreLeases puts leases back whose settlement failed: they expire, or are acknowledged again.
-func (s *subscription) restoreLeases(held []*lease) {
+func (s *subscription) restoreLeases(held []*lease, acked bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range held {
 		if st := l.job.step; st != nil {
 			st.left++
-			st.done = st.done[:max(0, len(st.done)-1)]
+			if acked {
+				st.done = slices.DeleteFunc(st.done, func(n uint32) bool { return n == uint32(l.job.n) })
+			}
 		}
-		if l.config != nil && l.job.it.gen == s.gen {
+		switch {
+		case l.config == nil:
+		case l.job.it.gen == s.gen && !s.ended:
 			s.lend(l)
+		default:
+			s.leaveLocked(l.config)
 		}
+	}
+}
+
+// dropLeases forgets all leases of a subscription that has ended.
+func (s *subscription) dropLeases() {
+	s.mu.Lock()
+	out := s.leases.out
+	s.leases = leaseBook{}
+	s.mu.Unlock()
+	for _, l := range out {
+		s.leave(l.config)
 	}
 }
 
@@ -292,7 +320,7 @@ func (e *Engine) Nack(ctx context.Context, name string, ids []string, delay time
 	defer s.leave(c)
 	held, lost := s.settleLeases(ids, false)
 	if err := s.giveBack(ctx, held, errNacked, max(delay, time.Nanosecond)); err != nil {
-		s.restoreLeases(held)
+		s.restoreLeases(held, false)
 		return nil, fmt.Errorf("nack: %w", err)
 	}
 	s.free(held)
@@ -333,7 +361,7 @@ func (e *Engine) Extend(_ context.Context, name string, ids []string, d time.Dur
 	for _, id := range ids {
 		ref, ok := s.openLease(id)
 		l := s.leases.out[ref.key]
-		if !ok || l == nil || ref.epoch != e.epoch || l.job.it.attempt != ref.attempt {
+		if !ok || l == nil || ref.epoch != s.epoch(ref.key.pos.Partition) || l.job.it.attempt != ref.attempt {
 			lost = append(lost, id)
 			continue
 		}
@@ -371,13 +399,25 @@ func (s *subscription) expire(ctx context.Context, now time.Time) int64 {
 	if len(held) == 0 {
 		return next
 	}
-	if err := s.giveBack(ctx, held, errExpired, time.Nanosecond); err != nil {
-		if ctx.Err() == nil {
-			s.e.o.Log.Warn("expired leases cannot be written now", "subscription", s.name, "error", err)
-		}
-		s.restoreLeases(held)
-		return now.Add(time.Second).UnixNano()
+	err := s.giveBack(ctx, held, errExpired, time.Nanosecond)
+	s.mu.Lock()
+	was := s.waiting
+	s.waiting = ""
+	if err != nil {
+		s.waiting = "cannot settle expired leases: " + err.Error()
 	}
-	s.free(held)
-	return next
+	s.mu.Unlock()
+	if err == nil {
+		s.free(held)
+		return next
+	}
+	if ctx.Err() == nil && was == "" {
+		s.e.o.Log.Warn("a subscription waits: expired leases cannot be written", "subscription", s.name, "error", err)
+	}
+	again := now.Add(time.Second).UnixNano()
+	for _, l := range held { // or the next round would begin at once
+		l.deadline = again
+	}
+	s.restoreLeases(held, false)
+	return again
 }

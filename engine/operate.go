@@ -61,6 +61,9 @@ func (e *Engine) setState(ctx context.Context, name string, change func(*subRow)
 func (s *subscription) setState(ctx context.Context, change func(*subRow)) error {
 	s.commits.Lock()
 	defer s.commits.Unlock()
+	if s.gone {
+		return fmt.Errorf("subscription %s was just removed: %w", s.name, event.ErrNotFound)
+	}
 	s.mu.Lock()
 	change(&s.row)
 	op, err := s.rowOp()
@@ -86,6 +89,9 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	}
 	s.commits.Lock()
 	defer s.commits.Unlock()
+	if s.gone {
+		return fmt.Errorf("subscription %s was just removed: %w", s.name, event.ErrNotFound)
+	}
 
 	b := storage.Batch{}
 	for i, off := range offsets {
@@ -95,14 +101,17 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	// From here on nothing that was taken before counts.
 	s.mu.Lock()
 	s.gen++
+	s.seeking, s.waiting = true, "" // what is due is fetched again when the rows say what still is
 	s.queue.clear()
 	s.due.clear()
+	s.dueBytes = 0
 	s.sends.clear()
 	held := s.leases.out
 	s.leases = leaseBook{}
+	delivered := s.parked.cleared
 	s.parked.busy, s.parked.cleared = nil, nil
 	for i, c := range s.cursors {
-		c.read, c.attached, c.recover, c.hasRow = offsets[i], false, nil, true
+		c.read, c.attached, c.recover = offsets[i], false, nil // hasRow when it has: a checkpoint must not pass it before
 		c.out.clear()
 		s.touch(c)
 	}
@@ -111,10 +120,16 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 		s.leave(l.config)
 	}
 
-	left := size{}
+	left, finished := size{}, map[string]bool{}
+	for _, c := range delivered {
+		finished[c.key] = true
+	}
 	err = e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
 		_, pos := splitParkedKey(k)
-		if int(pos.Partition) < len(offsets) && (pos.Offset < offsets[pos.Partition] || pos.Offset >= s.topic.parts[pos.Partition].log.Bounds().Head) {
+		head := s.topic.parts[pos.Partition].log.Bounds().Head
+		to := offsets[pos.Partition]
+		// A seek to the head is one to the earliest there is: it gives up nothing that cannot be read again.
+		if finished[string(k)] || pos.Offset < to && to > head || pos.Offset >= head {
 			b.Ops = append(b.Ops, del(tableParked, slices.Clone(k)))
 			return nil
 		}
@@ -127,6 +142,10 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 		err = e.store.Commit(ctx, &b)
 	}
 	s.mu.Lock()
+	s.seeking = false
+	for _, c := range s.cursors {
+		c.hasRow = c.hasRow || err == nil
+	}
 	s.parked.size = left
 	s.parked.next = 0
 	if left.count > 0 {
@@ -135,9 +154,7 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	s.room.Broadcast()
 	s.mu.Unlock()
 	for _, p := range s.topic.parts {
-		if !p.attach(s) {
-			s.feed(p)
-		}
+		s.feed(p)
 	}
 	e.parked.nudge()
 	if err != nil {

@@ -23,6 +23,8 @@ type Options struct {
 	// Now is the wall clock; within a run ages and due times advance with the monotonic part of the time
 	// it returned first. time.Now.
 	Now func() time.Time
+	// AcceptClock believes a wall clock that is over a year ahead of the last event.
+	AcceptClock bool
 
 	Queue      int           // deliveries that wait in memory, per subscription; 1,024
 	QueueBytes int           // bytes of log that they keep in memory, per subscription; 4 MiB

@@ -141,6 +141,9 @@ func (s *schedule) nudge() {
 	}
 }
 
+// breath is the shortest time between two rounds.
+const breath = time.Millisecond
+
 // scheduleLoop fetches parked events when they are due and ends leases that ran out.
 func (e *Engine) scheduleLoop(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
@@ -154,10 +157,11 @@ func (e *Engine) scheduleLoop(ctx context.Context) {
 			}
 		}
 		// A pause between rounds bounds their cost where every event parks.
-		timer.Reset(max(time.Duration(next-e.now().UnixNano()), 2*time.Millisecond))
+		timer.Reset(max(time.Duration(next-e.now().UnixNano()), breath))
 		select {
 		case <-ctx.Done():
 		case <-e.parked.wake:
+			pause(ctx, breath)
 		case <-timer.C:
 		}
 	}
@@ -167,7 +171,7 @@ func (e *Engine) scheduleLoop(ctx context.Context) {
 func (s *subscription) tick(ctx context.Context, now time.Time) int64 {
 	expiry := s.expire(ctx, now)
 	s.mu.Lock()
-	due, busy := s.parked.next, s.due.len() > dueBatch/2 || s.stopped() || s.ended
+	due, busy := s.parked.next, s.dueBusy() || s.stopped() || s.ended || s.seeking
 	s.mu.Unlock()
 	if due != 0 && !busy && due <= now.UnixNano() {
 		due = s.fetchDue(ctx, now)
@@ -183,7 +187,13 @@ func (s *subscription) tick(ctx context.Context, now time.Time) int64 {
 	return min(due, expiry)
 }
 
-// dueBatch is how many parked events of a subscription are in memory at once, at most.
+// dueBusy reports whether enough of what is due is in memory. The caller holds s.mu.
+func (s *subscription) dueBusy() bool {
+	return s.due.len() > dueBatch/2 || s.due.len() > 0 && s.dueBytes >= s.e.o.QueueBytes/2
+}
+
+// dueBatch is how many parked events of a subscription are fetched at once, at most, within the bytes of its
+// queue; more only when half of them are worked off.
 const dueBatch = 256
 
 // fetchDue queues what is due and returns when the next one is.
@@ -193,10 +203,10 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.parked.next, s.parked.scanning = 0, true
 	s.mu.Unlock()
 	var next int64
-	n := 0
+	n, bytes := 0, 0
 	err := s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
 		due, _ := splitParkedKey(k)
-		if due > now.UnixNano() || n >= dueBatch {
+		if due > now.UnixNano() || n >= dueBatch || bytes >= s.e.o.QueueBytes {
 			next = due
 			return storage.ErrStop
 		}
@@ -214,8 +224,9 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 			s.parked.busy = map[string]struct{}{}
 		}
 		s.parked.busy[string(k)] = struct{}{}
-		s.due.push(item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen})
+		s.again(item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen})
 		n++
+		bytes += len(rec)
 		return nil
 	})
 	s.mu.Lock()

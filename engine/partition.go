@@ -25,7 +25,8 @@ type partition struct {
 	feeds atomic.Pointer[feeds]
 
 	filterErrors, filterMissing atomic.Uint64 // since the start: see TopicInfo
-	saved                       event.Offset  // checkpoint as last written; guarded by mu, 0 after a failed write
+	saved                       event.Offset  // checkpoint as last written; guarded by mu
+	unsaved                     bool          // writing it failed; guarded by mu
 }
 
 // feeds is whom a topic's events go to: immutable, replaced under every partition's mu.
@@ -107,7 +108,8 @@ func (e *Engine) handOn(p *partition, b *storage.Block, scratch *filters.Scratch
 	return hits
 }
 
-// attach puts a subscription that has read everything onto the live feed; false if it has not.
+// attach puts a subscription that has read everything onto the live feed; false if it has not. Only the
+// feeder of that cursor calls it: an event between the feeder's place and the live feed's must have one way.
 func (p *partition) attach(s *subscription) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -67,10 +67,18 @@ type change struct {
 	next   Plan
 	ops    []storage.Op
 	topics []*topic        // new
+	defs   []redefined     // topics whose definition changes once the commit is through
 	subs   []*subscription // new
 	swaps  []swap
 	gone   []*subscription
 	undo   []func()
+}
+
+// redefined is a topic with its next definition. It is put in force after the commit: a ring that was made
+// smaller by a plan that then failed would have dropped events for nothing.
+type redefined struct {
+	t    *topic
+	next *topicDef
 }
 
 type swap struct {
@@ -95,13 +103,15 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	if c.next.topics == nil {
 		c.next.topics = map[string]*topic{}
 	}
-	err := errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions))
+	err := spec.checkNames()
+	if err == nil {
+		err = errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions))
+	}
 	if err == nil {
 		err = e.planSubscriptions(ctx, c, old, spec.Subscriptions)
 	}
 	if err == nil && len(c.ops) > 0 {
-		c.ops = append(c.ops, put(tableMeta, []byte("serial"), key32(e.serial)))
-		err = e.store.Commit(ctx, &storage.Batch{Ops: c.ops})
+		err = e.commitChange(ctx, c)
 	}
 	if err != nil {
 		for _, f := range slices.Backward(c.undo) {
@@ -113,8 +123,59 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	return nil
 }
 
+// commitChange writes a change. Rows of the subscriptions that go must not be written after it: whoever
+// changes their state waits, and then finds them gone.
+func (e *Engine) commitChange(ctx context.Context, c *change) error {
+	for _, s := range c.gone {
+		s.commits.Lock()
+		defer s.commits.Unlock()
+	}
+	c.ops = append(c.ops, put(tableMeta, []byte("serial"), key32(e.serial)))
+	err := e.store.Commit(ctx, &storage.Batch{Ops: c.ops})
+	for _, s := range c.gone {
+		s.gone = err == nil
+	}
+	return err
+}
+
+// checkNames refuses a name that is defined twice.
+func (s *Spec) checkNames() error {
+	var errs []error
+	seen := map[string]bool{}
+	once := func(kind, name string) {
+		if at := kind + "." + name; seen[at] {
+			errs = append(errs, event.Bad(event.ErrConflict, at, "is defined twice; names are unique"))
+		} else {
+			seen[at] = true
+		}
+	}
+	for i := range s.Topics {
+		once("topics", s.Topics[i].Name)
+	}
+	for i := range s.Functions {
+		once("functions", s.Functions[i].Name)
+	}
+	for i := range s.Subscriptions {
+		once("subscriptions", s.Subscriptions[i].Name)
+	}
+	return errors.Join(errs...)
+}
+
+// redefine puts changed definitions of topics in force.
+func (e *Engine) redefine(ctx context.Context, c *change) {
+	for _, r := range c.defs {
+		r.t.def.Store(r.next)
+		for _, p := range r.t.parts {
+			if _, err := e.store.OpenLog(ctx, p.id, logOptions(r.next.Topic)); err != nil {
+				e.o.Log.Error("a topic's bounds are not in force before the next start", "topic", r.t.name, "error", err)
+			}
+		}
+	}
+}
+
 // swap cannot fail: everything is open and the store knows of it.
 func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.Topic) {
+	e.redefine(context.WithoutCancel(ctx), c)
 	for _, s := range c.gone {
 		s.close()
 	}
@@ -122,6 +183,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 		if err := w.s.config.Swap(w.next).release(); err != nil {
 			e.o.Log.Warn("a sink that was replaced did not close", "subscription", w.s.name, "error", err)
 		}
+		w.s.recall()
 	}
 	c.next.deadLetters = map[string]bool{}
 	for _, s := range c.next.subs {
@@ -134,15 +196,16 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 	for _, t := range topics {
 		c.next.topics[t.Name].changed()
 	}
-	for _, t := range c.next.topics {
-		e.startTopic(t)
-	}
 	for _, s := range c.next.subs {
 		e.startSubscription(s)
+	}
+	for _, t := range c.next.topics { // after their subscriptions: those that have read all join the live feed where they stand
+		e.startTopic(t)
 	}
 	for _, s := range c.gone {
 		e.spawn(func(context.Context) {
 			s.workers.Wait()
+			s.dropLeases()
 			// What was under way may have written rows after they were deleted.
 			if err := e.store.Commit(context.WithoutCancel(ctx), &storage.Batch{Ops: s.removal()}); err != nil {
 				e.o.Log.Warn("a removed subscription's rows stay behind", "subscription", s.name, "error", err)
@@ -174,6 +237,9 @@ func (e *Engine) feedTopic(t *topic, all map[string]*subscription) {
 	for _, p := range t.parts {
 		p.mu.Lock()
 		p.feeds.Store(f)
+		for _, s := range f.subs {
+			s.join(p)
+		}
 		p.mu.Unlock()
 	}
 }
@@ -189,9 +255,18 @@ func (e *Engine) planTopics(ctx context.Context, c *change, defs []event.Topic) 
 	return errors.Join(errs...)
 }
 
+// maxPartitions bounds a topic's partitions: each costs a goroutine and a log.
+const maxPartitions = 1024
+
 func (e *Engine) planTopic(ctx context.Context, c *change, def event.Topic) error {
 	if err := event.CheckName("topic", def.Name); err != nil {
 		return err
+	}
+	if def.Partitions < 1 || def.Partitions > maxPartitions {
+		return event.Invalid("partitions", fmt.Sprintf("%d; want 1 to %d", def.Partitions, maxPartitions))
+	}
+	if def.Retain.Bytes < int64(def.Partitions) || def.Retain.Age < 0 || def.Retain.Events < 0 || def.Dedupe < 0 {
+		return event.Invalid("retain", fmt.Sprintf("%+v, dedupe %s; want positive bounds, at least a byte for each partition", def.Retain, def.Dedupe))
 	}
 	schema, err := compileSchema(def)
 	if err != nil {
@@ -213,24 +288,7 @@ func (e *Engine) planTopic(ctx context.Context, c *change, def event.Topic) erro
 	if was.Partitions != def.Partitions {
 		return event.Bad(event.ErrConflict, "partitions", fmt.Sprintf("%d; the topic was made with %d, and the number is fixed: make another topic", def.Partitions, was.Partitions))
 	}
-	next := &topicDef{def, schema}
-	set := func(d *topicDef) error {
-		t.def.Store(d)
-		for _, p := range t.parts {
-			if _, err := e.store.OpenLog(ctx, p.id, logOptions(d.Topic)); err != nil {
-				return err
-			}
-		}
-		return nil
-	}
-	c.undo = append(c.undo, func() {
-		if err := set(was); err != nil {
-			e.o.Log.Error("a topic's bounds could not be taken back", "topic", t.name, "error", err)
-		}
-	})
-	if err := set(next); err != nil {
-		return err
-	}
+	c.defs = append(c.defs, redefined{t, &topicDef{def, schema}})
 	return c.putTopic(topicRow{Serial: t.serial, Def: def})
 }
 
@@ -339,6 +397,9 @@ func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spe
 	}
 	if t == nil {
 		return event.Invalid("topic", "missing")
+	}
+	if spec.DeadLetter == spec.Topic {
+		return event.Invalid("deadLetter", fmt.Sprintf("%q is the topic that the subscription reads: its dead letters would come back to it for ever; name another", spec.DeadLetter))
 	}
 	s := old.subs[spec.Name]
 	if s != nil && s.topic != t {

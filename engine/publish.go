@@ -42,7 +42,7 @@ func (e *Engine) Publish(ctx context.Context, name string, evs []event.Event, po
 	t := e.plan.Load().topics[name]
 	if t == nil {
 		var err error
-		if t, err = e.unknownTopic(ctx, name); err != nil {
+		if t, err = e.lookup(ctx, name); err != nil {
 			return err
 		}
 	}
@@ -211,13 +211,30 @@ func (t *timeText) text(now time.Time) string {
 	return s.text
 }
 
-func (e *Engine) unknownTopic(ctx context.Context, name string) (*topic, error) {
+// lookup finds a topic, or makes it where Options.AutoCreate says so.
+func (e *Engine) lookup(ctx context.Context, name string) (*topic, error) {
 	t, err := e.topic(name)
 	if err == nil || !e.o.AutoCreate || !errors.Is(err, event.ErrNotFound) {
 		return t, err
 	}
-	name = strings.Clone(name) // it may be a request's, and the topic stays
-	if err := e.CreateTopic(ctx, event.Topic{Name: name}); err != nil && !errors.Is(err, event.ErrConflict) {
+	name = strings.Clone(name)                    // it may be a request's, and the topic stays
+	return e.autoCreate(ctx, strings.Clone(name)) // it may be borrowed
+}
+
+// autoCreate makes a topic with defaults unless it exists by now: one that was defined meanwhile stays as it
+// is. It never waits for Close, which may wait for the caller.
+func (e *Engine) autoCreate(ctx context.Context, name string) (*topic, error) {
+	for !e.applying.TryLock() {
+		if e.draining.Load() || ctx.Err() != nil {
+			return nil, fmt.Errorf("topic %s cannot be made now: %w", name, event.ErrUnavailable)
+		}
+		pause(ctx, time.Millisecond)
+	}
+	defer e.applying.Unlock()
+	if t := e.plan.Load().topics[name]; t != nil {
+		return t, nil
+	}
+	if err := e.createTopic(ctx, event.Topic{Name: name}, nil); err != nil {
 		return nil, err
 	}
 	return e.topic(name)
@@ -227,6 +244,10 @@ func (e *Engine) unknownTopic(ctx context.Context, name string) (*topic, error) 
 func (e *Engine) CreateTopic(ctx context.Context, def event.Topic, ops ...storage.Op) error {
 	e.applying.Lock()
 	defer e.applying.Unlock()
+	return e.createTopic(ctx, def, ops)
+}
+
+func (e *Engine) createTopic(ctx context.Context, def event.Topic, ops []storage.Op) error {
 	if e.draining.Load() {
 		return fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
 	}
@@ -235,8 +256,7 @@ func (e *Engine) CreateTopic(ctx context.Context, def event.Topic, ops ...storag
 	c.next.topics = cloneTopics(old.topics)
 	err := e.planTopic(ctx, c, def.WithDefaults())
 	if err == nil {
-		c.ops = append(c.ops, put(tableMeta, []byte("serial"), key32(e.serial)))
-		err = e.store.Commit(ctx, &storage.Batch{Ops: c.ops})
+		err = e.commitChange(ctx, c)
 	}
 	if err != nil {
 		for _, undo := range c.undo {
@@ -244,6 +264,7 @@ func (e *Engine) CreateTopic(ctx context.Context, def event.Topic, ops ...storag
 		}
 		return err
 	}
+	e.redefine(context.WithoutCancel(ctx), c)
 	e.plan.Store(&c.next)
 	for _, t := range c.topics {
 		e.startTopic(t)

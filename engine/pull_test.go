@@ -11,7 +11,7 @@ import (
 
 func pullSpec(name, topic, deadLetter string) SubscriptionSpec {
 	s := push(name, topic, "", nil)
-	s.OpenSink, s.DeadLetter = nil, deadLetter
+	s.OpenSink, s.DeadLetter, s.Fingerprint = nil, deadLetter, "pull "+name
 	s.Deliver = event.Deliver{Face: event.Pull, AckDeadline: 10 * time.Second}
 	return s
 }

@@ -19,14 +19,15 @@ const (
 // step is an item of which several outputs, or some for topics, are under way. The subscription's mutex
 // guards it.
 type step struct {
-	it      item
-	config  *subConfig
-	left    int // sends not ended
-	failed  failure
-	bad     bool
-	done    []uint32
-	recs    []event.Record
-	outputs []output // appended when every send has ended well
+	it       item
+	config   *subConfig
+	left     int // sends not ended
+	failed   failure
+	bad      bool
+	recalled bool // outputs were given back: what is left of it ends, and the item runs again
+	done     []uint32
+	recs     []event.Record
+	outputs  []output // appended when every send has ended well
 }
 
 // job is one send.
@@ -95,7 +96,7 @@ func (s *subscription) batch(crew *crew, h *chain, limit int) bool {
 			}
 		}
 		if h.c != nil {
-			s.leave(h.c)
+			s.leaveLocked(h.c)
 		}
 		if !s.rest(crew) {
 			crew.running--
@@ -118,7 +119,7 @@ func (s *subscription) putBack(items []item, why string) {
 	defer s.mu.Unlock()
 	for _, it := range items {
 		if it.gen == s.gen {
-			s.due.push(it)
+			s.again(it)
 		}
 	}
 	s.waiting = why
@@ -139,7 +140,7 @@ func (s *subscription) toTopic(ctx context.Context, h *chain) {
 		}
 		var ev event.Event
 		l.rec.Decode(&ev)
-		out, err := s.e.outputTo(h.c.Deliver.Topic, &ev)
+		out, err := s.e.outputTo(ctx, h.c.Deliver.Topic, &ev)
 		if err != nil {
 			h.failed(l.origin, outputFailure(err, ""))
 			continue
@@ -156,16 +157,27 @@ func (s *subscription) toTopic(ctx context.Context, h *chain) {
 	}
 	began := time.Now()
 	if s.settleUntil(ctx, sts) {
-		s.mu.Lock()
-		for i := range h.items {
-			if !h.fates[i].failed {
-				s.c.Delivered++
-			}
+		s.delivered(h, time.Since(began))
+	}
+}
+
+// delivered counts what a batch has put into topics.
+func (s *subscription) delivered(h *chain, took time.Duration) {
+	n := 0
+	s.mu.Lock()
+	for i := range h.items {
+		switch x := &h.fates[i]; {
+		case x.failed:
+		case len(x.outputs) == 0:
+			s.c.Dropped++
+		default:
+			n++
 		}
-		s.mu.Unlock()
-		for range h.items {
-			s.e.o.Observer.Delivered(s.name, time.Since(began))
-		}
+	}
+	s.c.Delivered += uint64(n)
+	s.mu.Unlock()
+	for range n {
+		s.e.o.Observer.Delivered(s.name, took)
 	}
 }
 
@@ -183,6 +195,14 @@ func (s *subscription) handOver(ctx context.Context, h *chain) {
 	var sts []settlement
 	at := 0
 	s.mu.Lock()
+	if f := s.config.Load().Deliver.Face; f == event.ToTopic || f == event.Stream {
+		for _, it := range h.items { // nobody sends any more: see recall
+			s.again(it)
+		}
+		s.kick()
+		s.mu.Unlock()
+		return
+	}
 	for i, it := range h.items {
 		from := at
 		for at < len(h.level) && h.level[at].origin == i {

@@ -47,6 +47,10 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 	for {
 		if !s.stopped() && !s.ended {
 			if c := s.under(); c != nil {
+				if c.Deliver.Face != event.Push || crew.running > c.Concurrency {
+					s.leaveLocked(c) // the definition has changed: others go on, or fewer
+					return nil, job{}, false
+				}
 				if s.sends.len() > 0 {
 					j := s.sends.pop()
 					if s.sends.len() == s.sendLimit(c)/2 || s.sends.len() == 0 {
@@ -56,7 +60,7 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 						s.kick()
 						return c, j, true
 					}
-					s.leave(c)
+					s.leaveLocked(c)
 					continue
 				}
 				if !s.transforms(c) {
@@ -65,7 +69,7 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 						return c, job{it: it, rec: it.rec}, true
 					}
 				}
-				s.leave(c)
+				s.leaveLocked(c)
 			}
 		}
 		if !s.rest(crew) {
@@ -135,6 +139,9 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 	}
 	switch {
 	case st.left > 0:
+	case st.recalled:
+		s.again(j.it)
+		s.kick()
 	case st.bad:
 		st.failed.done, st.failed.hash = st.done, hashOutputs(st.recs)
 		s.commit(ctx, s.afterFailure(c, j.it, st.failed), st.failed.err)

@@ -2,8 +2,12 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strconv"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/zeebo/xxh3"
 
@@ -31,6 +35,9 @@ type output struct {
 func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	s.commits.Lock()
 	defer s.commits.Unlock()
+	if err := s.e.standing(sts); err != nil {
+		return err
+	}
 
 	var b storage.Batch
 	touched := make([]bool, len(s.cursors))
@@ -101,6 +108,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		}
 		if st.dead != "" {
 			s.c.DeadLettered++
+			s.e.o.Observer.DeadLettered(s.name, st.dead)
 		}
 	}
 	s.room.Broadcast()
@@ -138,15 +146,13 @@ func (s *subscription) settleUntil(ctx context.Context, sts []settlement) bool {
 		}
 		s.mu.Unlock()
 		if err == nil {
-			for _, st := range sts {
-				if st.dead != "" {
-					s.e.o.Observer.DeadLettered(s.name, st.dead)
-				}
-			}
 			return true
 		}
 		if was == "" {
 			s.e.o.Log.Warn("a subscription waits", "subscription", s.name, "error", err)
+		}
+		if errors.Is(err, event.ErrNotFound) {
+			sts = s.reroute(sts)
 		}
 		if ended || ctx.Err() != nil {
 			return false
@@ -154,6 +160,32 @@ func (s *subscription) settleUntil(ctx context.Context, sts []settlement) bool {
 		pause(ctx, wait)
 		wait = min(2*wait, 2*time.Second)
 	}
+}
+
+// standing fails if one of the outputs' topics was deleted.
+func (e *Engine) standing(sts []settlement) error {
+	for _, st := range sts {
+		for _, o := range st.outputs {
+			select {
+			case <-o.topic.ended:
+				return fmt.Errorf("topic %s was deleted: %w", o.topic.name, event.ErrNotFound)
+			default:
+			}
+		}
+	}
+	return nil
+}
+
+// reroute decides anew about settlements with outputs for topics that were deleted meanwhile.
+func (s *subscription) reroute(sts []settlement) []settlement {
+	next := make([]settlement, len(sts))
+	for i, st := range sts {
+		next[i] = st
+		if err := s.e.standing(sts[i : i+1]); err != nil {
+			next[i] = s.fail(s.config.Load(), st.it, outputFailure(err, ""))
+		}
+	}
+	return next
 }
 
 // done settles a delivery that succeeded and puts nothing anywhere: in memory, written with the next flush.
@@ -223,18 +255,22 @@ func (s *subscription) fail(c *subConfig, it item, f failure) settlement {
 }
 
 func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) settlement {
-	if c.DeadLetter == "" {
+	t := s.e.plan.Load().topics[s.config.Load().DeadLetter] // of the definition in force: that of c may be gone
+	if t == nil {
 		limit = event.Unlimited // there is nowhere to put it
 	}
-	if f.final && c.DeadLetter != "" || limit != event.Unlimited && int(it.attempt) >= limit {
+	if f.final && t != nil || limit != event.Unlimited && int(it.attempt) >= limit {
 		if f.reason == "" {
 			f.reason = "attempts"
 		}
-		return s.bury(c, it, f)
+		return s.bury(t, it, f)
 	}
 	wait := f.wait
 	if wait == 0 {
 		wait = s.e.backoff(c.Retry, int(it.attempt))
+	}
+	if f.hash == 0 && it.parked != nil { // this try did not come to its sends; those of an earlier one stay done
+		f.done, f.hash = it.parked.done, it.parked.hash
 	}
 	return settlement{it: it, park: &parkedEvent{
 		due: s.e.now().Add(min(wait, maxWait)).UnixNano(), attempt: it.attempt, code: event.Code(f.err),
@@ -254,16 +290,18 @@ func errText(err error) string {
 
 func clip(s string, n int) string {
 	if len(s) > n {
-		return s[:n-3] + "..."
+		for n -= 3; n > 0 && !utf8.RuneStart(s[n]); n-- { // never half a character
+		}
+		return s[:n] + "..."
 	}
 	return s
 }
 
 // bury makes an item's dead letter: the event as it was, with what became of it as extensions.
-func (s *subscription) bury(c *subConfig, it item, f failure) settlement {
+func (s *subscription) bury(t *topic, it item, f failure) settlement {
 	var ev event.Event
 	it.rec.Decode(&ev)
-	ev.Topic = c.DeadLetter
+	ev.Topic = t.name
 	ev.Hops++
 	for _, a := range []event.Attribute{
 		{Name: "deadlettersub", Value: s.name},
@@ -276,17 +314,16 @@ func (s *subscription) bury(c *subConfig, it item, f failure) settlement {
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}
-	t := s.e.plan.Load().topics[c.DeadLetter]
 	return settlement{it: it, outputs: []output{{t, &ev}}, dead: f.reason}
 }
 
-// printable keeps control characters out of attributes (CloudEvents 1.0, "Type System").
+// printable keeps what CloudEvents attributes must not hold out of them: control characters, noncharacters
+// and what is not UTF-8 (CloudEvents 1.0, "Type System").
 func printable(s string) string {
-	b := []byte(s)
-	for i, c := range b {
-		if c < 0x20 || c == 0x7f {
-			b[i] = ' '
+	return strings.Map(func(r rune) rune {
+		if r < 0x20 || r >= 0x7F && r <= 0x9F || r >= 0xFDD0 && r <= 0xFDEF || r&0xFFFE == 0xFFFE {
+			return ' '
 		}
-	}
-	return string(b)
+		return r
+	}, strings.ToValidUTF8(s, "\uFFFD"))
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,25 +25,28 @@ type subscription struct {
 	config atomic.Pointer[subConfig]
 
 	commits sync.Mutex // one write of its rows under way at a time: rows of the same key must not overtake each other
+	gone    bool       // removed: no row of it may be written any more; guarded by commits
 
-	mu      sync.Mutex
-	cursors []*cursor // by partition
-	queue   backlog   // first tries, in order
-	due     fifo[item]
-	sends   fifo[job] // what functions put out and is not in hand yet
-	gen     uint32    // grows with every seek: what was taken before is void
-	row     subRow
-	waiting string // why nothing moves although it should; "" when all is well
-	ended   bool   // closing: nothing is begun
-	dirty   bool
-	pumps   crew
-	senders crew
-	room    *sync.Cond    // the queue or sends has room again
-	pullers chan struct{} // closed when there is something to pull; nil when nobody waits
-	parked  parkedSize
-	leases  leaseBook
-	workers sync.WaitGroup
-	c       counters
+	mu       sync.Mutex
+	cursors  []*cursor  // by partition
+	queue    backlog    // first tries, in order
+	due      fifo[item] // tries again, and what was put back
+	dueBytes int        // of the records in due
+	seeking  bool       // a seek is being written
+	sends    fifo[job]  // what functions put out and is not in hand yet
+	gen      uint32     // grows with every seek: what was taken before is void
+	row      subRow
+	waiting  string // why nothing moves although it should; "" when all is well
+	ended    bool   // closing: nothing is begun
+	dirty    bool
+	pumps    crew
+	senders  crew
+	room     *sync.Cond    // the queue or sends has room again
+	pullers  chan struct{} // closed when there is something to pull; nil when nobody waits
+	parked   parkedSize
+	leases   leaseBook
+	workers  sync.WaitGroup
+	c        counters
 }
 
 // counters are a subscription's since the start. The mutex guards them.
@@ -155,6 +157,14 @@ func (s *subscription) under() *subConfig {
 	}
 }
 
+// leaveLocked is leave for who holds s.mu: the last to leave closes the sink, and that may take a while.
+func (s *subscription) leaveLocked(c *subConfig) {
+	if c.refs.Add(-1) == 0 {
+		c.refs.Add(1)
+		s.workers.Go(func() { s.leave(c) })
+	}
+}
+
 func (s *subscription) leave(c *subConfig) {
 	if err := c.release(); err != nil {
 		s.e.o.Log.Warn("a sink that was replaced did not close", "subscription", s.name, "error", err)
@@ -205,7 +215,9 @@ func (s *subscription) begin(ctx context.Context, c *change, start event.Start) 
 	}
 	s.row.Starts = offsets
 	for i, off := range offsets {
-		s.cursors[i].read = off
+		// Without a row the cursor would be the checkpoint, which may lie ahead of the start.
+		s.cursors[i].read, s.cursors[i].hasRow = off, true
+		c.ops = append(c.ops, put(tableCursors, key32x2(s.serial, uint32(i)), s.cursors[i].appendRow(nil, off)))
 	}
 	return c.putSub(s)
 }
@@ -223,7 +235,7 @@ func (s *subscription) rowOp() (storage.Op, error) {
 
 func (s *subscription) restore(ctx context.Context) error {
 	for i, c := range s.cursors {
-		c.read = max(s.row.Starts[i], s.topic.parts[i].live.Load())
+		c.read = max(s.row.Starts[i], s.topic.parts[i].saved) // not the head: what the ring has dropped since counts as lost
 		row, err := s.e.store.Load(ctx, tableCursors, key32x2(s.serial, uint32(i)))
 		if err != nil {
 			return err
@@ -246,14 +258,58 @@ func (s *subscription) restore(ctx context.Context) error {
 // startSubscription sets a subscription to work; one that works is left alone.
 func (e *Engine) startSubscription(s *subscription) {
 	for _, p := range s.topic.parts {
-		if !p.attach(s) {
-			s.feed(p)
-		}
+		s.feed(p)
 	}
 	s.mu.Lock()
+	s.room.Broadcast() // a bound may have been raised
 	s.kick()
 	s.mu.Unlock()
 	e.parked.nudge()
+}
+
+// join puts a subscription that is new to this run onto the live feed if it has read everything; if not its
+// cursor must not count as covered by the checkpoint. The caller holds p.mu.
+func (s *subscription) join(p *partition) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.cursors[p.id.Partition]
+	switch {
+	case c.attached || c.feeding:
+	case c.read >= p.live.Load() && len(c.recover) == 0:
+		c.attached = true
+		s.touch(c)
+	default:
+		s.touch(c)
+	}
+}
+
+// recall gives back what functions put out for senders or pullers when events go into a topic from now on:
+// nobody would take it. The functions run again. An output that is in hand ends its step the same way.
+func (s *subscription) recall() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f := s.config.Load().Deliver.Face; f == event.Push || f == event.Pull {
+		return
+	}
+	for s.sends.len() > 0 {
+		j := s.sends.pop()
+		if j.it.gen != s.gen {
+			continue
+		}
+		if j.step != nil {
+			j.step.recalled = true
+			if j.step.left--; j.step.left > 0 {
+				continue
+			}
+		}
+		s.again(j.it)
+	}
+}
+
+// again queues an item that is to be worked on before what is new. The caller holds s.mu.
+func (s *subscription) again(it item) {
+	s.due.push(it)
+	s.dueBytes += len(it.rec)
 }
 
 // offer hands the subscription an event of the live feed; if it cannot take it, it leaves the feed. The
@@ -334,91 +390,14 @@ func (s *subscription) soil() {
 	}
 }
 
-// A crew is a set of goroutines that do one kind of work of a subscription, started when there is work.
-type crew struct {
-	running, idle int
-	shrink        bool // the idle ones shall end
-	wake          *sync.Cond
-}
-
-// kick sees to it that somebody works on what is queued. The caller holds s.mu.
-func (s *subscription) kick() {
-	if s.ended || s.stopped() {
-		return
-	}
-	c := s.config.Load()
-	switch {
-	case s.transforms(c):
-		if s.queue.len()+s.due.len() > 0 {
-			s.call(&s.pumps, s.pumpLimit(c), s.pump)
-		}
-		if s.sends.len() > 0 {
-			if c.Deliver.Face == event.Push {
-				s.call(&s.senders, c.Concurrency, s.send)
-			} else {
-				s.wakePullers()
-			}
-		}
-	case c.Deliver.Face == event.Pull:
-		if s.queue.len()+s.due.len() > 0 {
-			s.wakePullers()
-		}
-	default:
-		if s.queue.len()+s.due.len()+s.sends.len() > 0 {
-			s.call(&s.senders, c.Concurrency, s.send)
-		}
-	}
-}
-
-func (s *subscription) call(crew *crew, limit int, work func(*crew)) {
-	crew.shrink = false
-	if crew.idle > 0 {
-		crew.idle-- // here rather than by who wakes: a second call must not count on the same one
-		crew.wake.Signal()
-		return
-	}
-	if crew.running < limit {
-		crew.running++
-		s.workers.Go(func() { work(crew) })
-	}
-}
-
-// rest waits for work; false tells the worker to end. The caller holds s.mu.
-func (s *subscription) rest(crew *crew) bool {
-	if s.ended || crew.shrink {
-		return false
-	}
-	crew.idle++
-	crew.wake.Wait()
-	return !s.ended
-}
-
-// trim ends the workers that have nothing to do.
-func (s *subscription) trim() {
-	s.mu.Lock()
-	for _, c := range []*crew{&s.pumps, &s.senders} {
-		if c.idle > 0 {
-			c.shrink, c.idle = true, 0
-			c.wake.Broadcast()
-		}
-	}
-	s.mu.Unlock()
-}
-
-// transforms reports whether events pass a pump rather than go out as they are.
-func (s *subscription) transforms(c *subConfig) bool {
-	return len(c.functions) > 0 || c.Deliver.Face == event.ToTopic || c.Deliver.Face == event.Stream
-}
-
-// pumpLimit: topics keep the order of what is put into them, so one pump; sends run side by side anyway.
-func (s *subscription) pumpLimit(c *subConfig) int {
-	if c.Deliver.Face == event.Push {
-		return runtime.GOMAXPROCS(0)
-	}
-	return 1
-}
-
 func (s *subscription) stopped() bool { return s.row.Paused != nil || s.row.Disabled != "" }
+
+// disabledFor reports whether the subscription has been disabled for longer than d.
+func (s *subscription) disabledFor(now time.Time, d time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.row.Disabled != "" && s.row.Since != nil && now.Sub(*s.row.Since) > d
+}
 
 // close ends the subscription's workers after what they have in hand.
 func (s *subscription) close() {
@@ -436,6 +415,7 @@ func (s *subscription) close() {
 func (s *subscription) next() (item, bool) {
 	for s.due.len() > 0 {
 		it := s.due.pop()
+		s.dueBytes -= len(it.rec)
 		if s.due.len() == 0 && s.parked.next != 0 {
 			s.e.parked.nudge()
 		}

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
@@ -163,16 +164,21 @@ func logOptions(t event.Topic) storage.LogOptions {
 	return o
 }
 
+// disabledHold is how long a subscription that is disabled holds the ring of a topic that rejects.
+const disabledHold = 24 * time.Hour
+
 // hold moves the offset below which a topic that rejects may drop events: what every subscription has
 // settled. Dead letters are unfinished until they are purged, and a topic without subscriptions holds
 // nothing back but that.
-func (p *partition) hold(deadLetters bool) {
+func (p *partition) hold(deadLetters bool, now time.Time) {
 	floor := event.Offset(math.MaxUint64)
 	if deadLetters {
 		floor = 0
 	}
 	for _, s := range p.feeds.Load().subs {
-		floor = min(floor, s.watermark(p))
+		if !s.disabledFor(now, disabledHold) {
+			floor = min(floor, s.watermark(p))
+		}
 	}
 	p.log.Hold(floor)
 }
