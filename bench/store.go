@@ -149,7 +149,7 @@ func (g *gatherer) run() {
 
 // measureWritten measures what a router writes for each byte of records while its ring turns over and over.
 func measureWritten() measurement {
-	return measurement{name: "bytes written with retention", gives: []string{"written", "user", "written-kernel"}, once: true,
+	return measurement{name: "bytes written with retention", gives: []string{"written", "user", "written-kernel", "disk-used", "ring"}, once: true,
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			ring, turns := 256<<20, 6.0
 			if l.o.quick {
@@ -181,6 +181,8 @@ func measureWritten() measurement {
 			put("written", after["millrace_store_written_bytes_total"]-before["millrace_store_written_bytes_total"])
 			put("user", after["millrace_store_user_bytes_total"]-before["millrace_store_user_bytes_total"])
 			put("written-kernel", kernelAfter-kernelBefore)
+			put("disk-used", after["millrace_store_disk_used_bytes"])
+			put("ring", float64(ring))
 			return nil
 		}}
 }
