@@ -209,11 +209,11 @@ func fate(sub string, x example) string {
 	case !matches[sub](x):
 		return "filtered"
 	case !hasAction:
-		return "dead: reject 422"
+		return "dead: reject 422 after 1"
 	case text(x.doc, "action") == "deleted":
 		return "dropped"
 	case refused(x.id):
-		return "dead: attempts 503"
+		return "dead: attempts 503 after 3"
 	}
 	return "delivered"
 }
@@ -264,7 +264,7 @@ func TestOctokit(t *testing.T) {
 		dead := map[string]string{}
 		for _, e := range r.events(sub + ".dead") {
 			id := e["id"].(string)
-			dead[id] = fmt.Sprintf("dead: %v %v", e["deadletterreason"], e["deadlettercode"])
+			dead[id] = fmt.Sprintf("dead: %v %v after %v", e["deadletterreason"], e["deadlettercode"], e["deadletterattempts"])
 			if e["deadlettersub"] != sub || !same(e["data"], stored[id]["data"]) {
 				t.Errorf("the dead letter of %s in %s.dead is not the event as it was: %.300v", id, sub, e)
 			}
@@ -283,22 +283,25 @@ func TestOctokit(t *testing.T) {
 			}
 			if delivered {
 				checkOutput(t, x, sub, d)
+				if tries := rc.triesOf(d.webhookID); (tries == 2) != flaky(x.id) || tries > 2 {
+					t.Errorf("%s at %s: taken at try %d of %s", x.id, sub, tries, d.webhookID)
+				}
 			}
 			if n := rc.taken("/"+sub, d.id); delivered && n != 1 {
 				t.Errorf("%s was taken %d times at %s, though every answer was heard", x.id, n, sub)
 			}
 		}
 		t.Logf("%-8s %v", sub, counts)
-		if counts["delivered"] == 0 || counts["filtered"] == 0 || counts["dead: attempts 503"] == 0 {
+		if counts["delivered"] == 0 || counts["filtered"] == 0 || counts["dead: attempts 503 after 3"] == 0 {
 			t.Errorf("subscription %s does not tell fates apart: %v", sub, counts)
 		}
 		s := r.subscription(sub)
 		if s.Matched != len(all)-counts["filtered"] || s.Delivered != counts["delivered"] || s.Dropped != counts["dropped"] ||
-			s.DeadLettered != counts["dead: reject 422"]+counts["dead: attempts 503"] || s.Lost != 0 {
+			s.DeadLettered != counts["dead: reject 422 after 1"]+counts["dead: attempts 503 after 3"] || s.Lost != 0 {
 			t.Errorf("%s counts %+v of %v", sub, s, counts)
 		}
 	}
-	if tally["dropped"] == 0 || tally["dead: reject 422"] == 0 {
+	if tally["dropped"] == 0 || tally["dead: reject 422 after 1"] == 0 {
 		t.Errorf("the function's verdicts did not all occur: %v", tally)
 	}
 	t.Logf("%d events, %d deliveries: %v", len(all), len(rc.deliveries()), tally)

@@ -101,6 +101,13 @@ func (rc *receiver) taken(path, id string) int {
 	return rc.ids[path+" "+id]
 }
 
+// triesOf is how often a delivery came.
+func (rc *receiver) triesOf(webhookID string) int {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return rc.tries[webhookID]
+}
+
 // missing lists those of the ids that were never taken at a path, at most ten.
 func (rc *receiver) missing(path string, ids []string) []string {
 	rc.mu.Lock()
