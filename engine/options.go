@@ -78,13 +78,13 @@ func (o Options) withDefaults() Options {
 func (o Options) validate() error {
 	var errs []error
 	if o.Store == nil {
-		errs = append(errs, errors.New("Store: missing"))
+		errs = append(errs, errors.New("option Store is missing"))
 	}
 	if o.Queue < 1 || o.QueueBytes < 1 || o.MaxLeases < 1 {
-		errs = append(errs, errors.New("Queue, QueueBytes and MaxLeases: want at least 1"))
+		errs = append(errs, errors.New("options Queue, QueueBytes and MaxLeases: want at least 1"))
 	}
 	if o.Flush < time.Millisecond {
-		errs = append(errs, errors.New("Flush: want at least 1ms"))
+		errs = append(errs, errors.New("option Flush: want at least 1ms"))
 	}
 	return errors.Join(errs...)
 }
