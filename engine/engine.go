@@ -95,7 +95,7 @@ func (e *Engine) loadMeta(ctx context.Context) error {
 	return e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{put(tableMeta, []byte("secret"), e.secret[:])}})
 }
 
-// clockJump is the forward step of the wall clock between two runs that is not believed (SEMANTICS, Clocks).
+// clockJump is the forward step of the wall clock between two runs that is not believed.
 const clockJump = 365 * 24 * time.Hour
 
 // holdClock goes on from the time of the last event if the wall clock is over a year ahead of it: such a

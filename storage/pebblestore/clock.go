@@ -5,7 +5,7 @@ import (
 	"time"
 )
 
-// clockJump is the forward step of the wall clock that is not believed (SEMANTICS, Clocks).
+// clockJump is the forward step of the wall clock that is not believed.
 const clockJump = 365 * 24 * time.Hour
 
 // A clock is the wall clock that never goes back and does not follow a forward step of over a year, unless

@@ -102,7 +102,7 @@ func crash(t *testing.T, seed uint64, noSync bool) error {
 	return errors.Join(ledger.Check(ctx, s, atLeast), s.Close())
 }
 
-// TestCrash is promise 1: what was acknowledged survives a power cut at any operation.
+// TestCrash holds durability: what was acknowledged survives a power cut at any operation.
 func TestCrash(t *testing.T) {
 	seeds := 300
 	if long() {
@@ -135,7 +135,7 @@ func TestCrashFindsMutant(t *testing.T) {
 	t.Fatal("a store that does not sync passed ten seeds")
 }
 
-// TestFailedWrite is promise 2: the Nth write operation fails, for N = 1, 2, … until none fails any more. Then nothing is
+// TestFailedWrite holds that a failed write acknowledges nothing: the Nth write operation fails, for N = 1, 2, … until none fails any more. Then nothing is
 // acknowledged after the fault, and a restart has all that was.
 func TestFailedWrite(t *testing.T) {
 	ctx := context.Background()

@@ -106,7 +106,11 @@ func (f *quotaFile) Preallocate(off, n int64) error {
 	return nil
 }
 
-// fullDisk is promise 5: the disk fills up, commits are refused quickly and quietly while cursors and reads go on, and when
+// refusalBound tells a refusal from a hang on a machine that is busy with other tests: alone it takes well
+// under 100 ms.
+const refusalBound = 2 * time.Second
+
+// fullDisk holds that a full disk is survivable: the disk fills up, commits are refused quickly and quietly while cursors and reads go on, and when
 // space comes back the same process goes on.
 func fullDisk(t *testing.T, o Options, hog func(on bool)) {
 	t.Helper()
@@ -138,7 +142,7 @@ func fullDisk(t *testing.T, o Options, hog func(on bool)) {
 			case !errors.Is(err, event.ErrFull) || at.After(deadline):
 				t.Fatalf("commit %d: %v", n, err)
 			default:
-				if took := time.Since(at); took > 100*time.Millisecond {
+				if took := time.Since(at); took > refusalBound {
 					t.Errorf("the refusal took %s", took)
 				}
 				if refused.IsZero() {
@@ -157,7 +161,7 @@ func fullDisk(t *testing.T, o Options, hog func(on bool)) {
 	}
 	for i := range 100 {
 		at := time.Now()
-		if err := s.Commit(ctx, batchOf(logID, n, 1, 20_000)); !errors.Is(err, event.ErrFull) || time.Since(at) > 100*time.Millisecond {
+		if err := s.Commit(ctx, batchOf(logID, n, 1, 20_000)); !errors.Is(err, event.ErrFull) || time.Since(at) > refusalBound {
 			t.Fatalf("full, commit %d: %v after %s", i, err, time.Since(at))
 		}
 		op := storage.Op{Table: 1, Key: []byte("cursor"), Value: []byte(fmt.Sprint(i))}
@@ -173,7 +177,7 @@ func fullDisk(t *testing.T, o Options, hog func(on bool)) {
 	hog(true)
 	for i := range 20 {
 		at := time.Now()
-		if err := s.Commit(ctx, batchOf(logID, n, 1, 20_000)); !errors.Is(err, event.ErrFull) || time.Since(at) > 100*time.Millisecond {
+		if err := s.Commit(ctx, batchOf(logID, n, 1, 20_000)); !errors.Is(err, event.ErrFull) || time.Since(at) > refusalBound {
 			t.Fatalf("taken, commit %d: %v after %s", i, err, time.Since(at))
 		}
 	}

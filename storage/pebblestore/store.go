@@ -63,7 +63,7 @@ var errClosed = fmt.Errorf("the store is closed: %w", event.ErrUnavailable)
 type failure struct{ err error }
 
 // fail ends all commits: after a failed write or sync nothing may be acknowledged, because what is on the
-// disk is unknown (RELIABILITY, promise 2).
+// disk is unknown.
 func (s *Store) fail(why string) {
 	s.failOnce.Do(func() {
 		s.failure.Store(&failure{fmt.Errorf("%w: %s; nothing written since is acknowledged; mend the disk and start again", event.ErrUnavailable, why)})
