@@ -115,7 +115,7 @@ func (e *Engine) flush(ctx context.Context) error {
 		p.mu.Unlock()
 	}
 	for _, t := range plan.topics {
-		if t.def.Load().WhenFull == event.Reject {
+		if plan.deadLetters != nil && t.def.Load().WhenFull == event.Reject { // nil: no plan says yet who needs what
 			for _, p := range t.parts {
 				p.hold(plan.deadLetters[t.name], e.now())
 			}

@@ -125,9 +125,6 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 			p.saved = be.Uint64(live)
 			p.live.Store(p.saved)
 		}
-		if head := p.log.Bounds().Head; p.live.Load() < head {
-			p.live.Store(head)
-		}
 		p.feeds.Store(&feeds{})
 		t.parts = append(t.parts, p)
 	}
