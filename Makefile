@@ -43,7 +43,7 @@ soak: build ## load on one router for SOAKTIME (10m): its memory must not grow, 
 	./scripts/soak.sh ./bin/router $(SOAKTIME)
 
 crash: $(QUICKSTART)/redact.wasm ## the long crash tests
-	MILLRACE_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Crash|Kill|Power|Fault' ./storage/... ./engine/... ./cmd/router/...
+	MILLRACE_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Crash|Kill|Power|Fail|Reload' ./storage/... ./engine/... ./acceptance/...
 
 fmt: ## format all Go files
 	find . -name '*.go' -not -path '*/node_modules/*' -not -path '*/testdata/*' | xargs gofmt -w

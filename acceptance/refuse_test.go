@@ -163,9 +163,6 @@ func (r *router) send(b badRequest) (status int, contentType string, text []byte
 	if len(b.headers) == 2 && b.headers[0] == "Host" {
 		return r.sendRaw(b, b.headers[1])
 	}
-	if len(b.body) > 16<<20 {
-		return r.sendRaw(b, "localhost")
-	}
 	status, header, text, err := r.request("POST", b.path, b.contentType, b.body, b.headers...)
 	if err != nil {
 		return 0, "", nil, err

@@ -88,7 +88,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err != nil {
 		return r, err
 	}
-	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, Observer: m.observer(), Log: o.log}); err != nil {
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
 	}
 	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }

@@ -129,15 +129,19 @@ func (c *conn) SetDeadline(t time.Time) error {
 	return errors.Join(c.SetWriteDeadline(t), c.SetReadDeadline(t))
 }
 
-// lingerTime bounds a gentle close.
-const lingerTime = 500 * time.Millisecond
+// What bounds a gentle close: a client that goes on sending a body several times over the limit still gets
+// its 413.
+const (
+	lingerTime  = 500 * time.Millisecond
+	lingerBytes = 64 << 20
+)
 
 // Close takes in a little of what the peer is still sending, if the request was refused before it was
 // read: to close at once would reset the connection and with it the answer (RFC 9112, 9.6).
 func (c *conn) Close() error {
 	if w, ok := c.Conn.(interface{ CloseWrite() error }); ok && c.linger.Load() && w.CloseWrite() == nil {
 		_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTime))
-		_, _ = io.CopyN(io.Discard, c.Conn, 1<<20)
+		_, _ = io.CopyN(io.Discard, c.Conn, lingerBytes)
 	}
 	if st := c.pending.Swap(nil); st != nil { // a stream that was never begun
 		st.reader.Close()
