@@ -87,6 +87,7 @@ func pebbleFiles(t *testing.T, fs vfs.FS, match func(string) bool) (paths []stri
 	if len(paths) == 0 {
 		t.Fatalf("none of %v", ls)
 	}
+	slices.Sort(paths) // the file system lists them in any order, and the newest log is the last
 	return paths
 }
 
