@@ -90,7 +90,7 @@ func rows() []row {
 		pair("cpu-store", "CPU of the store's Commit / of Pebble's group commit, 64 callers", "store-64-cpu", "pebble-64-cpu", row{show: micros, lower: true}),
 		{key: "idle", name: "resident memory of an idle router / bound", values: []string{"idle"}, figure: value("idle"), limit: constant(60),
 			show: mebibytes, lower: true, floor: 1},
-		pair("backlog-heap", "live heap with the backlog / before it", "heap-after", "heap-before", row{show: mebibytes, ratio: times, lower: true, floor: 1.1,
+		pair("backlog-heap", "live heap with the backlog / before it", "heap-after", "heap-before", row{show: mebibytes, ratio: times, lower: true, floor: 1.25,
 			note: "A million events of 1 KiB (-backlog) behind a paused subscription, after a fifth of that, which fills the caches of a router with 400 MiB."}),
 		pair("backlog-rss", "resident memory with the backlog / before it", "rss-after", "rss-before", row{show: mebibytes, ratio: times, lower: true}),
 		pair("behind", "a subscription that is behind reads / live rate", "behind", "accept-64", row{ratio: times, floor: 3,
