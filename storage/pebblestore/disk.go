@@ -141,6 +141,19 @@ func (s *space) take() error {
 	return errors.Join(f.Preallocate(0, int64(s.size)), f.Close())
 }
 
+// owes says whether what rings have dropped takes up more than three times what they hold. Left to itself Pebble
+// keeps dropped ranges in its top level, and a ring that turns over took 25 times its size after as many
+// turns. Asking back costs writing a memtable once more, so it is not done for every chunk.
+func (s *Store) owes() bool {
+	held := int64(0)
+	s.eachLog(func(l *plog) {
+		l.mu.Lock()
+		held += l.bytes
+		l.mu.Unlock()
+	})
+	return s.dropped.Load() > max(s.o.owed, 3*held)
+}
+
 // reclaim makes Pebble give back the space of what was dropped: left to itself it does so only after writes that,
 // on a full disk, are refused.
 func (s *Store) reclaim(ctx context.Context) {
@@ -159,6 +172,7 @@ func (s *Store) reclaim(ctx context.Context) {
 	if len(spans) == 0 || s.enter() != nil {
 		return
 	}
+	owed := s.dropped.Load() // what is dropped from here on is asked back next time
 	defer s.leave()
 	flushed, err := s.db.AsyncFlush()
 	if err != nil {
@@ -180,4 +194,5 @@ func (s *Store) reclaim(ctx context.Context) {
 		sp.l.freed = max(sp.l.freed, sp.to)
 		sp.l.mu.Unlock()
 	}
+	s.dropped.Add(-owed)
 }

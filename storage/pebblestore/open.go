@@ -42,7 +42,8 @@ type Options struct {
 	noSync          bool // acknowledge before the sync: the mutant that the crash tests must catch
 	pipeline        int  // groups under way at once
 	checkpointEvery time.Duration
-	keyPerEvent     bool // a block per event, for the benchmark
+	owed            int64 // bytes that rings must have dropped before their space is asked back; 256 MiB
+	keyPerEvent     bool  // a block per event, for the benchmark
 }
 
 // Compression says how events are compressed on the disk.
@@ -82,6 +83,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.pipeline == 0 {
 		o.pipeline = 1 // more make smaller groups, and those cost more than the overlap gains (BenchmarkCommit)
+	}
+	if o.owed == 0 {
+		o.owed = 256 << 20
 	}
 	if o.checkpointEvery == 0 {
 		o.checkpointEvery = 10 * time.Second

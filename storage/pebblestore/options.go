@@ -53,9 +53,9 @@ func (s *Store) pebbleOptions() *pebble.Options {
 		FormatMajorVersion:          pebble.FormatTableFormatV6, // at least FormatWALSyncChunks
 		MemTableSize:                uint64(mem),
 		MemTableStopWritesThreshold: 4,
-		L0CompactionThreshold:       8,
+		L0CompactionThreshold:       64,
 		L0CompactionFileThreshold:   1 << 20,
-		L0StopWritesThreshold:       64,
+		L0StopWritesThreshold:       1000,
 		LBaseMaxBytes:               4 << 30,
 		MaxManifestFileSize:         4 << 20,
 		MaxOpenFiles:                1000,

@@ -63,6 +63,8 @@ func (l *plog) dropWhere(w *writer, ok func(*chunk) bool) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := 0
+	before := l.bytes
+	defer func() { l.s.dropped.Add(before - l.bytes) }()
 	for n < len(l.sealed) && ok(&l.sealed[n]) {
 		l.bytes -= l.sealed[n].bytes
 		n++

@@ -40,6 +40,8 @@ type Store struct {
 	fresh      []freshBlock // the publisher's
 	freshBytes int64
 
+	dropped atomic.Int64 // bytes that rings let go of and that may still take space on the disk
+
 	closing  chan struct{} // Close was called
 	fatal    chan struct{} // a write failed
 	failure  atomic.Pointer[failure]
@@ -272,7 +274,7 @@ func (s *Store) background() {
 			continue
 		}
 		s.space.tend()
-		if s.space.short() {
+		if s.space.short() || s.owes() {
 			select {
 			case <-reclaimed:
 				go func() { s.reclaim(ctx); reclaimed <- struct{}{} }()
