@@ -109,9 +109,12 @@ func TestReloadUnderLoad(t *testing.T) {
 			if doc.Rules.Revision != inForce || doc.Status != "ready" {
 				t.Errorf("after bad rules /readyz says %+v; revision %s was in force", doc, inForce)
 			}
-			if !strings.Contains(r.log.String(), "rules.yaml:"+bad.at+":") {
-				t.Errorf("the log does not have %s", want)
-			}
+			eventually(t, 10*time.Second, func() error { // the line follows what /readyz says
+				if !strings.Contains(r.log.String(), "rules.yaml:"+bad.at+":") {
+					return fmt.Errorf("the log does not have %s", want)
+				}
+				return nil
+			})
 
 			put(good(2 + (round+i+1)%2))
 			eventually(t, 10*time.Second, func() error {
