@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,8 +86,9 @@ func TestDedupeBound(t *testing.T) {
 // TestDedupePersistedGoes: the entries beside the blocks go after the window.
 func TestDedupePersistedGoes(t *testing.T) {
 	ctx := context.Background()
-	now := time.Unix(1e9, 0)
-	s := mustOpen(t, Options{Dir: "data", FS: vfs.NewMem(), Now: func() time.Time { return now }})
+	var seconds atomic.Int64 // the store reads its clock from goroutines of its own
+	seconds.Store(1e9)
+	s := mustOpen(t, Options{Dir: "data", FS: vfs.NewMem(), Now: func() time.Time { return time.Unix(seconds.Load(), 0) }})
 	mustLog(t, s, logID, storage.LogOptions{Dedupe: time.Minute})
 	count := func() (n int) {
 		t.Helper()
@@ -99,7 +101,7 @@ func TestDedupePersistedGoes(t *testing.T) {
 		if err := s.Commit(ctx, clients(i, 1)); err != nil {
 			t.Fatal(err)
 		}
-		now = now.Add(time.Second)
+		seconds.Add(1)
 		if i%10 == 0 {
 			if err := s.Maintain(ctx); err != nil {
 				t.Fatal(err)
