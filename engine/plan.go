@@ -310,7 +310,7 @@ func (e *Engine) dropLogs(ctx context.Context, t *topic) {
 func (e *Engine) planFunctions(ctx context.Context, c *change, old *Plan, defs []event.Function) error {
 	var errs []error
 	for _, def := range defs {
-		print := fmt.Sprintf("%s %+v %q", def.Digest, def.Limits, def.Config)
+		print := fmt.Sprintf("%s %+v %q %q %+v", def.Digest, def.Limits, def.Config, def.Secrets, def.Allow)
 		f := old.functions[def.Name]
 		if f != nil && f.print == print {
 			f.refs.Add(1)

@@ -75,12 +75,14 @@ func (r *Result) Event(in event.Record, e *event.Event) {
 // Reason is why a function failed at an event: the typed reason of its dead letter.
 type Reason string
 
-// The reasons of this build.
+// The reasons.
 const (
-	ReasonTrap   Reason = "trap"
-	ReasonMemory Reason = "memory"
-	ReasonOutput Reason = "output"
-	ReasonReject Reason = "reject"
+	ReasonTrap     Reason = "trap"
+	ReasonMemory   Reason = "memory"
+	ReasonOutput   Reason = "output"
+	ReasonReject   Reason = "reject"
+	ReasonDeadline Reason = "deadline" // limits.cpu or limits.wall
+	ReasonFuel     Reason = "fuel"     // limits.fuel
 )
 
 // A Failure is an event that a function could not handle, even when it ran alone.
@@ -103,9 +105,11 @@ type Outcome struct {
 	Results  []Result
 	Failures []Failure
 	Buf      []byte // holds Attrs and Data of the results
+	Fuel     int64  // spent by the call, runs that failed included; see docs/metering.md
 }
 
 // Reset empties o, keeping its memory.
 func (o *Outcome) Reset() {
 	o.Results, o.Failures, o.Buf = o.Results[:0], o.Failures[:0], o.Buf[:0]
+	o.Fuel = 0
 }

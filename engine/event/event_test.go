@@ -85,7 +85,7 @@ func TestDefaultsKeepWhatIsSet(t *testing.T) {
 	if d.Partitions != 1 || d.Retain != (Retain{Bytes: 1 << 30, Age: 7 * 24 * time.Hour}) || d.Dedupe != 2*time.Minute || d.WhenFull != DropOldest {
 		t.Errorf("%+v", d)
 	}
-	if f := (FunctionLimits{}).WithDefaults(); f != (FunctionLimits{64 << 20, 4 << 20}) {
+	if f := (FunctionLimits{}).WithDefaults(); f != (FunctionLimits{Memory: 64 << 20, Output: 4 << 20, CPU: 100 * time.Millisecond, Wall: 10 * time.Second}) {
 		t.Errorf("%+v", f)
 	}
 }

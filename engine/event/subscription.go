@@ -63,13 +63,26 @@ type Function struct {
 	Pushed bool   // rules: `wasm: pushed`; the API may set the version
 	Limits FunctionLimits
 	Config map[string]string
-	Owner  Owner
+
+	Secrets map[string]string // what secret_get answers; never shown
+	Allow   Allow
+	Owner   Owner
+}
+
+// Allow says what a function may do besides looking at its events.
+type Allow struct {
+	HTTP []string // hosts that it may call: "api.example.com", "api.example.com:8443" or "*.example.com"
+	KV   bool     // keep state
 }
 
 // FunctionLimits bound one function. Zero means the default.
 type FunctionLimits struct {
 	Memory int64 // bytes of linear memory of one instance; 64 MiB
 	Output int   // bytes of results of one call; 4 MiB
+
+	CPU  time.Duration // of guest code for one event; 100 ms. A call of many events has ten times that
+	Wall time.Duration // of one call, what it waits for included; 10 s
+	Fuel int64         // of one event, in the units that metering counts; 0: unlimited
 }
 
 // WithDefaults returns l with its zero fields filled.
@@ -79,6 +92,12 @@ func (l FunctionLimits) WithDefaults() FunctionLimits {
 	}
 	if l.Output == 0 {
 		l.Output = 4 << 20
+	}
+	if l.CPU == 0 {
+		l.CPU = 100 * time.Millisecond
+	}
+	if l.Wall == 0 {
+		l.Wall = 10 * time.Second
 	}
 	return l
 }

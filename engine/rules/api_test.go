@@ -38,7 +38,7 @@ func TestDefinitionsOfTheAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if f.Digest != "sha256:"+strings.Repeat("ab", 32) || f.Limits != (event.FunctionLimits{Memory: 1 << 20, Output: 4 << 20}) || f.Config["n"] != "3" || f.Owner != (event.Owner{}) {
+	if f.Digest != "sha256:"+strings.Repeat("ab", 32) || f.Limits != (event.FunctionLimits{Memory: 1 << 20}.WithDefaults()) || f.Config["n"] != "3" || f.Owner != (event.Owner{}) {
 		t.Errorf("%+v", f.Function)
 	}
 	if f, err = ParseFunction([]byte(`name: f`), Options{}); err != nil || f.Digest != "" || f.Pushed {
@@ -109,7 +109,12 @@ func TestFaultsOfTheAPI(t *testing.T) {
 		{topic, strings.Repeat(`[`, 100_000), "", "not YAML"},
 		{function, `{"name": "f", "wasm": "f.wasm"}`, "wasm", "want sha256:… of a module that was uploaded"},
 		{function, `{"name": "f", "wasm": "pushed", "module": "pushed"}`, "module", "keep one"},
-		{function, `{"name": "f", "allow": {}}`, "allow", "is not acted on by this build"},
+		{function, `{"name": "f", "allow": {"http": ["https://api.example.com/x"]}}`, "allow.http[0]", "want a host without scheme or path"},
+		{function, `{"name": "f", "allow": {"http": "a"}}`, "allow.http", "want a list of hosts"},
+		{function, `{"name": "f", "allow": {"kv": "yes"}}`, "allow.kv", "want true or false"},
+		{function, `{"name": "f", "secrets": {"a": "***"}}`, "secrets.a", "give the secret"},
+		{function, `{"name": "f", "limits": {"cpu": "2h"}}`, "limits.cpu", "want a duration of 1ms to 1m"},
+		{function, `{"name": "f", "limits": {"fuel": -1}}`, "limits.fuel", "want a whole number, or unlimited"},
 		{sub, begin + `"deliver": {"webhok": {}}}`, "deliver.webhok", `unknown sink "webhok"; did you mean "webhook"?`},
 		{sub, begin + `"deliver": {"webhook": {}}}`, "deliver.webhook.url", "missing"},
 		{sub, begin + `"deliver": {"webhook": {"url": "https://x.y", "secrets": ["hunter2hunter2"]}}}`, "deliver.webhook.secrets[0]", `is "***"`},

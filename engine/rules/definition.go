@@ -253,7 +253,7 @@ var digest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 func (p *parser) function(name string, key, n *node) *functionDef {
 	d := &functionDef{Function{Function: event.Function{Name: name, Owner: p.owner(key)}}}
-	d.source = mask(n)
+	defer func() { d.source = mask(n) }() // by then it is known which values are references
 	s := functionShape
 	if p.api {
 		s.keys = append([]string{"module"}, s.keys...)
@@ -284,18 +284,77 @@ func (p *parser) function(name string, key, n *node) *functionDef {
 			i, _ := p.size(v, 1<<10, maxOutput)
 			d.Limits.Output = int(i)
 		}
+		if v := l["cpu"]; v != nil {
+			d.Limits.CPU, _ = p.duration(v, time.Millisecond, time.Minute)
+		}
+		if v := l["wall"]; v != nil {
+			d.Limits.Wall, _ = p.duration(v, time.Millisecond, time.Hour)
+		}
+		if v := l["fuel"]; v != nil && !(v.kind == scalar && v.raw == "unlimited") {
+			d.Limits.Fuel, _ = p.integer(v, 1, math.MaxInt64, "a whole number, or unlimited")
+		}
 	}
-	if v := f["config"]; v != nil {
-		if v.kind != mapping {
-			p.bad(v, "is %s; want a mapping from keys to single values", v.kind)
-			return d
-		}
-		d.Config = make(map[string]string, len(v.keys))
-		for i, key := range v.keys {
-			d.Config[key.raw], _ = p.str(v.items[i])
-		}
+	d.Config = p.values(f["config"], false)
+	d.Secrets = p.values(f["secrets"], true)
+	if v := f["allow"]; v != nil {
+		d.Allow = p.allow(v)
 	}
 	return d
+}
+
+// values are the single values of a mapping; nil of none.
+func (p *parser) values(n *node, secret bool) map[string]string {
+	if n == nil {
+		return nil
+	}
+	if n.kind != mapping {
+		p.bad(n, "is %s; want a mapping from keys to single values", n.kind)
+		return nil
+	}
+	values := make(map[string]string, len(n.keys))
+	for i, key := range n.keys {
+		v := n.items[i]
+		if secret && v.kind == scalar {
+			p.secrets[v.raw] = true
+			if v.raw == "***" {
+				p.bad(v, "is \"***\", which is how the router shows what is secret; give the secret, or a reference such as ${env:NAME}")
+				continue
+			}
+		}
+		values[key.raw], _ = p.str(v)
+	}
+	return values
+}
+
+// host is a host that a function may call: a name or a pattern for all below one, with a port if it is not
+// that of the scheme.
+var host = regexp.MustCompile(`^(\*\.)?[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?(:[0-9]{1,5})?$|^\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?$`)
+
+func (p *parser) allow(n *node) (a event.Allow) {
+	f, ok := p.fields(n, allowShape)
+	if !ok {
+		return a
+	}
+	if v := f["kv"]; v != nil {
+		a.KV, _ = p.boolean(v)
+	}
+	v := f["http"]
+	switch {
+	case v == nil:
+		return a
+	case v.kind != list:
+		p.bad(v, "is %s; want a list of hosts, such as [api.example.com, \"*.example.org\", \"localhost:8080\"]", v.kind)
+		return a
+	}
+	for _, item := range v.items {
+		s, ok := p.str(item)
+		if ok && !host.MatchString(s) {
+			p.bad(item, "is %s; want a host without scheme or path, such as api.example.com, \"*.example.org\" or \"localhost:8080\"", item.shown())
+			continue
+		}
+		a.HTTP = append(a.HTTP, strings.ToLower(s))
+	}
+	return a
 }
 
 func (p *parser) module(d *functionDef, n *node) {

@@ -29,13 +29,11 @@ var (
 	}
 	retainShape   = shape{keys: []string{"bytes", "age", "events"}}
 	functionShape = shape{
-		keys:  []string{"wasm", "limits", "config"},
-		later: []later{{"js", ""}, {"secrets", ""}, {"allow", ""}},
+		keys:  []string{"wasm", "limits", "config", "secrets", "allow"},
+		later: []later{{"js", ""}},
 	}
-	limitsShape = shape{
-		keys:  []string{"memory", "output"},
-		later: []later{{"cpu", ""}, {"wall", ""}},
-	}
+	limitsShape       = shape{keys: []string{"cpu", "wall", "memory", "output", "fuel"}}
+	allowShape        = shape{keys: []string{"http", "kv"}}
 	subscriptionShape = shape{
 		keys:  []string{"topic", "start", "filter", "functions", "deliver", "concurrency", "retry", "parked", "deadLetter"},
 		later: []later{{"order", "none"}, {"rate", "unlimited"}},

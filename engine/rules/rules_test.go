@@ -58,7 +58,7 @@ func TestFullExample(t *testing.T) {
 		Filter:     `type == "order.created" && data.total > 100 && data.country in ["DE", "FR"]`,
 		Deliver:    event.Deliver{Kind: "webhook"},
 		Retry:      event.RetryPolicy{Attempts: 10, Schedule: event.DefaultSchedule, Jitter: 0.2},
-		DeadLetter: "big-eu-orders.dead", Owner: event.Owner{File: "testdata/full.yaml", Line: 17},
+		DeadLetter: "big-eu-orders.dead", Owner: event.Owner{File: "testdata/full.yaml", Line: 19},
 	}); !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)
 	}
@@ -88,10 +88,6 @@ func TestLaterKeys(t *testing.T) {
 		{"", "tests: [{name: x}]\n", "tests"},
 		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
 		{"    config: {field: email}\n", "    js: functions/redact.js\n", "js"},
-		{"    config: {field: email}\n", "    secrets: {token: \"${env:TOKEN}\"}\n", "secrets"},
-		{"    config: {field: email}\n", "    allow: {http: [api.example.com], kv: false}\n", "allow"},
-		{"    wasm: pushed\n", "    limits: {cpu: 100ms}\n", "cpu"},
-		{"    wasm: pushed\n", "    limits: {wall: 10s}\n", "wall"},
 		{"    start: latest\n", "    order: key\n", "order"},
 		{"    start: latest\n", "    rate: 500/s\n", "rate"},
 		{"        timeout: 15s\n", "        reply: true\n", "reply"},

@@ -284,11 +284,20 @@ func effectiveFunction(f Function) *doc {
 		}
 	}
 	limits := &doc{kind: mapping}
+	limits.set("cpu", text(formatDuration(f.Limits.CPU)))
+	limits.set("wall", text(formatDuration(f.Limits.Wall)))
 	limits.set("memory", size(f.Limits.Memory))
 	limits.set("output", size(int64(f.Limits.Output)))
+	if f.Limits.Fuel != 0 {
+		limits.set("fuel", number(f.Limits.Fuel))
+	} else {
+		limits.set("fuel", text("unlimited"))
+	}
 	d.set("limits", limits)
-	if c := f.source.get("config"); c != nil {
-		d.set("config", c)
+	for _, key := range []string{"config", "secrets", "allow"} {
+		if s := f.source.get(key); s != nil {
+			d.set(key, s)
+		}
 	}
 	return d.over(f.source)
 }

@@ -57,6 +57,15 @@ func (p *parser) integer(n *node, lo, hi int64, want string) (int64, bool) {
 	return v, true
 }
 
+func (p *parser) boolean(n *node) (bool, bool) {
+	s, ok := p.str(n)
+	if ok && s != "true" && s != "false" {
+		p.bad(n, "is %s; want true or false", n.shown())
+		return false, false
+	}
+	return s == "true", ok
+}
+
 func (p *parser) size(n *node, lo, hi int64) (int64, bool) {
 	s, ok := p.str(n)
 	if !ok {
