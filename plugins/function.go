@@ -22,6 +22,7 @@ type Function struct {
 	code *compiled
 	cfg  wazero.ModuleConfig // what all instances share
 	logs logBudget
+	say  func(level int, message string) // takes what passes the budget
 
 	slots   chan struct{} // a token for every call at work
 	closing chan struct{}
@@ -60,14 +61,22 @@ type FunctionStats struct {
 // to show that it works. A module that is not here is event.ErrNotFound; one that does not work is
 // event.ErrInvalid or ErrUnsupported, in words.
 func (h *Host) Open(ctx context.Context, def event.Function) (*Function, error) {
-	f, err := h.newFunction(ctx, def)
+	return h.OpenLogged(ctx, def, nil)
+}
+
+// OpenLogged is Open of a function whose log goes to say instead of to Options.Log. Calls of say may overlap.
+func (h *Host) OpenLogged(ctx context.Context, def event.Function, say func(level int, message string)) (*Function, error) {
+	if say == nil {
+		say = func(level int, message string) { h.o.Log(def.Name, level, message) }
+	}
+	f, err := h.newFunction(ctx, def, say)
 	if err != nil {
 		return nil, fmt.Errorf("function %s: %w", def.Name, err)
 	}
 	return f, nil
 }
 
-func (h *Host) newFunction(ctx context.Context, def event.Function) (*Function, error) {
+func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int, string)) (*Function, error) {
 	if err := event.CheckName("function", def.Name); err != nil {
 		return nil, err
 	}
@@ -87,7 +96,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function) (*Function, 
 	if err != nil {
 		return nil, err
 	}
-	f := &Function{host: h, def: def, abi: abi, code: code, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
+	f := &Function{host: h, def: def, say: say, abi: abi, code: code, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
 	in, err := f.instantiate(ctx)

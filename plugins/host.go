@@ -73,6 +73,7 @@ type Host struct {
 	runtime wazero.Runtime
 	cache   wazero.CompilationCache
 
+	files     sync.Mutex // a module is written, or found and kept, or removed: one at a time
 	compiling sync.Mutex // one module at a time: compiling takes all the memory and CPU that it can get
 
 	mu       sync.Mutex
@@ -164,8 +165,10 @@ func (h *Host) Put(ctx context.Context, module []byte) (digest string, err error
 		h.mu.Unlock()
 		return digest, nil
 	}
+	h.files.Lock()
+	defer h.files.Unlock()
 	if kept, err := h.Module(digest); err == nil && len(kept) == len(module) {
-		return digest, nil
+		return digest, h.touch(digest)
 	}
 	if err := writeSynced(h.path(digest), module); err != nil {
 		return "", fmt.Errorf("keep module %s: %w", digest, err)

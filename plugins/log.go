@@ -48,14 +48,14 @@ func (f *Function) log(level int, message []byte) {
 		return
 	}
 	if omitted > 0 {
-		f.host.o.Log(f.def.Name, 2, fmt.Sprintf("%d messages were left out: a function may log %d at once and %d a second", omitted, logBurst, logRate))
+		f.say(2, fmt.Sprintf("%d messages were left out: a function may log %d at once and %d a second", omitted, logBurst, logRate))
 	}
 	more := ""
 	if len(message) > maxMessage {
 		more = fmt.Sprintf("… (%d bytes left out)", len(message)-maxMessage)
 		message = message[:maxMessage]
 	}
-	f.host.o.Log(f.def.Name, level, strings.ToValidUTF8(string(message), "�")+more)
+	f.say(level, strings.ToValidUTF8(string(message), "�")+more)
 }
 
 // lines turns what a guest prints into messages, one a line.
