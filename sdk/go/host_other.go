@@ -24,7 +24,12 @@ func hostConfig(key string, buf []byte) int64 {
 	return int64(len(v))
 }
 
+func hostCount(string, int64) {}
+
 func hostNow() int64   { return time.Now().UnixNano() }
 func hostClock() int64 { return time.Now().UnixNano() }
 
 func hostRandom(p []byte) { _, _ = rand.Read(p) } // never fails
+
+// word is the eight bytes from at on.
+func word(doc []byte, at int) uint64 { return le.Uint64(doc[at:]) }

@@ -19,6 +19,13 @@ func importClock() int64
 //go:wasmimport millrace_v1 random
 func importRandom(ptr unsafe.Pointer, n uint32)
 
+//go:wasmimport millrace_v1 counter_add
+func importCount(name unsafe.Pointer, n uint32, delta int64)
+
+func hostCount(name string, delta int64) {
+	importCount(unsafe.Pointer(unsafe.StringData(name)), uint32(len(name)), delta)
+}
+
 func hostLog(level Level, s string) {
 	importLog(int32(level), unsafe.Pointer(unsafe.StringData(s)), uint32(len(s)))
 }
@@ -39,7 +46,7 @@ var (
 )
 
 //go:wasmexport millrace_abi_v1
-func abi() uint32 { return 0 }
+func abi() uint32 { return uint32(required) }
 
 //go:wasmexport millrace_buffer
 func buffer(n uint32) unsafe.Pointer {
@@ -57,4 +64,9 @@ func handle(ptr unsafe.Pointer, n uint32) uint64 {
 	}
 	out.run(unsafe.Slice((*byte)(ptr), n), handler)
 	return uint64(uintptr(unsafe.Pointer(unsafe.SliceData(out.buf))))<<32 | uint64(len(out.buf))
+}
+
+// word is the eight bytes from at on: here they are one instruction, which le.Uint64 is not.
+func word(doc []byte, at int) uint64 {
+	return *(*uint64)(unsafe.Add(unsafe.Pointer(unsafe.SliceData(doc)), at))
 }

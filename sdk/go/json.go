@@ -8,10 +8,11 @@ import (
 
 // The functions below read and change JSON by scanning it: decoding a document in WASM costs forty times
 // as much. A path is names joined by points, such as "customer.email" or "items.0.price"; a number steps
-// into an array, a backslash takes the next byte as it is ("a\.b" is one name), and the empty path is the
-// document. Where an object has a name twice, readers see the last, as nearly every decoder does, and
-// Set and Delete act on all, so that nothing that should be hidden stays behind. A document that is no
-// JSON makes them find nothing or return an error; they do not validate.
+// into an array and may be written "items[0].price", a backslash takes the next byte as it is ("a\.b" is
+// one name; Name puts them in), and the empty path is the document. Where an object has a name twice,
+// readers see the last, as nearly every decoder does, and changes act on all, so that nothing that should
+// be hidden stays behind. A document that is no JSON makes them find nothing or return an error; of values
+// that the path passes by they look at brackets and quotes only.
 
 // ErrJSON is a document that is not JSON. ErrPath is a path through something that is neither object nor
 // array, or past the end of an array.
@@ -20,26 +21,56 @@ var (
 	ErrPath = errors.New("millrace: the path leads through a value that is no object, or past the end of an array")
 )
 
+// Name is the path of the member with this name, whatever bytes are in it.
+func Name(name string) string {
+	var b []byte
+	for i := 0; i < len(name); i++ {
+		if c := name[i]; c == '.' || c == '\\' || c == '[' {
+			b = append(b, '\\')
+		}
+		b = append(b, name[i])
+	}
+	return string(b)
+}
+
+// IsObject reports whether the document is a JSON object, as far as a scan of it can tell.
+func IsObject(doc []byte) bool {
+	s := scan{doc: doc}
+	if from := space(doc, 0); !s.open(from) || s.array {
+		return false
+	}
+	for s.next() {
+		if s.skip() < 0 {
+			return false
+		}
+	}
+	return !s.bad && space(doc, s.close+1) == len(doc)
+}
+
 // Get returns the value at a path as it stands in the document, which it borrows.
 func Get(doc []byte, path string) (value []byte, ok bool) { return get(doc, path, false) }
 
 // get stops at the first value if any will do.
 func get(doc []byte, path string, any bool) (value []byte, ok bool) {
-	from, to := space(doc, 0), len(doc)
+	from, to := space(doc, 0), 0
 	if path == "" {
 		to = skip(doc, from)
 	}
 	for more := path != ""; more; {
 		var seg string
 		seg, path, more = cutPath(path)
-		s := scan{doc: doc[:to]}
+		s := scan{doc: doc}
 		if !s.open(from) {
 			return nil, false
 		}
 		found := false
 		for s.next() {
+			end := s.skip()
+			if end < 0 {
+				return nil, false
+			}
 			if s.is(seg) {
-				from, to, found = s.from, s.to, true
+				from, to, found = s.from, end, true
 				if any && !more {
 					break
 				}
@@ -53,6 +84,24 @@ func get(doc []byte, path string, any bool) (value []byte, ok bool) {
 		return nil, false
 	}
 	return doc[from:to:to], true
+}
+
+// Elements yields the elements of the array at a path as they stand in the document; none if there is no
+// array. A document that is cut off ends it early: ask IsObject first.
+func Elements(doc []byte, path string) func(yield func(element []byte) bool) {
+	return func(yield func([]byte) bool) {
+		v, ok := Get(doc, path)
+		s := scan{doc: v}
+		if !ok || !s.open(0) || !s.array {
+			return
+		}
+		for s.next() {
+			end := s.skip()
+			if end < 0 || !yield(v[s.from:end:end]) {
+				return
+			}
+		}
+	}
 }
 
 // Has reports whether there is a value at a path, null included.
@@ -102,22 +151,6 @@ func GetBool(doc []byte, path string) (value, ok bool) {
 	return false, false
 }
 
-// Set appends to dst the document with the value, which is JSON, at a path; objects that are missing on
-// the way are made. On an error dst is returned as it was. Reuse dst from event to event.
-func Set(dst, doc []byte, path string, value []byte) ([]byte, error) {
-	return edit(dst, doc, path, editor{value: text(value)})
-}
-
-// SetString is Set with a string, which it quotes.
-func SetString(dst, doc []byte, path, value string) ([]byte, error) {
-	return edit(dst, doc, path, editor{value: value, quote: true})
-}
-
-// Delete appends to dst the document without the value at a path. That there is none is no error.
-func Delete(dst, doc []byte, path string) ([]byte, error) {
-	return edit(dst, doc, path, editor{remove: true})
-}
-
 // AppendString appends s as a JSON string.
 func AppendString(dst []byte, s string) []byte {
 	const hex = "0123456789abcdef"
@@ -140,122 +173,4 @@ func AppendString(dst []byte, s string) []byte {
 		i++
 	}
 	return append(dst, '"')
-}
-
-// editor copies a document with changes: what lies before done has been copied.
-type editor struct {
-	doc, dst []byte
-	done     int
-	value    string
-	quote    bool // value is the inside of a string
-	remove   bool
-}
-
-func edit(dst, doc []byte, path string, e editor) ([]byte, error) {
-	e.doc, e.dst = doc, dst
-	from, to := space(doc, 0), 0
-	if from < len(doc) && path != "" && (doc[from] == '{' || doc[from] == '[') {
-		close, err := e.container(from, len(doc), path)
-		if err != nil {
-			return dst, err
-		}
-		to = close + 1
-	} else {
-		to = skip(doc, from)
-	}
-	switch {
-	case to <= 0 || space(doc, to) != len(doc):
-		return dst, ErrJSON
-	case path == "" && !e.remove:
-		e.put()
-		return e.dst, nil
-	case path == "", !e.remove && to > 0 && doc[from] != '{' && doc[from] != '[':
-		return dst, ErrPath
-	}
-	return append(e.dst, doc[e.done:]...), nil
-}
-
-// container changes what path names inside the value at from, and returns where its bracket closes.
-func (e *editor) container(from, to int, path string) (close int, err error) {
-	seg, rest, more := cutPath(path)
-	s := scan{doc: e.doc[:to]}
-	if !s.open(from) {
-		if e.remove {
-			return 0, nil
-		}
-		return 0, ErrPath
-	}
-	hit, kept := false, 0
-	for s.next() {
-		if !s.is(seg) {
-			kept++
-			continue
-		}
-		hit = true
-		switch {
-		case more:
-			kept++
-			if _, err := e.container(s.from, s.to, rest); err != nil {
-				return 0, err
-			}
-		case !e.remove:
-			kept++
-			e.copyTo(s.from)
-			e.put()
-			e.done = s.to
-		case kept > 0: // with the comma before it
-			e.copyTo(s.comma)
-			e.done = s.to
-		default: // with the comma after it
-			e.copyTo(s.start)
-			e.done = space(e.doc, s.to)
-			if e.done < to && e.doc[e.done] == ',' {
-				e.done++
-			}
-		}
-	}
-	if s.bad {
-		return 0, ErrJSON
-	}
-	if hit || e.remove {
-		return s.close, nil
-	}
-	if s.array {
-		return 0, ErrPath
-	}
-	e.copyTo(s.close)
-	if s.count > 0 {
-		e.dst = append(e.dst, ',')
-	}
-	depth := 0
-	for {
-		e.dst = append(AppendString(e.dst, seg), ':')
-		if !more {
-			break
-		}
-		e.dst = append(e.dst, '{')
-		depth++
-		seg, rest, more = cutPath(rest)
-	}
-	e.put()
-	for range depth {
-		e.dst = append(e.dst, '}')
-	}
-	return s.close, nil
-}
-
-// put appends the value.
-func (e *editor) put() {
-	if e.quote {
-		e.dst = AppendString(e.dst, e.value)
-	} else {
-		e.dst = append(e.dst, e.value...)
-	}
-}
-
-func (e *editor) copyTo(at int) {
-	if at > e.done {
-		e.dst = append(e.dst, e.doc[e.done:at]...)
-		e.done = at
-	}
 }

@@ -91,6 +91,74 @@ func TestSetAndDelete(t *testing.T) {
 	}
 }
 
+func TestApply(t *testing.T) {
+	for _, c := range []struct {
+		doc   string
+		edits []Edit
+		want  string
+	}{
+		{`{"email":"a","n":1}`, []Edit{ReplaceText("email", "***"), SetTo("enriched", "true")}, `{"email":"***","n":1,"enriched":true}`},
+		{` { } `, []Edit{ReplaceText("email", "***"), SetTo("enriched", "true")}, ` { "enriched":true} `},
+		{`{"enriched":{"email":1}}`, []Edit{ReplaceText("email", "***"), SetTo("enriched", "true")}, `{"enriched":true}`},
+		{`{"em\u0061il":[1]}`, []Edit{ReplaceText("email", "*")}, `{"em\u0061il":"*"}`},
+		{`{"a":{"b":1,"c":2},"d":[1,{"e":2}]}`, []Edit{Remove("a.b"), SetTo("a.x.y", "7"), SetTo("a.x.z", "8"), SetTo("d[1].e", "3"), Remove("d.0")},
+			`{"a":{"c":2,"x":{"y":7,"z":8}},"d":[{"e":3}]}`},
+		{`{"a":1}`, []Edit{SetTo("a", "2"), SetTo("a", "3"), SetTo("b.c", "1"), SetTo("b", "{}")}, `{"a":3,"b":{}}`},
+		{`{"a":{"b":1}}`, []Edit{Remove("a"), SetTo("a.b", "2")}, `{}`},
+		{`{"a":1,"b":2}`, []Edit{Remove("a"), Remove("b"), SetTo("c", "3")}, `{"c":3}`},
+		{`{"a":1,"b":2}`, []Edit{Remove("b"), ReplaceWith("x.y", "3")}, `{"a":1}`},
+		{`[1,2,3]`, []Edit{SetTo("[0]", "9"), Remove("2")}, `[9,2]`},
+		{`{"a":1}`, []Edit{SetTo("a", "2"), SetTo("", "[]")}, `[]`},
+		{`{"a":1}`, []Edit{SetTo("b", "2"), SetTo("a.x", "2")}, "path"},
+		{`{"a":1}`, []Edit{ReplaceWith("a.x", "2"), Remove("a.x.y")}, `{"a":1}`},
+		{`[1]`, []Edit{SetTo("enriched", "true")}, "path"},
+		{`"s"`, []Edit{SetTo("enriched", "true")}, "path"},
+		{`{"a":1]`, []Edit{SetTo("enriched", "true")}, "json"},
+		{`{"a":tru}`, []Edit{SetTo("enriched", "true")}, "json"},
+		{`{"a":01}`, []Edit{SetTo("enriched", "true")}, "json"},
+		{``, nil, "json"},
+		{`{"a":1}`, make([]Edit, MaxEdits+1), "edits"},
+	} {
+		got, err := Apply([]byte("kept"), []byte(c.doc), c.edits...)
+		s := strings.TrimPrefix(string(got), "kept")
+		switch {
+		case errors.Is(err, ErrPath):
+			s += "path"
+		case errors.Is(err, ErrJSON):
+			s += "json"
+		case errors.Is(err, ErrEdits):
+			s += "edits"
+		}
+		if s != c.want {
+			t.Errorf("%s: %s, want %s", c.doc, s, c.want)
+		}
+	}
+}
+
+func TestElementsAndNames(t *testing.T) {
+	got := ""
+	for e := range Elements([]byte(`{"items": [ {"a":[1]} , "x,y" ,3]}`), "items") {
+		got += string(e) + ";"
+	}
+	for e := range Elements([]byte(`{"items":{"a":1}}`), "items") {
+		got += string(e) + "?"
+	}
+	if got != `{"a":[1]};"x,y";3;` {
+		t.Error(got)
+	}
+	doc := []byte(`{"a.b[0]\\":1,"a":{"b":[2]}}`)
+	for path, want := range map[string]string{Name(`a.b[0]\`): "1", "a.b[0]": "2", "a.b.0": "2", `a\.b[0]`: "", "a.b[x]": ""} {
+		if v, _ := Get(doc, path); string(v) != want {
+			t.Errorf("%s: %s, want %s", path, v, want)
+		}
+	}
+	for doc, want := range map[string]bool{`{}`: true, ` {"a":[1}} `: true, `[]`: false, ``: false, `{"a":1}x`: false, `{"a":1`: false, `{"a":[1}`: false, `{"a":nul}`: false} {
+		if IsObject([]byte(doc)) != want {
+			t.Errorf("%s: %v", doc, !want)
+		}
+	}
+}
+
 func TestScanningAllocatesNothing(t *testing.T) {
 	doc := []byte(`{"customer":{"email":"a@b","n":[1,2,3]},"total":12.5,"items":[{"sku":"x"},{"sku":"y"}]}`)
 	dst := make([]byte, 0, 1024)

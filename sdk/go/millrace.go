@@ -36,6 +36,27 @@ var handler Handler
 // Handle sets the function's handler. Call it from init: a module of this kind has no main.
 func Handle(h Handler) { handler = h }
 
+// A Feature is a part of the convention that not every router has.
+type Feature uint32
+
+// The features. Importing the packages kv, fetch and secret requires theirs; only replies are to be declared.
+const (
+	FeatureState   Feature = 1
+	FeatureHTTP    Feature = 2
+	FeatureReply   Feature = 4
+	FeatureSecrets Feature = 8
+)
+
+// required is what the marker of the convention says. It is set while the module starts.
+var required Feature
+
+// Require declares features that the function cannot do without: a router that lacks one refuses the module
+// instead of failing its events. Call it from init. It returns all that are required.
+func Require(f Feature) Feature {
+	required |= f
+	return required
+}
+
 // Level says how much a log line matters.
 type Level int32
 
@@ -64,6 +85,9 @@ func Config(key string) (string, bool) {
 	}
 	return string(buf[:n]), true
 }
+
+// Count adds to a counter of the function, which the router shows with its metrics.
+func Count(name string, delta int64) { hostCount(name, delta) }
 
 // Now is when the router received the event at work: the same in every attempt, so that a retry decides
 // alike. During init it is 1970. time.Now says the same.

@@ -19,6 +19,7 @@ const (
 
 	resultHeader = 24
 	batchHeader  = 24
+	attrHeader   = 8
 	noValue      = 0xFFFFFFFF
 )
 
@@ -64,8 +65,11 @@ func (r *Results) Retry(after time.Duration) {
 // Reject moves the event to the dead letters now.
 func (r *Results) Reject(code uint32, reason string) { r.add(kindReject, 0, code, []byte(reason)) }
 
-// Reply answers a synchronous call; the status is one of HTTP.
-func (r *Results) Reply(status uint32, body []byte) { r.add(kindReply, 0, status, body) }
+// Reply answers a synchronous call; the status is one of HTTP. The body's type is application/json; another
+// is given by ContentType.
+func (r *Results) Reply(status uint32, body []byte, attrs ...Attr) {
+	r.add(kindReply, 0, status, body, attrs...)
+}
 
 // Replace delivers an event with the input's attributes and other data. Attributes that are given change
 // or remove those of the input. Without ID the router derives one from the input's, the same in every
@@ -82,46 +86,38 @@ func (r *Results) Emit(data []byte, attrs ...Attr) { r.add(kindEmit, 0, 0, data,
 
 func (r *Results) simple(kind byte, arg uint32) { r.add(kind, 0, arg, nil) }
 
+// add appends a result. It writes to its place at once what others would append piece by piece, since every
+// call costs in WASM.
 func (r *Results) add(kind, flags byte, arg uint32, data []byte, attrs ...Attr) {
-	start := len(r.buf)
-	var header [resultHeader]byte
-	r.buf = append(r.buf, header[:]...)
+	size := resultHeader + len(data) + 7
 	for i := range attrs {
-		r.attr(&attrs[i])
+		size += attrHeader + len(attrs[i].name) + len(attrs[i].value) + 3
+	}
+	start := len(r.buf)
+	if start+size > cap(r.buf) {
+		r.buf = append(make([]byte, 0, 2*cap(r.buf)+size), r.buf...)
+	}
+	h := r.buf[start : start+size]
+	at := resultHeader
+	for i := range attrs {
+		at += attrs[i].put(h[at:])
 	}
 	off := 0
 	if data != nil {
-		off = len(r.buf) - start
-		r.buf = append(r.buf, data...)
+		off = at
+		at += copy(h[at:], data)
 	}
-	for len(r.buf)%8 != 0 {
-		r.buf = append(r.buf, 0)
+	for at%8 != 0 {
+		h[at] = 0
+		at++
 	}
-	h := r.buf[start:]
-	le.PutUint32(h, uint32(len(h)))
-	h[4], h[5] = kind, flags
-	le.PutUint16(h[6:], uint16(len(attrs)))
+	r.buf = r.buf[:start+at]
+	le.PutUint32(h, uint32(at))
+	le.PutUint32(h[4:], uint32(kind)|uint32(flags)<<8|uint32(len(attrs))<<16)
 	le.PutUint32(h[8:], r.index)
 	le.PutUint32(h[12:], arg)
 	le.PutUint32(h[16:], uint32(off))
 	le.PutUint32(h[20:], uint32(len(data)))
-}
-
-func (r *Results) attr(a *Attr) {
-	vlen := uint32(len(a.value))
-	if a.unset {
-		vlen = noValue
-	}
-	var header [8]byte
-	header[0], header[1] = a.tag, a.kind
-	le.PutUint16(header[2:], uint16(len(a.name)))
-	le.PutUint32(header[4:], vlen)
-	r.buf = append(r.buf, header[:]...)
-	r.buf = append(r.buf, a.name...)
-	r.buf = append(r.buf, a.value...)
-	for len(r.buf)%4 != 0 {
-		r.buf = append(r.buf, 0)
-	}
 }
 
 // An Attr is an attribute for an event that a function makes.
@@ -162,11 +158,45 @@ func Unset(name string) Attr {
 
 // named finds the tag of an attribute that has one.
 func named(name string) Attr {
-	for tag, n := range [...]string{"", "id", "source", "type", "subject", "datacontenttype", "dataschema", "",
-		"partitionkey", "traceparent", "time"} {
-		if n == name && n != "" {
-			return Attr{tag: byte(tag)}
-		}
+	tag := byte(0)
+	switch name {
+	case "id":
+		tag = tagID
+	case "source":
+		tag = tagSource
+	case "type":
+		tag = tagType
+	case "subject":
+		tag = tagSubject
+	case "datacontenttype":
+		tag = tagContentType
+	case "dataschema":
+		tag = tagSchema
+	case "partitionkey":
+		tag = tagKey
+	case "traceparent":
+		tag = tagTraceParent
+	case "time":
+		tag = tagTime
+	default:
+		return Attr{name: name}
 	}
-	return Attr{name: name}
+	return Attr{tag: tag}
+}
+
+// put writes an attribute, padded to 4, and returns its length.
+func (a *Attr) put(b []byte) int {
+	vlen := uint32(len(a.value))
+	if a.unset {
+		vlen = noValue
+	}
+	le.PutUint32(b, uint32(a.tag)|uint32(a.kind)<<8|uint32(len(a.name))<<16)
+	le.PutUint32(b[4:], vlen)
+	at := attrHeader + copy(b[attrHeader:], a.name)
+	at += copy(b[at:], a.value)
+	for at%4 != 0 {
+		b[at] = 0
+		at++
+	}
+	return at
 }

@@ -12,12 +12,10 @@ func batchOf(datas ...[]byte) []byte {
 	for i, data := range datas {
 		start := len(b)
 		b = append(b, make([]byte, 48)...)
-		r := Results{}
-		id := ID("id")
-		r.attr(&id)
-		ext := Extension("region", "eu")
-		r.attr(&ext)
-		b = append(b, r.buf...)
+		for _, a := range []Attr{ID("id"), Extension("region", "eu")} {
+			var room [64]byte
+			b = append(b, room[:a.put(room[:])]...)
+		}
 		for len(b)%8 != 0 {
 			b = append(b, 0)
 		}

@@ -37,6 +37,7 @@ func BenchmarkCall(b *testing.B) {
 		{"pass/C", cGuest(b, "hostile.c"), "p"},
 		{"redact/C", cGuest(b, "redact.c"), order()},
 		{"redact/Go", goGuest(b, quickstartDir), order()},
+		{"enrich/Go", goGuest(b, enrichDir), order()},
 	} {
 		f := open(b, newHost(b, plugins.Options{}), g.module, quickstart)
 		for _, n := range []int{1, 16, 64} {

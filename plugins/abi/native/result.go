@@ -127,8 +127,11 @@ func cut(r *plugins.Result, buf []byte) error {
 
 // add holds a verdict against those before it about the same event. A RETRY or REJECT discards EMITs.
 func (s *said) add(r *plugins.Result, out *plugins.Outcome) error {
-	if r.Verdict != plugins.Emit && (r.Flags != 0 || r.Count != 0) {
-		return fmt.Errorf("%s with flags %d and %d attributes; only EMIT has them", r.Verdict, r.Flags, r.Count)
+	switch {
+	case r.Verdict == plugins.Emit:
+	case r.Verdict == plugins.Reply && r.Flags == 0 && onlyContentType(r):
+	case r.Flags != 0 || r.Count != 0:
+		return fmt.Errorf("%s with flags %d and %d attributes; only EMIT has them, and REPLY one, datacontenttype", r.Verdict, r.Flags, r.Count)
 	}
 	switch r.Verdict {
 	case plugins.Emit:
@@ -166,6 +169,14 @@ func (s *said) add(r *plugins.Result, out *plugins.Outcome) error {
 	clear(out.Results[len(kept):])
 	out.Results = kept
 	return nil
+}
+
+// contentTypeTag is the tag of datacontenttype.
+const contentTypeTag = 5
+
+// onlyContentType reports whether a result's attributes are at most the type of its data.
+func onlyContentType(r *plugins.Result) bool {
+	return r.Count == 0 || r.Count == 1 && r.Attrs[0] == contentTypeTag && le.Uint32(r.Attrs[4:]) != event.NoValue
 }
 
 // check makes the event that an Emit stands for and holds it to CloudEvents 1.0.

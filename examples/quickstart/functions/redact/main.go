@@ -10,8 +10,8 @@ const mask = "***"
 // field is the path of what to hide; the rules set it as `config: {field: customer.email}`.
 var field = "email"
 
-// Buffers that serve every event: an instance handles one at a time.
-var hidden, marked []byte
+// hidden serves every event: an instance handles one at a time.
+var hidden []byte
 
 func init() {
 	if v, ok := millrace.Config("field"); ok {
@@ -33,12 +33,10 @@ func redact(e *millrace.Event, out *millrace.Results) {
 		return
 	}
 	var err error
-	if hidden, err = millrace.SetString(hidden[:0], data, field, mask); err == nil {
-		marked, err = millrace.Set(marked[:0], hidden, "redacted", []byte("true"))
-	}
+	hidden, err = millrace.Apply(hidden[:0], data, millrace.SetText(field, mask), millrace.SetTo("redacted", "true"))
 	if err != nil {
 		out.Reject(422, err.Error())
 		return
 	}
-	out.Replace(marked)
+	out.Replace(hidden)
 }
