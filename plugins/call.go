@@ -17,6 +17,7 @@ const maxBlamed = 8
 // it fails alone on a fresh instance.
 func (f *Function) Call(ctx context.Context, c *Call, out *Outcome) error {
 	out.Reset()
+	out.staged.reader = c.State
 	if len(c.Events) == 0 {
 		return ctx.Err()
 	}

@@ -39,6 +39,7 @@ type Function struct {
 type counters struct {
 	calls, events, reruns, created, retired atomic.Uint64
 	trap, memory, output, rejects           atomic.Uint64
+	stateReads, stateWrites                 atomic.Uint64
 	nanos, instances, bytes                 atomic.Int64
 }
 
@@ -55,6 +56,8 @@ type FunctionStats struct {
 	Created   uint64        // instances made
 	Retired   uint64        // of them, given up: a fault, or memory that had grown too far
 	Time      time.Duration // spent in calls
+
+	StateReads, StateWrites uint64 // of its kv_ functions; kv_add is one of each
 }
 
 // Open compiles the module of def (from the cache, if it was compiled before) and instantiates it once
@@ -130,6 +133,7 @@ func (f *Function) Stats() FunctionStats {
 		Failures:  map[Reason]uint64{ReasonTrap: s.trap.Load(), ReasonMemory: s.memory.Load(), ReasonOutput: s.output.Load()},
 		Instances: int(s.instances.Load()), Memory: s.bytes.Load(),
 		Created: s.created.Load(), Retired: s.retired.Load(), Time: time.Duration(s.nanos.Load()),
+		StateReads: s.stateReads.Load(), StateWrites: s.stateWrites.Load(),
 	}
 }
 

@@ -38,7 +38,8 @@ type Instance struct {
 	scratch [16]byte
 	stdout  lines
 	stderr  lines
-	ended   error // why a host function ended the call
+	ended   error    // why a host function ended the call
+	staged  *staging // of the run under way; nil outside one
 }
 
 // guestContext is what host functions are called with. It knows the instance and nothing of the values
@@ -192,6 +193,7 @@ func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcom
 	in.ctx.Context = ctx
 	in.seeded = -1
 	in.runs++
+	in.staged = &out.staged
 	err := in.guest.Handle(&in.batch, out)
 	in.flush()
 	in.count()
@@ -199,10 +201,13 @@ func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcom
 	if err != nil {
 		clear(out.Results[results:])
 		out.Results, out.Buf = out.Results[:results], out.Buf[:bytes]
+		out.staged.discard()
 		if fault, err = split(err); fault != nil && fault.Index < 0 {
 			fault.Index = in.guest.Cursor()
 		}
 	}
+	out.staged.keep()
+	in.staged = nil
 	in.batch.call, in.batch.picks = nil, nil
 	in.ctx.Context = context.Background()
 	return fault, err

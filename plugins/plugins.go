@@ -97,6 +97,9 @@ type Call struct {
 	Events   []event.Record // shared and read-only; the host patches its copies
 	Attempts []uint32       // of each event; 1 is the first
 	Key      [32]byte       // derived by the engine from (store secret, subscription): the seed of `random`
+	// State is that of this function, if it may keep some; nil: empty. The events of a call see what those
+	// before them have written: where what came of one may be given up for itself, hand them over one by one.
+	State StateReader
 }
 
 // An Outcome is what became of a call's events. Reuse it from call to call; what it holds is valid until
@@ -106,10 +109,13 @@ type Outcome struct {
 	Failures []Failure
 	Buf      []byte // holds Attrs and Data of the results
 	Fuel     int64  // spent by the call, runs that failed included; see docs/metering.md
+
+	staged staging
 }
 
 // Reset empties o, keeping its memory.
 func (o *Outcome) Reset() {
 	o.Results, o.Failures, o.Buf = o.Results[:0], o.Failures[:0], o.Buf[:0]
 	o.Fuel = 0
+	o.staged.reset()
 }

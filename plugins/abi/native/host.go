@@ -14,11 +14,13 @@ const hostModule = "millrace_v1"
 // What the i64 results of host functions say besides a size.
 const (
 	notFound    = -1
+	denied      = -2
+	tooBig      = -3
 	badArgument = -6
 )
 
 // later are host functions of the convention that this build does not have.
-var later = map[string]bool{"secret_get": true, "kv_get": true, "kv_put": true, "kv_del": true, "kv_add": true,
+var later = map[string]bool{"secret_get": true,
 	"http": true, "counter_add": true}
 
 type runtime = wazero.Runtime
@@ -28,17 +30,13 @@ type runtime = wazero.Runtime
 func link(ctx context.Context, r runtime) error {
 	i32, i64 := api.ValueTypeI32, api.ValueTypeI64
 	b := r.NewHostModuleBuilder(hostModule)
-	for _, f := range []struct {
-		name    string
-		in, out []api.ValueType
-		fn      api.GoFunc
-	}{
+	for _, f := range append(stateFunctions(), []hostFunction{
 		{"log", []api.ValueType{i32, i32, i32}, nil, logMessage},
 		{"config_get", []api.ValueType{i32, i32, i32, i32}, []api.ValueType{i64}, configGet},
 		{"now", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Now()) }},
 		{"clock", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Clock()) }},
 		{"random", []api.ValueType{i32, i32}, nil, random},
-	} {
+	}...) {
 		b.NewFunctionBuilder().WithGoFunction(f.fn, f.in, f.out).Export(f.name)
 	}
 	_, err := b.Instantiate(ctx)

@@ -33,7 +33,7 @@ const (
 	featureReply
 	featureSecrets
 
-	supported = featureReply
+	supported = featureReply | featureKV
 )
 
 var features = [...]string{"kv", "http", "reply", "secrets"}
@@ -61,7 +61,7 @@ func (ABI) Check(m *plugins.Module) error {
 	for _, e := range m.Imports {
 		if e.Module == hostModule && later[e.Name] {
 			f.List = append(f.List, event.Fault{At: fmt.Sprintf("import %q %q", e.Module, e.Name),
-				Detail: "state, secrets, counters and HTTP are not in this build; remove the call"})
+				Detail: "secrets, counters and HTTP are not in this build; remove the call"})
 		}
 	}
 	if len(f.List) > 0 {
@@ -109,6 +109,9 @@ func (ABI) Bind(in *plugins.Instance) (plugins.Guest, error) {
 	}
 	if missing != nil {
 		return nil, fmt.Errorf("%s asks for features that are not in this build: %s", marker, strings.Join(missing, ", "))
+	}
+	if wanted&featureKV != 0 && !in.AllowsState() {
+		return nil, fmt.Errorf("%s asks for state (bit %d), which the function may not keep; give it `allow: {kv: true}`", marker, featureKV)
 	}
 	return g, nil
 }
