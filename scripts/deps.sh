@@ -19,6 +19,8 @@ want clang-19 clang-19
 want lld-19 wasm-ld-19
 want wasi-libc /usr/include/wasm32-wasi/stdlib.h
 want libclang-rt-19-dev-wasm32 /usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a
+want wabt wat2wasm
+want binaryen wasm-opt
 [ "${1-}" != bench ] || want redis-server redis-server
 
 if [ -n "$missing" ]; then
