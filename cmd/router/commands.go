@@ -14,6 +14,7 @@ func commands(p *program) []*cobra.Command {
 		subscriptionsCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
+		invokeCommand(p),
 		rulesCommand(p),
 		doctorCommand(p),
 		benchCommand(p),

@@ -16,7 +16,9 @@ func functionsCommand(p *program) *cobra.Command {
 		Short:   "Write, build, test, push and watch functions",
 	})
 	columns := []column{{"NAME", "name"}, {"VERSION", "state.digest"}, {"MEMORY", "limits.memory"}, {"CALLS", "state.calls"}}
-	cmd.AddCommand(functionsNew(p), functionsBuild(p), functionsTest(p), functionsInspect(p), functionsPush(p), p.listCommand("functions", columns))
+	cmd.AddCommand(functionsNew(p), functionsBuild(p), functionsTest(p), functionsBench(p), functionsInspect(p), functionsDev(p),
+		functionsPush(p), functionsDeploy(p), functionsRollback(p), functionsLogs(p),
+		p.listCommand("functions", columns), p.showCommand("functions", "redact"), p.deleteCommand("functions", "redact"))
 	return cmd
 }
 

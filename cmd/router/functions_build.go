@@ -178,9 +178,14 @@ func (p *program) build(ctx context.Context, pr *project, show bool) (*built, er
 	if err != nil {
 		return nil, err
 	}
-	sum := sha256.Sum256(text)
-	b.Bytes, b.Digest = len(text), "sha256:"+hex.EncodeToString(sum[:])
+	b.Bytes, b.Digest = len(text), digestOf(text)
 	return b, nil
+}
+
+// digestOf is a module's version.
+func digestOf(module []byte) string {
+	sum := sha256.Sum256(module)
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 // tool finds the program that compiles a language: the project's own, else the first in PATH.
