@@ -86,9 +86,11 @@ func (h *chain) through(ctx context.Context, f *function) error {
 	if f.code == nil {
 		return fmt.Errorf("no version of function %s was pushed yet; `router functions push %s FILE` does: %w", f.def.Name, f.def.Name, event.ErrUnavailable)
 	}
+	began := time.Now()
 	if err := f.code.Call(ctx, &h.call, &h.out); err != nil {
 		return err
 	}
+	f.book.called(f.digest(), len(h.call.Events), time.Since(began), &h.out)
 	for _, x := range h.out.Failures {
 		h.failed(h.level[x.Index].origin, failure{reason: string(x.Reason), err: x.Err, digest: f.digest()})
 	}

@@ -41,6 +41,8 @@ type Engine struct {
 	readers  sync.WaitGroup         // everything spawn started
 
 	dirty  dirtySet
+	litter chan struct{} // modules may have become unnamed
+	logged atomic.Int64  // bytes of all functions' logs
 	parked schedule
 	turn   atomic.Uint32 // partitions for events without a key, in turn
 	clock  timeText
@@ -69,6 +71,8 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 		return nil, fmt.Errorf("open engine: %w", err)
 	}
 	e.holdClock()
+	e.litter = make(chan struct{}, 1)
+	e.spawn(e.collectLoop)
 	e.spawn(e.flushLoop)
 	e.spawn(e.scheduleLoop)
 	return e, nil
@@ -171,8 +175,9 @@ func (e *Engine) Close(ctx context.Context) error {
 		s.dropLeases()
 		errs = append(errs, s.config.Load().release())
 	}
-	for _, f := range p.functions {
-		errs = append(errs, f.release(context.WithoutCancel(ctx)))
+	for name, f := range p.functions {
+		f.book.end()
+		errs = append(errs, release(context.WithoutCancel(ctx), f, p.spares[name]))
 	}
 	return errors.Join(errs...)
 }

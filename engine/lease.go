@@ -333,7 +333,7 @@ func (s *subscription) giveBack(ctx context.Context, held []*lease, why error, d
 	s.mu.Lock()
 	for _, l := range held {
 		s.c.Failed++
-		f := failure{err: why, reason: "leases", wait: delay}
+		f := failure{err: why, reason: "leases", wait: delay, made: l.config}
 		if st := l.job.step; st != nil {
 			st.left--
 			st.bad, st.failed = true, f

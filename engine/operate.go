@@ -260,7 +260,10 @@ func (s *subscription) info() SubscriptionInfo {
 // FunctionInfo is a function in force and what it has done.
 type FunctionInfo struct {
 	event.Function
-	Stats plugins.FunctionStats // zero while nothing was pushed
+	Stats plugins.FunctionStats // of the version in force; zero while nothing was pushed
+
+	Versions []Version // that were in force, newest first; those that a rollback can name
+	Counts   FunctionCounts
 }
 
 // Functions lists all functions by name.
@@ -288,7 +291,7 @@ func (e *Engine) Function(name string) (FunctionInfo, error) {
 }
 
 func (f *function) info() FunctionInfo {
-	info := FunctionInfo{Function: f.def}
+	info := FunctionInfo{Function: f.def, Versions: f.book.history(), Counts: f.book.counts()}
 	if f.code != nil {
 		info.Stats = f.code.Stats()
 	}

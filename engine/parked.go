@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -22,15 +23,21 @@ type parkedEvent struct {
 	done    []uint32
 	hash    uint64 // of the outputs of which done are sent
 	size    int64  // of its row, once stored
+	digests []byte // of the versions of the functions that were at work, one after the other
 }
 
 func (p *parkedEvent) key(sub uint32, rec event.Record) string {
 	return string(parkedKey(sub, p.due, rec.Position()))
 }
 
-// A parked row: u32 attempt, u32 code, u64 hash, uvarint-counted done, uvarint-sized reason, then the record.
+// A parked row: u32 attempt, u32 code, u64 hash, uvarint-counted done, uvarint-sized reason, with the bit
+// parkedRefs of attempt uvarint-sized digests, then the record.
 func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
-	dst = be.AppendUint32(dst, p.attempt)
+	attempt := p.attempt
+	if len(p.digests) > 0 {
+		attempt |= parkedRefs
+	}
+	dst = be.AppendUint32(dst, attempt)
 	dst = be.AppendUint32(dst, uint32(p.code))
 	dst = be.AppendUint64(dst, p.hash)
 	dst = binary.AppendUvarint(dst, uint64(len(p.done)))
@@ -39,16 +46,33 @@ func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 	}
 	dst = binary.AppendUvarint(dst, uint64(len(p.reason)))
 	dst = append(dst, p.reason...)
+	if len(p.digests) > 0 {
+		dst = append(binary.AppendUvarint(dst, uint64(len(p.digests))), p.digests...)
+	}
 	return append(dst, rec...)
 }
 
 var errParkedRow = errors.New("parked row is damaged")
 
 func parseParked(key, row []byte) (*parkedEvent, event.Record, error) {
-	if len(key) != 24 || len(row) < 16 {
+	p, reason, record, err := parseParkedHead(key, row)
+	if err != nil {
+		return nil, nil, err
+	}
+	p.reason, p.digests = string(reason), slices.Clone(p.digests)
+	rec, rest, err := event.CutRecord(slices.Clone(record))
+	if err != nil || len(rest) != 0 {
 		return nil, nil, errParkedRow
 	}
-	p := &parkedEvent{attempt: be.Uint32(row), code: int(be.Uint32(row[4:])), hash: be.Uint64(row[8:]), size: int64(len(row))}
+	return p, rec, nil
+}
+
+// parseParkedHead reads what stands before the record. It borrows row.
+func parseParkedHead(key, row []byte) (p *parkedEvent, reason, record []byte, err error) {
+	if len(key) != 24 || len(row) < 16 {
+		return nil, nil, nil, errParkedRow
+	}
+	p = &parkedEvent{attempt: be.Uint32(row), code: int(be.Uint32(row[4:])), hash: be.Uint64(row[8:]), size: int64(len(row))}
 	p.due, _ = splitParkedKey(key)
 	b, bad := row[16:], false
 	next := func() uint64 {
@@ -60,19 +84,28 @@ func parseParked(key, row []byte) (*parkedEvent, event.Record, error) {
 		b = b[n:]
 		return v
 	}
+	sized := func() []byte {
+		n := next()
+		if bad || n > uint64(len(b)) {
+			bad = true
+			return nil
+		}
+		v := b[:n]
+		b = b[n:]
+		return v
+	}
 	for range next() {
 		p.done = append(p.done, uint32(next()))
 	}
-	n := next()
-	if bad || n > uint64(len(b)) {
-		return nil, nil, errParkedRow
+	reason = sized()
+	if p.attempt&parkedRefs != 0 {
+		p.attempt &^= parkedRefs
+		p.digests = sized()
 	}
-	p.reason = string(b[:n])
-	rec, rest, err := event.CutRecord(append([]byte(nil), b[n:]...))
-	if err != nil || len(rest) != 0 {
-		return nil, nil, errParkedRow
+	if bad {
+		return nil, nil, nil, errParkedRow
 	}
-	return p, rec, nil
+	return p, reason, b, nil
 }
 
 // parkedSize is what a subscription has parked: the numbers the store keeps, and what is in hand of it.

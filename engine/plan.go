@@ -36,6 +36,7 @@ type Plan struct {
 	topics    map[string]*topic
 	functions map[string]*function
 	subs      map[string]*subscription
+	spares    map[string]*function // by name: the version before the one in force, for a rollback at once
 
 	deadLetters map[string]bool // topics that hold dead letters
 }
@@ -46,6 +47,7 @@ type function struct {
 	def   event.Function
 	print string
 	code  *plugins.Function // nil while nothing was pushed
+	book  *book
 	refs  atomic.Int32
 }
 
@@ -72,6 +74,8 @@ type change struct {
 	swaps  []swap
 	gone   []*subscription
 	undo   []func()
+
+	versions []versioned
 }
 
 // redefined is a topic with its next definition. It is put in force after the commit: a ring that was made
@@ -90,6 +94,14 @@ type swap struct {
 // the API's own definitions. New subscriptions begin where their Start says, taken now; changed ones keep
 // their cursor; those that are not in spec any more are removed with their cursors and parked deliveries.
 func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error {
+	opened := e.openAhead(ctx, spec.Functions)
+	defer func() {
+		for name, a := range opened {
+			if a.code != nil {
+				e.logClose("function", name, a.code.Close(context.WithoutCancel(ctx)))
+			}
+		}
+	}()
 	e.applying.Lock()
 	defer e.applying.Unlock()
 	if e.draining.Load() {
@@ -97,7 +109,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	old := e.plan.Load()
 	c := &change{
-		next: Plan{topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}},
+		next: Plan{topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}, spares: map[string]*function{}},
 		ops:  ops,
 	}
 	if c.next.topics == nil {
@@ -105,7 +117,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	err := spec.checkNames()
 	if err == nil {
-		err = errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions))
+		err = errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions, opened))
 	}
 	if err == nil {
 		err = e.planSubscriptions(ctx, c, old, spec.Subscriptions)
@@ -215,11 +227,14 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 			}
 		})
 	}
-	for _, f := range old.functions {
-		if err := f.release(context.WithoutCancel(ctx)); err != nil {
-			e.o.Log.Warn("a function did not close", "function", f.def.Name, "error", err)
+	c.turn()
+	for name, f := range old.functions {
+		if c.next.functions[name] == nil {
+			f.book.end()
 		}
+		e.logClose("function", name, release(context.WithoutCancel(ctx), f, old.spares[name]))
 	}
+	e.collect()
 }
 
 // feedTopic gives a topic's partitions the list of its subscriptions. What is attached stays so: lists
@@ -307,31 +322,14 @@ func (e *Engine) dropLogs(ctx context.Context, t *topic) {
 	}
 }
 
-func (e *Engine) planFunctions(ctx context.Context, c *change, old *Plan, defs []event.Function) error {
+func (e *Engine) planFunctions(ctx context.Context, c *change, old *Plan, defs []event.Function, opened map[string]*ahead) error {
 	var errs []error
 	for _, def := range defs {
-		print := fmt.Sprintf("%s %+v %q %q %+v", def.Digest, def.Limits, def.Config, def.Secrets, def.Allow)
-		f := old.functions[def.Name]
-		if f != nil && f.print == print {
-			f.refs.Add(1)
-		} else {
-			if e.o.Host == nil && def.Digest != "" {
-				return fmt.Errorf("functions.%s: this engine has no function host (Options.Host): %w", def.Name, event.ErrUnsupported)
-			}
-			f = &function{def: def, print: print}
-			if def.Digest != "" {
-				var err error
-				if f.code, err = e.o.Host.Open(ctx, def); err != nil {
-					errs = append(errs, event.At("functions."+def.Name, err))
-					continue
-				}
-			}
-			f.refs.Store(1)
+		if err := e.planFunction(ctx, c, old, def, opened); err != nil {
+			errs = append(errs, event.At("functions."+def.Name, err))
 		}
-		c.next.functions[def.Name] = f
-		c.undo = append(c.undo, func() { e.logClose("function", def.Name, f.release(context.WithoutCancel(ctx))) })
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, e.forgetFunctions(ctx, c))...)
 }
 
 func (e *Engine) logClose(kind, name string, err error) {

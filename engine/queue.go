@@ -35,6 +35,9 @@ func (f *fifo[T]) push(v T) {
 	f.n++
 }
 
+// at is the i-th value from the head.
+func (f *fifo[T]) at(i int) T { return f.ring[(f.head+i)%len(f.ring)] }
+
 func (f *fifo[T]) pop() T {
 	var zero T
 	v := f.ring[f.head]

@@ -180,7 +180,7 @@ func (s *subscription) afterFailure(c *subConfig, it item, f failure) settlement
 	if event.IsDisable(f.err) {
 		return settlement{it: it, park: &parkedEvent{
 			due: s.e.now().UnixNano(), attempt: it.attempt - 1, code: event.Code(f.err),
-			reason: clip(f.err.Error(), 512), done: f.done, hash: f.hash,
+			reason: clip(f.err.Error(), 512), done: f.done, hash: f.hash, digests: c.digests,
 		}}
 	}
 	return s.fail(c, it, f)

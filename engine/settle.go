@@ -246,7 +246,9 @@ type failure struct {
 	digest string        // of the function at fault
 	done   []uint32      // outputs that were sent all the same
 	hash   uint64        // of the outputs
-	final  bool          // no further try
+
+	made  *subConfig // whose functions were at work; nil: that under which it is decided
+	final bool       // no further try
 }
 
 // fail decides what becomes of an item whose step failed: another try, or its dead letter.
@@ -255,6 +257,9 @@ func (s *subscription) fail(c *subConfig, it item, f failure) settlement {
 }
 
 func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) settlement {
+	if f.made == nil {
+		f.made = c
+	}
 	t := s.e.plan.Load().topics[s.config.Load().DeadLetter] // of the definition in force: that of c may be gone
 	if t == nil {
 		limit = event.Unlimited // there is nowhere to put it
@@ -269,12 +274,16 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 	if wait == 0 {
 		wait = s.e.backoff(c.Retry, int(it.attempt))
 	}
+	digests := f.made.digests
 	if f.hash == 0 && it.parked != nil { // this try did not come to its sends; those of an earlier one stay done
 		f.done, f.hash = it.parked.done, it.parked.hash
+		if f.hash != 0 {
+			digests = it.parked.digests
+		}
 	}
 	return settlement{it: it, park: &parkedEvent{
 		due: s.e.now().Add(min(wait, maxWait)).UnixNano(), attempt: it.attempt, code: event.Code(f.err),
-		reason: clip(errText(f.err), 512), done: f.done, hash: f.hash,
+		reason: clip(errText(f.err), 512), done: f.done, hash: f.hash, digests: digests,
 	}}
 }
 
@@ -311,6 +320,7 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 		{Name: "deadletterdetail", Value: clip(printable(errText(f.err)), 1024)},
 		{Name: "deadletterposition", Value: s.topic.name + "/" + it.rec.Position().String()},
 		{Name: "deadletterfunction", Value: f.digest},
+		{Name: "deadletterversions", Value: f.made.versions},
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}

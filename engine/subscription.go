@@ -71,6 +71,9 @@ type subConfig struct {
 	functions []*function
 	sink      Sink
 	refs      atomic.Int32
+	digests   []byte // of the functions' versions, one after the other
+	versions  string // name@digest of each, by comma
+	shadows   []*shadow
 }
 
 func (e *Engine) openConfig(ctx context.Context, functions map[string]*function, spec SubscriptionSpec) (*subConfig, error) {
@@ -111,6 +114,7 @@ func (e *Engine) openConfig(ctx context.Context, functions map[string]*function,
 		}
 		c.sink = sink
 	}
+	c.pin()
 	for _, f := range c.functions {
 		f.refs.Add(1)
 	}

@@ -9,14 +9,15 @@ import (
 
 // The engine's tables. Numbers in keys are big-endian, so that keys sort as numbers do.
 const (
-	tableMeta        storage.Table = 1 // "secret" → 32 bytes; "serial" → u32, the last number given
-	tableDefinitions storage.Table = 2 // kind, NUL, name → a definition that the API owns, as JSON
-	tableTopics      storage.Table = 3 // name → topicRow as JSON
-	tableSubs        storage.Table = 4 // name → subRow as JSON
-	tableCheckpoints storage.Table = 5 // topic u32, partition u32 → offset u64: see flush
-	tableCursors     storage.Table = 6 // subscription u32, partition u32 → cursor row
-	tableParked      storage.Table = 7 // subscription u32, due i64, partition u32, offset u64 → parked row
-	tableParkedSize  storage.Table = 8 // subscription u32 → count u64, bytes u64
+	tableMeta        storage.Table = 1  // "secret" → 32 bytes; "serial" → u32, the last number given
+	tableDefinitions storage.Table = 2  // kind, NUL, name → a definition that the API owns, as JSON
+	tableTopics      storage.Table = 3  // name → topicRow as JSON
+	tableSubs        storage.Table = 4  // name → subRow as JSON
+	tableCheckpoints storage.Table = 5  // topic u32, partition u32 → offset u64: see flush
+	tableCursors     storage.Table = 6  // subscription u32, partition u32 → cursor row
+	tableParked      storage.Table = 7  // subscription u32, due i64, partition u32, offset u64 → parked row
+	tableParkedSize  storage.Table = 8  // subscription u32 → count u64, bytes u64
+	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
 )
 
 var be = binary.BigEndian
