@@ -21,6 +21,10 @@ want wasi-libc /usr/include/wasm32-wasi/stdlib.h
 want libclang-rt-19-dev-wasm32 /usr/lib/llvm-19/lib/clang/19/lib/wasi/libclang_rt.builtins-wasm32.a
 want wabt wat2wasm
 want binaryen wasm-opt
+want rustc /usr/bin/rustc # Debian's own, since it has the WASM target below and rustup's may lack it
+want cargo /usr/bin/cargo
+want libstd-rust-dev-wasm32 /usr/lib/rustlib/wasm32-unknown-unknown/lib
+want lld-14 rust-lld # the linker of that rustc: a later one takes its libraries' metadata for a fault
 [ "${1-}" != bench ] || want redis-server redis-server
 
 if [ -n "$missing" ]; then
