@@ -38,8 +38,9 @@ type Batch struct {
 	MaxOutput  int // bytes of results
 	MaxResults int
 
-	call  *Call
-	picks []int32 // nil: all of them
+	call     *Call
+	from, to int     // these of the call,
+	picks    []int32 // unless these are given
 }
 
 // Len is the number of events.
@@ -47,7 +48,7 @@ func (b *Batch) Len() int {
 	if b.picks != nil {
 		return len(b.picks)
 	}
-	return len(b.call.Events)
+	return b.to - b.from
 }
 
 // Index is where event i of the batch lies in Call.Events.
@@ -55,7 +56,7 @@ func (b *Batch) Index(i int) int {
 	if b.picks != nil {
 		return int(b.picks[i])
 	}
-	return i
+	return b.from + i
 }
 
 // Event is event i of the batch, shared and read-only.

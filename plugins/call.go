@@ -51,43 +51,100 @@ func (s *counters) failed(r Reason) {
 		s.trap.Add(1)
 	case ReasonMemory:
 		s.memory.Add(1)
+	case ReasonDeadline:
+		s.deadline.Add(1)
+	case ReasonFuel:
+		s.fuelled.Add(1)
 	default:
 		s.output.Add(1)
 	}
 }
 
-func (f *Function) call(ctx context.Context, c *Call, out *Outcome) error {
-	if err := ctx.Err(); err != nil {
-		return err
+// Bounds of a run of a guest, beside the time that it aims at: a guest at work holds up the collector and
+// whoever waits for the processor until its next slice, and a fault in it costs a run again.
+const (
+	aimedRun = time.Millisecond
+	firstRun = 16 // events, while nothing is known of the function's pace
+	maxRun   = 256
+	maxBytes = 1 << 20 // or one event
+)
+
+// extent is how many of a call's events from at on make a run.
+func (f *Function) extent(c *Call, at int) int {
+	most := firstRun
+	if pace := f.pace.Load(); pace > 0 {
+		most = int(min(max(int64(aimedRun)/pace, 1), maxRun))
 	}
-	in, err := f.take(ctx)
-	if err != nil {
-		return err
+	if f.def.Limits.Fuel > 0 {
+		most = 1 // so that whether an event's fuel suffices does not depend on its neighbours
 	}
-	fresh := in.runs == 0
-	fault, err := in.run(ctx, c, nil, out)
-	if err == nil && fault == nil {
-		f.put(ctx, in)
-		return nil
+	most = min(most, len(c.Events)-at)
+	n, bytes := 1, c.Events[at].Len()
+	for n < most && bytes+c.Events[at+n].Len() <= maxBytes {
+		bytes += c.Events[at+n].Len()
+		n++
 	}
-	f.retire(ctx, in)
-	if err != nil {
-		return err
+	return n
+}
+
+// learn moves the function's pace towards that of a run.
+func (f *Function) learn(took time.Duration, events int) {
+	last := max(int64(took)/int64(events), 1)
+	if pace := f.pace.Load(); pace > 0 {
+		last = max((3*pace+last)/4, 1)
 	}
-	s := &isolation{f: f, c: c, out: out}
-	all := make([]int32, len(c.Events))
-	for i := range all {
-		all[i] = int32(i)
+	f.pace.Store(last)
+}
+
+// call runs the events in batches of the length that the function's pace suggests.
+func (f *Function) call(ctx context.Context, c *Call, out *Outcome) (err error) {
+	var in *Instance
+	var s *isolation
+	defer func() {
+		if in != nil {
+			f.put(ctx, in)
+		}
+	}()
+	for at := 0; at < len(c.Events); {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if in == nil {
+			if in, err = f.take(ctx); err != nil {
+				return err
+			}
+		}
+		n := f.extent(c, at)
+		fresh := in.runs == 0
+		fault, err := in.run(ctx, Batch{call: c, from: at, to: at + n}, out)
+		if err == nil && fault == nil {
+			f.learn(in.spent.all, n)
+			at += n
+			continue
+		}
+		f.retire(ctx, in)
+		in = nil
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			s = &isolation{f: f, c: c, out: out}
+		}
+		picks := make([]int32, n)
+		for i := range picks {
+			picks[i] = int32(at + i)
+		}
+		err = s.settle(ctx, picks, fault, fresh)
+		in, s.in = s.in, nil
+		if err != nil {
+			return err
+		}
+		at += n
 	}
-	err = s.settle(ctx, all, fault, fresh)
-	if s.in != nil {
-		f.put(ctx, s.in)
+	if s != nil {
+		slices.SortStableFunc(out.Results, func(a, b Result) int { return a.Index - b.Index })
+		slices.SortFunc(out.Failures, func(a, b Failure) int { return a.Index - b.Index })
 	}
-	if err != nil {
-		return err
-	}
-	slices.SortStableFunc(out.Results, func(a, b Result) int { return a.Index - b.Index })
-	slices.SortFunc(out.Failures, func(a, b Failure) int { return a.Index - b.Index })
 	return nil
 }
 
@@ -115,7 +172,7 @@ func (s *isolation) solve(ctx context.Context, picks []int32) (err error) {
 	}
 	fresh := s.in.runs == 0
 	s.f.stats.reruns.Add(1)
-	fault, err := s.in.run(ctx, s.c, picks, s.out)
+	fault, err := s.in.run(ctx, Batch{call: s.c, picks: picks}, s.out)
 	if err == nil && fault == nil {
 		return nil
 	}

@@ -19,11 +19,11 @@ type Function struct {
 	host *Host
 	def  event.Function
 	abi  ABI
-	code *compiled
 	cfg  wazero.ModuleConfig // what all instances share
 	logs logBudget
 	say  func(level int, message string) // takes what passes the budget
 
+	pace    atomic.Int64  // guest time of an event in ns, about; 0: unknown
 	slots   chan struct{} // a token for every call at work
 	closing chan struct{}
 	once    sync.Once
@@ -32,6 +32,13 @@ type Function struct {
 
 	mu   sync.Mutex
 	idle []*Instance // the last used is the next
+	code *compiled   // nil: given up until it is needed
+	live int         // instances that are there or being made
+
+	counted map[string]int64 // what its guests count
+
+	loading sync.Mutex   // one at a time brings code back
+	used    atomic.Int64 // when an instance was put back last, as Host.now counts
 
 	stats counters
 }
@@ -40,7 +47,8 @@ type counters struct {
 	calls, events, reruns, created, retired atomic.Uint64
 	trap, memory, output, rejects           atomic.Uint64
 	stateReads, stateWrites                 atomic.Uint64
-	nanos, instances, bytes                 atomic.Int64
+	deadline, fuelled                       atomic.Uint64
+	nanos, guest, fuel, instances, bytes    atomic.Int64
 }
 
 // FunctionStats are what a function has done since it was opened.
@@ -57,7 +65,11 @@ type FunctionStats struct {
 	Retired   uint64        // of them, given up: a fault, or memory that had grown too far
 	Time      time.Duration // spent in calls
 
-	StateReads, StateWrites uint64 // of its kv_ functions; kv_add is one of each
+	StateReads, StateWrites uint64        // of its kv_ functions; kv_add is one of each
+	Guest                   time.Duration // of it in guest code
+	Fuel                    int64         // spent
+
+	Counters map[string]int64 // what the guests counted by counter_add
 }
 
 // Open compiles the module of def (from the cache, if it was compiled before) and instantiates it once
@@ -95,18 +107,19 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	if def.Limits.Output < 0 {
 		return nil, event.Invalid("limits.output", fmt.Sprintf("is %d bytes; want 1 or more", def.Limits.Output))
 	}
-	code, err := h.compile(ctx, m, def.Digest, def.Limits.Memory)
-	if err != nil {
-		return nil, err
-	}
-	f := &Function{host: h, def: def, say: say, abi: abi, code: code, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
+	f := &Function{host: h, def: def, say: say, abi: abi, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
+	if f.code, err = h.compile(ctx, m, def.Digest, def.Limits.Memory); err != nil {
+		return nil, err
+	}
+	h.busy.Add(1)
 	in, err := f.instantiate(ctx)
 	if err != nil {
-		return nil, errors.Join(event.Bad(event.ErrInvalid, "module", err.Error()), h.release(ctx, code))
+		h.freed()
+		return nil, errors.Join(event.Bad(event.ErrInvalid, "module", err.Error()), h.release(ctx, f.code))
 	}
-	f.idle = append(f.idle, in)
+	f.put(ctx, in)
 	h.mu.Lock()
 	closed := h.closed
 	if !closed {
@@ -128,12 +141,19 @@ func (f *Function) Digest() string { return f.def.Digest }
 // Stats reads the counters. It may be called at any time.
 func (f *Function) Stats() FunctionStats {
 	s := &f.stats
+	f.mu.Lock()
+	counted := maps.Clone(f.counted)
+	f.mu.Unlock()
 	return FunctionStats{
+		Counters: counted,
+
 		Calls: s.calls.Load(), Events: s.events.Load(), Reruns: s.reruns.Load(), Rejects: s.rejects.Load(),
-		Failures:  map[Reason]uint64{ReasonTrap: s.trap.Load(), ReasonMemory: s.memory.Load(), ReasonOutput: s.output.Load()},
+		Failures: map[Reason]uint64{ReasonTrap: s.trap.Load(), ReasonMemory: s.memory.Load(), ReasonOutput: s.output.Load(),
+			ReasonDeadline: s.deadline.Load(), ReasonFuel: s.fuelled.Load()},
 		Instances: int(s.instances.Load()), Memory: s.bytes.Load(),
 		Created: s.created.Load(), Retired: s.retired.Load(), Time: time.Duration(s.nanos.Load()),
 		StateReads: s.stateReads.Load(), StateWrites: s.stateWrites.Load(),
+		Guest: time.Duration(s.guest.Load()), Fuel: s.fuel.Load(),
 	}
 }
 
@@ -155,14 +175,21 @@ func (f *Function) Close(ctx context.Context) error {
 	}
 	f.held++
 	var err error
-	for _, in := range f.idle {
+	f.mu.Lock()
+	idle := f.idle
+	f.idle = nil
+	f.mu.Unlock()
+	for _, in := range idle {
 		err = errors.Join(err, in.close(ctx))
 	}
-	f.idle = nil
 	f.host.mu.Lock()
 	delete(f.host.open, f)
 	f.host.mu.Unlock()
-	return errors.Join(err, f.host.release(ctx, f.code))
+	f.mu.Lock()
+	code := f.code
+	f.code = nil
+	f.mu.Unlock()
+	return errors.Join(err, f.host.release(ctx, code))
 }
 
 // enter waits for a turn to work.
@@ -180,47 +207,4 @@ func (f *Function) enter(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// take returns an idle instance or a new one.
-func (f *Function) take(ctx context.Context) (*Instance, error) {
-	f.mu.Lock()
-	if n := len(f.idle); n > 0 {
-		in := f.idle[n-1]
-		f.idle[n-1] = nil
-		f.idle = f.idle[:n-1]
-		f.mu.Unlock()
-		return in, nil
-	}
-	f.mu.Unlock()
-	return f.instance(ctx)
-}
-
-// instance makes a new instance for a call.
-func (f *Function) instance(ctx context.Context) (*Instance, error) {
-	in, err := f.instantiate(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		return nil, fmt.Errorf("function %s is unhealthy: %w: %w", f.def.Name, event.ErrUnavailable, err)
-	}
-	return in, nil
-}
-
-// put keeps an instance for the next call, unless its memory, which never shrinks, has grown so far that
-// a later event would pay for it.
-func (f *Function) put(ctx context.Context, in *Instance) {
-	if in.grown() {
-		f.retire(ctx, in)
-		return
-	}
-	f.mu.Lock()
-	f.idle = append(f.idle, in)
-	f.mu.Unlock()
-}
-
-func (f *Function) retire(ctx context.Context, in *Instance) {
-	f.stats.retired.Add(1)
-	_ = in.close(ctx) // without files an instance has nothing whose closing could fail
 }

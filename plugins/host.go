@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tetratelabs/wazero"
@@ -27,6 +28,20 @@ type Options struct {
 	MaxModule int   // bytes of a module; 64 MiB
 	MaxMemory int64 // bytes of linear memory that a function's limits may ask for; 1 GiB
 	Instances int   // of one function at work at once; GOMAXPROCS
+	Memory    int64 // bytes of linear memory and machine code that all functions aim to stay within; 256 MiB
+
+	// Idle is how long an instance is kept that nobody calls; 1 min. Machine code is kept ten times as long.
+	Idle time.Duration
+
+	// Compiler is the command, with its arguments, that compiles modules which this host has not compiled
+	// before: a program that ends in CompileMain with the arguments that the host adds. Without one they
+	// are compiled in this process, whose time and memory a hostile module may then take.
+	Compiler []string
+
+	// Fetch sends what functions ask for by HTTP, to hosts that their definitions allow. It follows no
+	// redirects, ends with ctx, and says event.ErrDenied of addresses that the process does not allow and
+	// ErrTooBig of answers over MaxBody. Calls overlap. Default: nothing is sent.
+	Fetch func(ctx context.Context, r *Request) (*Response, error)
 
 	// Log takes what functions log and print: bounded in length and rate, UTF-8, otherwise as the guest
 	// wrote it. Levels are 0 debug, 1 info, 2 warn, 3 error. Calls may overlap. Default: nowhere.
@@ -43,6 +58,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Instances == 0 {
 		o.Instances = runtime.GOMAXPROCS(0)
+	}
+	if o.Memory == 0 {
+		o.Memory = 256 << 20
+	}
+	if o.Idle == 0 {
+		o.Idle = time.Minute
 	}
 	if o.Log == nil {
 		o.Log = func(string, int, string) {}
@@ -61,6 +82,12 @@ func (o Options) validate() error {
 	if o.MaxMemory < pageSize || o.MaxMemory > 4<<30 {
 		errs = append(errs, fmt.Errorf("option MaxMemory: %d bytes; want %d to %d", o.MaxMemory, pageSize, int64(4)<<30))
 	}
+	if o.Memory < 0 {
+		errs = append(errs, fmt.Errorf("option Memory: %d bytes; want 1 or more, or 0 for 256 MiB", o.Memory))
+	}
+	if o.Idle < 0 {
+		errs = append(errs, fmt.Errorf("option Idle: %s; want more than 0, or 0 for 1m", o.Idle))
+	}
 	if o.Instances < 0 {
 		errs = append(errs, fmt.Errorf("option Instances: %d; want 1 or more, or 0 for GOMAXPROCS", o.Instances))
 	}
@@ -73,8 +100,18 @@ type Host struct {
 	runtime wazero.Runtime
 	cache   wazero.CompilationCache
 
-	files     sync.Mutex // a module is written, or found and kept, or removed: one at a time
+	files   sync.Mutex    // a module is written, or found and kept, or removed: one at a time
+	made    time.Time     // the zero of now
+	closing chan struct{} // closed by Close
+	reaped  chan struct{} // closed when reap has ended; nil before it began
+
+	bytes   atomic.Int64 // of instances and machine code
+	busy    atomic.Int64 // instances at work or being made
+	waiters atomic.Int64 // calls that wait for room
+
 	compiling sync.Mutex // one module at a time: compiling takes all the memory and CPU that it can get
+	vetting   sync.Mutex // one child process at a time
+	vetted    map[[sha256.Size]byte]bool
 
 	mu       sync.Mutex
 	closed   bool
@@ -82,13 +119,7 @@ type Host struct {
 	compiled map[string]*compiled // by key
 	warm     *compiled            // what Put compiled last, for the Open that follows
 	open     map[*Function]struct{}
-}
-
-// compiled is machine code that functions of the same module and memory limit share.
-type compiled struct {
-	key  string
-	code wazero.CompiledModule
-	refs int // under Host.mu
+	room     chan struct{} // closed and made anew when there may be room
 }
 
 // NewHost makes a host and its directory. Close it.
@@ -97,7 +128,10 @@ func NewHost(ctx context.Context, o Options) (*Host, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("functions: %w", err)
 	}
-	h := &Host{o: o, memory: map[string][]byte{}, compiled: map[string]*compiled{}, open: map[*Function]struct{}{}}
+	h := &Host{
+		o: o, made: time.Now(), closing: make(chan struct{}), room: make(chan struct{}), vetted: map[[sha256.Size]byte]bool{},
+		memory: map[string][]byte{}, compiled: map[string]*compiled{}, open: map[*Function]struct{}{},
+	}
 	if err := h.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("functions: %w", err), h.Close(ctx))
 	}
@@ -117,8 +151,11 @@ func (h *Host) start(ctx context.Context) (err error) {
 			return fmt.Errorf("compile cache in %s: %w", h.cacheDir(), err)
 		}
 	}
-	h.runtime = wazero.NewRuntimeWithConfig(ctx, h.config().WithCompilationCache(h.cache))
+	h.runtime = wazero.NewRuntimeWithConfig(ctx, config(h.o.MaxMemory).WithCompilationCache(h.cache))
 	if _, err := wasi_snapshot_preview1.Instantiate(ctx, h.runtime); err != nil {
+		return err
+	}
+	if err := linkMeter(ctx, h.runtime); err != nil {
 		return err
 	}
 	for _, abi := range h.o.ABIs {
@@ -126,13 +163,9 @@ func (h *Host) start(ctx context.Context) (err error) {
 			return err
 		}
 	}
+	h.reaped = make(chan struct{})
+	go h.reap()
 	return nil
-}
-
-// config leaves wazero's deadline check off: it makes guests several times slower and misses recursion.
-func (h *Host) config() wazero.RuntimeConfig {
-	return wazero.NewRuntimeConfig().WithDebugInfoEnabled(false).
-		WithMemoryLimitPages(uint32(h.o.MaxMemory / pageSize))
 }
 
 // Put checks and compiles a module and keeps it under its digest, "sha256:<hex>": the version of a
@@ -205,96 +238,10 @@ func (h *Host) Module(digest string) ([]byte, error) {
 	return b, nil
 }
 
-// compile returns machine code of m under a memory limit; release it.
-func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int64) (*compiled, error) {
-	if memory < pageSize || memory > h.o.MaxMemory {
-		return nil, event.Bad(event.ErrInvalid, "limits.memory", fmt.Sprintf("is %d bytes; want %d to %d", memory, pageSize, h.o.MaxMemory))
-	}
-	code, err := m.limited(uint32(memory / pageSize))
-	if err != nil {
-		return nil, err
-	}
-	key := fmt.Sprintf("%s/%d", digest, memory/pageSize)
-	h.compiling.Lock()
-	defer h.compiling.Unlock()
-	if c, err := h.held(key); c != nil || err != nil {
-		return c, err
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	machine, err := compileIn(ctx, h.runtime, code)
-	if err != nil && h.o.Dir != "" && h.cacheAtFault(ctx, code) {
-		machine, err = compileIn(ctx, h.runtime, code)
-	}
-	if err != nil {
-		return nil, event.Bad(event.ErrInvalid, "module", "does not compile: "+bounded(err.Error()))
-	}
-	c := &compiled{key: key, code: machine, refs: 1}
-	h.mu.Lock()
-	h.compiled[key] = c
-	h.mu.Unlock()
-	return c, nil
-}
-
-func (h *Host) held(key string) (*compiled, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		return nil, errClosed
-	}
-	c := h.compiled[key]
-	if c != nil {
-		c.refs++
-	}
-	return c, nil
-}
-
-func (h *Host) release(ctx context.Context, c *compiled) error {
-	if c == nil {
-		return nil
-	}
-	h.mu.Lock()
-	c.refs--
-	last := c.refs == 0
-	if last {
-		delete(h.compiled, c.key)
-	}
-	h.mu.Unlock()
-	if last {
-		return c.code.Close(ctx)
-	}
-	return nil
-}
-
-// compileIn turns a crash of the compiler into an error: a module is not worth the process.
-func compileIn(ctx context.Context, r wazero.Runtime, code []byte) (c wazero.CompiledModule, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("the compiler failed: %v", p)
-		}
-	}()
-	return r.CompileModule(ctx, code)
-}
-
-// cacheAtFault reports whether code compiles without the cache, and empties the cache if so: a damaged
-// entry of it fails a compilation instead of being compiled anew.
-func (h *Host) cacheAtFault(ctx context.Context, code []byte) bool {
-	r := wazero.NewRuntimeWithConfig(ctx, h.config())
-	defer r.Close(ctx)
-	if _, err := compileIn(ctx, r, code); err != nil {
-		return false
-	}
-	files, err := filepath.Glob(filepath.Join(h.cacheDir(), "*", "*"))
-	for _, f := range files {
-		err = errors.Join(err, os.Remove(f))
-	}
-	return err == nil
-}
-
 // Close closes every function, waiting for calls under way, and frees everything.
 func (h *Host) Close(ctx context.Context) error {
 	h.mu.Lock()
+	first := !h.closed
 	h.closed = true
 	var open []*Function
 	for f := range h.open {
@@ -305,6 +252,12 @@ func (h *Host) Close(ctx context.Context) error {
 		if err := f.Close(ctx); err != nil {
 			return err
 		}
+	}
+	if first {
+		close(h.closing)
+	}
+	if h.reaped != nil {
+		<-h.reaped
 	}
 	h.mu.Lock()
 	warm := h.warm

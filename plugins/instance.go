@@ -20,15 +20,21 @@ import (
 // An Instance is one guest at work: its memory, and what its host functions answer from. One goroutine
 // uses it at a time.
 type Instance struct {
-	fn     *Function
-	module api.Module
-	memory api.Memory
-	guest  Guest
-	ctx    guestContext
-	made   time.Time // the zero of its monotonic clock
-	size   uint32    // bytes of memory when it was made
-	counts int64     // bytes of memory as the function's stats have them
-	runs   int
+	fn      *Function
+	module  api.Module
+	memory  api.Memory
+	guest   Guest
+	ctx     guestContext
+	made    time.Time         // the zero of its monotonic clock
+	size    uint32            // bytes of memory when it was made
+	used    time.Duration     // when it was put back last, as Host.now counts
+	fuel    api.MutableGlobal // what is left of the slice; nil while the guest starts
+	grantOf api.MutableGlobal // the slice, for the guest
+	spent   spending
+	granted int64 // the slice at work
+	fetches int   // requests of the run
+	counts  int64 // bytes of memory as the function's stats have them
+	runs    int
 
 	batch   Batch // batch.call is nil outside a run
 	random  *rand.ChaCha8
@@ -105,6 +111,17 @@ func trap(s string) string {
 		kind += " in " + strings.Join(frames[:min(len(frames), 3)], ", ")
 	}
 	return bounded(kind)
+}
+
+// Guest is the instance as its convention sees it; nil while it is being made.
+func (in *Instance) Guest() Guest { return in.guest }
+
+// At tells one event at work from every other of this instance's; 0 is none.
+func (in *Instance) At() int {
+	if in.batch.call == nil {
+		return 0
+	}
+	return in.runs<<16 | in.cursor() + 1
 }
 
 // Name is the function's name.
@@ -185,16 +202,21 @@ func (in *Instance) End(err error) {
 	panic(err) // wazero unwinds the guest and returns it as the call's error
 }
 
-// run hands the picked events (nil: all) to the guest and appends to out. A fault leaves out as it was
+// run hands a batch to the guest and appends to out. A fault leaves out as it was
 // and names the event to blame if it can. An error is the context's.
-func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcome) (*GuestError, error) {
+func (in *Instance) run(ctx context.Context, b Batch, out *Outcome) (*GuestError, error) {
 	results, bytes := len(out.Results), len(out.Buf)
-	in.batch.call, in.batch.picks = c, picks
+	b.MaxOutput, b.MaxResults = in.fn.def.Limits.Output, maxResults
+	in.batch = b
 	in.ctx.Context = ctx
 	in.seeded = -1
 	in.runs++
 	in.staged = &out.staged
+	in.ended, in.fetches = nil, 0
+	in.begin(b.Len())
 	err := in.guest.Handle(&in.batch, out)
+	in.end()
+	out.Fuel += in.spent.fuel
 	in.flush()
 	in.count()
 	var fault *GuestError
@@ -208,7 +230,7 @@ func (in *Instance) run(ctx context.Context, c *Call, picks []int32, out *Outcom
 	}
 	out.staged.keep()
 	in.staged = nil
-	in.batch.call, in.batch.picks = nil, nil
+	in.batch = Batch{}
 	in.ctx.Context = context.Background()
 	return fault, err
 }
@@ -231,6 +253,7 @@ func (in *Instance) grown() bool {
 func (in *Instance) count() {
 	if n := int64(in.memory.Size()); n != in.counts {
 		in.fn.stats.bytes.Add(n - in.counts)
+		in.fn.host.bytes.Add(n - in.counts)
 		in.counts = n
 	}
 }
@@ -238,5 +261,7 @@ func (in *Instance) count() {
 func (in *Instance) close(ctx context.Context) error {
 	in.fn.stats.instances.Add(-1)
 	in.fn.stats.bytes.Add(-in.counts)
+	in.fn.host.bytes.Add(-in.counts)
+	defer in.fn.drop()
 	return in.module.Close(ctx)
 }

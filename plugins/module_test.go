@@ -131,7 +131,6 @@ func TestPutRefusesInWords(t *testing.T) {
 		"no handle":   {guest().with(7, exports("millrace_abi_v1")).bytes(), event.ErrInvalid, "export millrace_handle: is missing"},
 		"import env":  {guest().with(2, fn("env", "emscripten_x")).bytes(), event.ErrInvalid, `import "env" "emscripten_x"`},
 		"import fn":   {guest().with(2, fn("millrace_v1", "teleport")).bytes(), event.ErrInvalid, `import "millrace_v1" "teleport": no such host function`},
-		"import http": {guest().with(2, fn("millrace_v1", "http")).bytes(), event.ErrUnsupported, `import "millrace_v1" "http"`},
 		"import wasi": {guest().with(2, fn("wasi_snapshot_preview1", "teleport")).bytes(), event.ErrInvalid, `"teleport"`},
 		"import mem":  {guest().with(2, vec(cat(str("wasi_snapshot_preview1"), str("memory"), []byte{2, 0, 1}))).bytes(), event.ErrInvalid, "a memory cannot be imported"},
 		"memory min":  {guest().with(5, vec(cat([]byte{0}, leb(2000)))).bytes(), event.ErrInvalid, "wants 128000 KiB"},

@@ -7,15 +7,21 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/tetratelabs/wazero/api"
 	"github.com/tetratelabs/wazero/sys"
+
+	"github.com/millrace/millrace/plugins/meter"
 )
 
 // instantiate makes an instance and runs its start function, _initialize and whatever its ABI asks of a
 // new one. WASI is there without files, arguments, environment or sockets.
 func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 	in := &Instance{fn: f, made: time.Now(), hash: sha256.New()}
-	in.batch.MaxOutput, in.batch.MaxResults = f.def.Limits.Output, maxResults
 	in.ctx = guestContext{ctx, in}
+	code, err := f.hold(ctx)
+	if err != nil {
+		return nil, err
+	}
 	in.stdout = lines{f: f, level: 1}
 	in.stderr = lines{f: f, level: 2}
 	cfg := f.cfg.WithStdout(&in.stdout).WithStderr(&in.stderr).
@@ -26,8 +32,12 @@ func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 		}, 1).
 		WithNanotime(func() int64 { return int64(time.Since(in.made)) }, sys.ClockResolution(1)).
 		WithNanosleep(in.sleep).WithOsyield(func() {})
-	var err error
-	if in.module, err = f.host.runtime.InstantiateModule(&in.ctx, f.code.code, cfg); err != nil {
+	in.begin(0)
+	if in.module, err = f.host.runtime.InstantiateModule(&in.ctx, code.code, cfg); err != nil {
+		f.drop()
+		if in.ended != nil {
+			err = in.ended
+		}
 		return nil, fmt.Errorf("the module does not start: %s", bounded(err.Error()))
 	}
 	f.stats.created.Add(1)
@@ -41,10 +51,13 @@ func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 }
 
 func (in *Instance) initialize() (err error) {
+	defer in.end()
 	in.memory = in.module.Memory()
 	if in.memory == nil {
 		return fmt.Errorf("the module exports no memory")
 	}
+	in.fuel = in.module.ExportedGlobal(meter.GlobalFuel).(api.MutableGlobal) // metering put them there
+	in.grantOf = in.module.ExportedGlobal(meter.GlobalGrant).(api.MutableGlobal)
 	if init := in.Export("_initialize"); init != nil {
 		if len(init.Definition().ParamTypes())+len(init.Definition().ResultTypes()) != 0 {
 			return fmt.Errorf("_initialize has parameters or results; it has none")
@@ -64,15 +77,17 @@ func (in *Instance) initialize() (err error) {
 	return nil
 }
 
-// sleep is WASI's. A guest that sleeps gives up its call when the call's context ends.
+// sleep is WASI's. It takes of the wall time only.
 func (in *Instance) sleep(ns int64) {
-	t := time.NewTimer(time.Duration(ns))
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-in.ctx.Done():
-		in.End(in.ctx.Err())
-	}
+	_ = in.Wait(func(ctx context.Context) error {
+		t := time.NewTimer(time.Duration(ns))
+		defer t.Stop()
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+		}
+		return nil
+	})
 }
 
 // filler makes a source of random bytes a Reader.

@@ -16,12 +16,10 @@ const (
 	notFound    = -1
 	denied      = -2
 	tooBig      = -3
+	deadline    = -4
+	ioError     = -5
 	badArgument = -6
 )
-
-// later are host functions of the convention that this build does not have.
-var later = map[string]bool{"secret_get": true,
-	"http": true, "counter_add": true}
 
 type runtime = wazero.Runtime
 
@@ -36,6 +34,9 @@ func link(ctx context.Context, r runtime) error {
 		{"now", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Now()) }},
 		{"clock", nil, []api.ValueType{i64}, func(ctx context.Context, s []uint64) { s[0] = uint64(plugins.InstanceOf(ctx).Clock()) }},
 		{"random", []api.ValueType{i32, i32}, nil, random},
+		{"secret_get", []api.ValueType{i32, i32, i32, i32}, []api.ValueType{i64}, secretGet},
+		{"counter_add", []api.ValueType{i32, i32, i64}, nil, counterAdd},
+		{"http", []api.ValueType{i32, i32, i32, i32}, []api.ValueType{i64}, httpCall},
 	}...) {
 		b.NewFunctionBuilder().WithGoFunction(f.fn, f.in, f.out).Export(f.name)
 	}
@@ -64,14 +65,7 @@ func configGet(ctx context.Context, s []uint64) {
 		s[0] = code(notFound)
 		return
 	}
-	buf, room := uint32(s[2]), uint32(s[3])
-	s[0] = uint64(len(value))
-	if uint64(len(value)) > uint64(room) {
-		return
-	}
-	if len(value) > 0 && !in.Memory().WriteString(buf, value) {
-		s[0] = code(badArgument)
-	}
+	s[0] = give(in, value, uint32(s[2]), uint32(s[3]))
 }
 
 // random is random(ptr, len).

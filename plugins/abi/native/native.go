@@ -33,7 +33,7 @@ const (
 	featureReply
 	featureSecrets
 
-	supported = featureReply | featureKV
+	supported = featureKV | featureHTTP | featureReply | featureSecrets
 )
 
 var features = [...]string{"kv", "http", "reply", "secrets"}
@@ -43,7 +43,7 @@ var le = binary.LittleEndian
 // Speaks reports whether m exports the marker.
 func (ABI) Speaks(m *plugins.Module) bool { return m.Export(plugins.Func, marker) }
 
-// Check names the exports that are missing and the imports that this build does not have yet.
+// Check names the exports that are missing.
 func (ABI) Check(m *plugins.Module) error {
 	f := &event.Faults{Is: event.ErrInvalid}
 	for _, name := range []string{bufferFn, handleFn} {
@@ -53,16 +53,6 @@ func (ABI) Check(m *plugins.Module) error {
 	}
 	if !m.Export(plugins.Memory, memoryOf) {
 		f.List = append(f.List, event.Fault{At: "export " + memoryOf, Detail: "is missing; the host reads and writes the guest's memory"})
-	}
-	if len(f.List) > 0 {
-		return f
-	}
-	f.Is = event.ErrUnsupported
-	for _, e := range m.Imports {
-		if e.Module == hostModule && later[e.Name] {
-			f.List = append(f.List, event.Fault{At: fmt.Sprintf("import %q %q", e.Module, e.Name),
-				Detail: "secrets, counters and HTTP are not in this build; remove the call"})
-		}
 	}
 	if len(f.List) > 0 {
 		return f
@@ -123,6 +113,9 @@ type guest struct {
 	stack          [2]uint64
 	batch          uint32      // where the batch at work lies; 0: none
 	scratch        event.Event // an Emit under examination
+
+	answer   string // of the last http call, until it was fetched whole or another event is at work
+	answerOf int    // the event that it was for, by Instance.At
 }
 
 // Layout of a batch's header.

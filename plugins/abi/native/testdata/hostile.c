@@ -14,6 +14,9 @@ IMPORT("config_get") int64_t host_config(const void *k, uint32_t klen, void *buf
 IMPORT("now") int64_t host_now(void);
 IMPORT("clock") int64_t host_clock(void);
 IMPORT("random") void host_random(void *p, uint32_t n);
+IMPORT("secret_get") int64_t host_secret(const void *k, uint32_t klen, void *buf, uint32_t cap);
+IMPORT("counter_add") void host_count(const void *name, uint32_t n, int64_t delta);
+IMPORT("http") int64_t host_http(const void *req, uint32_t n, void *buf, uint32_t cap);
 
 static _Alignas(8) uint8_t in[1 << 20], out[6 << 20];
 static uint32_t len;
@@ -26,6 +29,7 @@ __attribute__((constructor)) static void start(void) {
 	born = ts.tv_sec * 1000000000LL + ts.tv_nsec;
 	char v[8];
 	stuck = host_config("stuck", 5, v, sizeof v) >= 0;
+	if (host_config("spin", 4, v, sizeof v) >= 0) for (volatile int x = 0;; x++);
 	if (host_config("crash", 5, v, sizeof v) >= 0 || host_clock() < 0) __builtin_trap();
 }
 
@@ -69,6 +73,9 @@ static int attr(uint8_t *a, int tag, const char *key, const char *value) {
 }
 
 __attribute__((noinline)) static int deep(volatile int *p) { volatile int x[64] = {*p}; return deep(x) + x[3]; }
+
+// twice calls itself twice: without a loop it never ends either.
+__attribute__((noinline)) static int twice(volatile int n) { return n ? twice(n - 1) + twice(n - 1) : 1; }
 
 EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 	uint32_t count, *cursor = (uint32_t *)(ptr + 12);
@@ -122,6 +129,32 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 		case 'G': for (int k = 0; k < 1000; k++) host_log(1, d, dlen); SAY(0, 0); break;
 		case 'O': for (int k = 0; k < 1000; k++) printf("line %d\n", k); fflush(stdout); SAY(0, 0); break;
 		case 'N': { struct timespec ts = {3600, 0}; nanosleep(&ts, 0); SAY(0, 0); break; }
+		case 'j': for (volatile int x = 0;; x++);
+		case 'J': for (volatile int x = 0; x < atoi((char *)d + 1); x++); SAY(0, 0); break;
+		case 'f': for (;;) memset(out, 1, sizeof out), *(volatile uint8_t *)out = 2;
+		case '1': SAY(twice(60) ? 0 : 2, 0); break;
+		case 'V': for (;;) host_log(1, "again", 5);
+		case 'Z': {
+			char v[16];
+			int64_t k = host_secret(d + 1, dlen - 1, v, sizeof v);
+			put(i, 1, 1, 0, 0, 0, 0, k < 0 ? "none" : v, k < 0 ? 4 : k);
+			break;
+		}
+		case '#': for (int k = 0; k < 70; k++) { char name[16]; host_count(name, snprintf(name, sizeof name, "n%d", k), 2); } host_count("no good", 7, 1); host_count("n1", 2, -5); SAY(0, 0); break;
+		case 'H': { // GET what follows; the answer, fetched in two steps, or the error
+			static uint8_t req[512], got[4096];
+			uint16_t head[2] = {1, 3};
+			uint32_t lens[4] = {dlen - 1, 8, 2, 200};
+			memcpy(req, head, 4);
+			memcpy(req + 4, lens, 16);
+			memcpy(req + 20, "GET", 3);
+			memcpy(req + 23, d + 1, dlen - 1);
+			memcpy(req + 23 + dlen - 1, "a: b\r\n\r\nhi", 10);
+			int64_t k = host_http(req, 23 + dlen - 1 + 10, got, 4);
+			if (k > 4) k = host_http(0, 0, got, sizeof got);
+			put(i, 1, 1, k, 0, 0, 0, got, k > 0 ? k : 0);
+			break;
+		}
 		case 'c': {
 			struct { int64_t now, wall, born; uint8_t random[8], wasi[8]; } v;
 			struct timespec ts;

@@ -1,0 +1,283 @@
+package plugins
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tetratelabs/wazero"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins/meter"
+)
+
+// compiled is machine code that functions of the same module and memory limit share.
+type compiled struct {
+	key  string
+	code wazero.CompiledModule
+	size int64 // bytes of memory it takes, about
+	refs int   // under Host.mu
+}
+
+// codePerByte is about how many bytes of memory the compiler makes of one of a module's: measured with
+// guests of Go, Rust and C.
+const codePerByte = 4
+
+// compile returns machine code of m under a memory limit; release it.
+func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int64) (*compiled, error) {
+	if memory < pageSize || memory > h.o.MaxMemory {
+		return nil, event.Bad(event.ErrInvalid, "limits.memory", fmt.Sprintf("is %d bytes; want %d to %d", memory, pageSize, h.o.MaxMemory))
+	}
+	key := fmt.Sprintf("%s/%d", digest, memory/pageSize)
+	if c, err := h.held(key); c != nil || err != nil {
+		return c, err
+	}
+	code, err := m.limited(uint32(memory / pageSize))
+	if err != nil {
+		return nil, err
+	}
+	if code, err = meter.Instrument(code, meter.Options{}); err != nil {
+		return nil, err
+	}
+	if err := h.vet(ctx, code); err != nil {
+		return nil, err
+	}
+	h.compiling.Lock()
+	defer h.compiling.Unlock()
+	if c, err := h.held(key); c != nil || err != nil {
+		return c, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	machine, err := compileIn(ctx, h.runtime, code)
+	if err != nil && h.o.Dir != "" && h.cacheAtFault(ctx, code) {
+		machine, err = compileIn(ctx, h.runtime, code)
+	}
+	if err != nil {
+		return nil, uncompiled(err.Error())
+	}
+	c := &compiled{key: key, code: machine, size: codePerByte * int64(len(code)), refs: 1}
+	h.mu.Lock()
+	h.compiled[key] = c
+	h.mu.Unlock()
+	return c, nil
+}
+
+func uncompiled(why string) error {
+	return event.Bad(event.ErrInvalid, "module", "does not compile: "+bounded(why))
+}
+
+func (h *Host) held(key string) (*compiled, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.closed {
+		return nil, errClosed
+	}
+	c := h.compiled[key]
+	if c != nil {
+		c.refs++
+	}
+	return c, nil
+}
+
+func (h *Host) release(ctx context.Context, c *compiled) error {
+	if c == nil {
+		return nil
+	}
+	h.mu.Lock()
+	c.refs--
+	last := c.refs == 0
+	if last {
+		delete(h.compiled, c.key)
+	}
+	h.mu.Unlock()
+	if last {
+		return c.code.Close(ctx)
+	}
+	return nil
+}
+
+// compileIn turns a crash of the compiler into an error: a module is not worth the process.
+func compileIn(ctx context.Context, r wazero.Runtime, code []byte) (c wazero.CompiledModule, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("the compiler failed: %v", p)
+		}
+	}()
+	return r.CompileModule(ctx, code)
+}
+
+// cacheAtFault reports whether code compiles without the cache, and empties the cache if so: a damaged
+// entry of it fails a compilation instead of being compiled anew.
+func (h *Host) cacheAtFault(ctx context.Context, code []byte) bool {
+	r := wazero.NewRuntimeWithConfig(ctx, config(h.o.MaxMemory))
+	defer r.Close(ctx)
+	if _, err := compileIn(ctx, r, code); err != nil {
+		return false
+	}
+	files, err := filepath.Glob(filepath.Join(h.cacheDir(), "*", "*"))
+	for _, f := range files {
+		err = errors.Join(err, os.Remove(f))
+	}
+	return err == nil
+}
+
+// config leaves wazero's deadline check off: it makes guests several times slower and misses recursion.
+// Metering ends guests instead.
+func config(memory int64) wazero.RuntimeConfig {
+	return wazero.NewRuntimeConfig().WithDebugInfoEnabled(false).WithMemoryLimitPages(uint32(memory / pageSize))
+}
+
+// Bounds of a compilation in a process of its own.
+const (
+	compileCPU    = 30 * time.Second
+	compileWall   = 2 * time.Minute
+	compileMemory = 1 << 30
+	maxComplaint  = 4 << 10
+)
+
+// vet compiles code in a child process if no compilation of it went well before: the compiler's time and
+// memory are bounded by nothing but the process that it runs in. The child leaves its work in the cache.
+func (h *Host) vet(ctx context.Context, code []byte) error {
+	if len(h.o.Compiler) == 0 {
+		return nil
+	}
+	sum := sha256.Sum256(code)
+	mark := filepath.Join(h.cacheDir(), "vetted", compilerVersion()+"-"+hex.EncodeToString(sum[:]))
+	h.vetting.Lock()
+	defer h.vetting.Unlock()
+	if h.o.Dir != "" {
+		if _, err := os.Stat(mark); err == nil {
+			return nil
+		}
+	} else if h.vetted[sum] {
+		return nil
+	}
+	if err := h.compileApart(ctx, code); err != nil {
+		return err
+	}
+	if h.o.Dir == "" {
+		h.vetted[sum] = true
+		return nil
+	}
+	// Losing the mark costs a compilation, so it is not synced.
+	if err := os.MkdirAll(filepath.Dir(mark), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(mark, nil, 0o600)
+}
+
+// compilerVersion tells compilers apart whose code is not each other's.
+func compilerVersion() string {
+	version := "unknown"
+	if b, ok := debug.ReadBuildInfo(); ok {
+		for _, d := range b.Deps {
+			if d.Path == "github.com/tetratelabs/wazero" {
+				version = d.Version
+			}
+		}
+	}
+	return version + "-" + runtime.GOARCH
+}
+
+func (h *Host) compileApart(ctx context.Context, code []byte) error {
+	ctx, cancel := context.WithTimeout(ctx, compileWall)
+	defer cancel()
+	dir := ""
+	if h.o.Dir != "" {
+		dir = h.cacheDir()
+	}
+	argv := append(h.o.Compiler[1:len(h.o.Compiler):len(h.o.Compiler)], dir, strconv.FormatInt(h.o.MaxMemory, 10))
+	cmd := exec.CommandContext(ctx, h.o.Compiler[0], argv...)
+	cmd.Stdin = bytes.NewReader(code)
+	said := &head{}
+	cmd.Stderr = said
+	cmd.WaitDelay = time.Second
+	err := cmd.Run()
+	if err == nil {
+		return nil
+	}
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) {
+		return fmt.Errorf("compile in another process (%s): %w", h.o.Compiler[0], err)
+	}
+	if why, ok := strings.CutPrefix(said.String(), complaint); ok {
+		return uncompiled(why)
+	}
+	if used := exit.UserTime() + exit.SystemTime(); used >= compileCPU || ctx.Err() == context.DeadlineExceeded {
+		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes too long to compile: ended after %s of CPU time, %s are allowed; split up its largest functions", used.Round(time.Second), compileCPU))
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if s := said.String(); strings.Contains(s, "out of memory") || strings.Contains(s, "cannot allocate memory") {
+		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes more than %d MiB to compile; split up its largest functions", compileMemory>>20))
+	}
+	return uncompiled(fmt.Sprintf("the compiler failed (%v): %s", exit, said.String()))
+}
+
+// complaint begins what a child says about a module.
+const complaint = "module: "
+
+// CompileMain is the child process that Options.Compiler starts: it compiles the module that it reads, within
+// bounds on CPU time and memory, and leaves the machine code in the cache. args are those that the host
+// added. It returns the exit code.
+func CompileMain(args []string, stdin io.Reader, stderr io.Writer) int {
+	fail := func(err error) int {
+		fmt.Fprintf(stderr, "%s%v\n", complaint, err)
+		return 1
+	}
+	if len(args) != 2 {
+		return fail(fmt.Errorf("compile: %d arguments; want the cache's directory and the memory limit", len(args)))
+	}
+	if err := limitProcess(compileCPU, compileMemory); err != nil {
+		return fail(fmt.Errorf("compile: limit the process: %w", err))
+	}
+	memory, err := strconv.ParseInt(args[1], 10, 64)
+	if err != nil {
+		return fail(fmt.Errorf("compile: memory limit: %w", err))
+	}
+	code, err := io.ReadAll(stdin)
+	if err != nil {
+		return fail(fmt.Errorf("compile: read the module: %w", err))
+	}
+	ctx := context.Background()
+	cfg := config(memory)
+	if args[0] != "" {
+		cache, err := wazero.NewCompilationCacheWithDir(args[0])
+		if err != nil {
+			return fail(fmt.Errorf("compile: cache: %w", err))
+		}
+		defer cache.Close(ctx)
+		cfg = cfg.WithCompilationCache(cache)
+	}
+	r := wazero.NewRuntimeWithConfig(ctx, cfg)
+	defer r.Close(ctx)
+	if _, err := compileIn(ctx, r, code); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+// head keeps the first bytes that are written to it.
+type head struct{ b []byte }
+
+func (t *head) Write(p []byte) (int, error) {
+	t.b = append(t.b, p[:min(len(p), maxComplaint-len(t.b))]...)
+	return len(p), nil
+}
+
+func (t *head) String() string { return string(t.b) }
