@@ -23,7 +23,7 @@ func runAt(t *testing.T, url string, args ...string) (code int, stdout, stderr s
 	env := func(name string) string {
 		return map[string]string{"MILLRACE_URL": url, "MILLRACE_TOKEN": "s3cret"}[name]
 	}
-	code = run(t.Context(), args, strings.NewReader(""), &out, &errs, env)
+	code = run(t.Context(), "", args, strings.NewReader(""), &out, &errs, env)
 	return code, out.String(), errs.String()
 }
 
@@ -204,7 +204,7 @@ func TestTailEndsWithItsContext(t *testing.T) {
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	out := writerFunc(func(b []byte) (int, error) { cancel(); return len(b), nil })
-	if code := run(ctx, []string{"tail", "x", "--server", url}, strings.NewReader(""), out, io.Discard, func(string) string { return "" }); code != exitDone {
+	if code := run(ctx, "", []string{"tail", "x", "--server", url}, strings.NewReader(""), out, io.Discard, func(string) string { return "" }); code != exitDone {
 		t.Errorf("exit %d", code)
 	}
 }

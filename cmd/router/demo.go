@@ -74,7 +74,7 @@ func (p *program) demo(ctx context.Context, listen string, stay bool) (err error
 	}()
 
 	o := routerOptions{
-		rules: "rules.yaml", data: dir, listen: listen, private: true, autoCreate: true, memory: splitMemory(256 << 20),
+		rules: "rules.yaml", data: dir, listen: listen, private: true, autoCreate: true, memory: splitMemory(256 << 20), compiler: p.compiler(),
 		env: func(name string) string {
 			return map[string]string{"HOOK_URL": "http://" + hook.Addr().String() + "/hook", "HOOK_SECRET": d.secret}[name]
 		},

@@ -12,11 +12,23 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/plugins"
 )
 
 func main() {
-	os.Exit(run(context.Background(), os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
+	if len(os.Args) > 1 && os.Args[1] == compileModule {
+		os.Exit(plugins.CompileMain(os.Args[2:], os.Stdin, os.Stderr))
+	}
+	self, err := os.Executable()
+	if err != nil { // without /proc or the like; modules are then compiled in the serving process
+		self = ""
+	}
+	os.Exit(run(context.Background(), self, os.Args[1:], os.Stdin, os.Stdout, os.Stderr, os.Getenv))
 }
+
+// compileModule is what the router calls itself with to compile a module apart. It is no command of users.
+const compileModule = "compile-module"
 
 // What the program exits with.
 const (
@@ -31,16 +43,25 @@ type program struct {
 	stdin          io.Reader
 	stdout, stderr io.Writer
 	env            func(string) string
+	self           string // the program's file, to be started again; "" if it cannot
+}
+
+// compiler is the command that compiles modules in a process of their own.
+func (p *program) compiler() []string {
+	if p.self == "" {
+		return nil
+	}
+	return []string{p.self, compileModule}
 }
 
 // run executes one command line and returns its exit code. The first SIGINT or SIGTERM ends the context
 // that commands work under; a second one kills the process as if nobody listened.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
+func run(ctx context.Context, self string, args []string, stdin io.Reader, stdout, stderr io.Writer, env func(string) string) int {
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	defer context.AfterFunc(ctx, stop)()
 
-	p := &program{stdin: stdin, stdout: stdout, stderr: stderr, env: env}
+	p := &program{stdin: stdin, stdout: stdout, stderr: stderr, env: env, self: self}
 	root := rootCommand(p)
 	started := false
 	noteStart(root, &started)

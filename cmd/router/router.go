@@ -35,6 +35,7 @@ type routerOptions struct {
 	hosts       []string
 	acceptClock bool
 	memory      memorySplit
+	compiler    []string // compiles modules; nil: this process
 	env         func(string) string
 	files       func(path string) ([]byte, error) // of the rules; nil reads the disk
 	log         *slog.Logger
@@ -81,11 +82,14 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	functionLog := func(function string, level int, message string) {
 		o.log.Log(ctx, slog.Level(level*4-4), message, "function", function)
 	}
-	if r.host, err = plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Dir: filepath.Join(o.data, "functions"), Log: functionLog}); err != nil {
-		return r, err
-	}
 	dialer, err := egress.New(egress.Options{AllowPrivate: o.private})
 	if err != nil {
+		return r, err
+	}
+	if r.host, err = plugins.NewHost(ctx, plugins.Options{
+		ABIs: abis(), Dir: filepath.Join(o.data, "functions"), Memory: o.memory.Functions,
+		Compiler: o.compiler, Fetch: fetcher(dialer), Log: functionLog,
+	}); err != nil {
 		return r, err
 	}
 	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Observer: m.observer(), Log: o.log}); err != nil {

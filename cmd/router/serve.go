@@ -78,7 +78,7 @@ const minMemory = 96 << 20
 
 // serveDefaults fills in what depends on the surroundings.
 func (p *program) serveDefaults(o *routerOptions) error {
-	o.token, o.env = p.env("MILLRACE_TOKEN"), p.env
+	o.token, o.env, o.compiler = p.env("MILLRACE_TOKEN"), p.env, p.compiler()
 	o.log = slog.New(slog.NewTextHandler(p.stderr, nil))
 	if o.rules == "" {
 		for _, path := range []string{"millrace.yaml", "/etc/millrace"} {
