@@ -29,8 +29,12 @@ func TestMain(m *testing.M) {
 //	eventually 'text' COMMAND...  run COMMAND again until its output has text, for at most 20 s
 //	code N COMMAND...             run COMMAND and want exit code N
 func TestScript(t *testing.T) {
-	testscript.Run(t, testscript.Params{
-		Dir: filepath.Join("testdata", "script"),
+	testscript.Run(t, scriptParams(filepath.Join("testdata", "script")))
+}
+
+func scriptParams(dir string) testscript.Params {
+	return testscript.Params{
+		Dir: dir,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("GOCACHE", goEnv("GOCACHE"))
@@ -47,7 +51,7 @@ func TestScript(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": startCmd, "finish": finishCmd, "eventually": eventuallyCmd, "code": codeCmd,
 		},
-	})
+	}
 }
 
 func goEnv(name string) string {
