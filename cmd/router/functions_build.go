@@ -26,6 +26,8 @@ type toolchain struct {
 	local   string   // where a project may have the program for itself, below its folder
 	missing string   // what to install, said where there is none
 	env     []string
+	// fit says what a tool lacks, "" if nothing; another in PATH may have it.
+	fit func(ctx context.Context, tool string) string
 	// command is what to run with tool, in the project's folder, for the module to come out at target.
 	command func(pr *project, tool, target string) ([]string, error)
 	// made is where the module is found if the tool decides that itself.
@@ -51,8 +53,9 @@ var toolchains = map[string]toolchain{
 	},
 	"rust": {
 		title: "Rust", marks: []string{"Cargo.toml"}, tools: []string{"cargo"},
-		missing: "cargo, and there is none in PATH; install Rust from https://rustup.rs and run 'rustup target add wasm32-unknown-unknown' " +
-			"(or 'apt-get install cargo libstd-rust-dev-wasm32')",
+		missing: "cargo with the target wasm32-unknown-unknown, and there is none in PATH; install Rust from https://rustup.rs and run 'rustup target add wasm32-unknown-unknown' " +
+			"(or 'apt-get install cargo libstd-rust-dev-wasm32 lld-14')",
+		fit: hasWASM,
 		command: func(pr *project, tool, _ string) ([]string, error) {
 			return []string{tool, "build", "--release", "--target", "wasm32-unknown-unknown", "--target-dir", filepath.Join(pr.dir, "target")}, nil
 		},
@@ -60,7 +63,7 @@ var toolchains = map[string]toolchain{
 			crate, err := crateOf(filepath.Join(pr.dir, "Cargo.toml"))
 			return filepath.Join(pr.dir, "target", "wasm32-unknown-unknown", "release", strings.ReplaceAll(crate, "-", "_")+".wasm"), err
 		},
-		hints: map[string]string{"can't find crate for `core`": "the toolchain has no WASM target: run 'rustup target add wasm32-unknown-unknown' (or 'apt-get install libstd-rust-dev-wasm32')"},
+		hints: map[string]string{"linker `rust-lld` not found": "the linker is missing: 'apt-get install lld-14'"},
 	},
 	"c": {
 		title: "C", marks: []string{"*.c"}, tools: []string{"clang-19", "clang-20", "clang-21", "clang"},
@@ -150,10 +153,12 @@ func (p *program) build(ctx context.Context, pr *project, show bool) (*built, er
 	tc := toolchains[pr.language]
 	b := &built{Language: pr.language, Module: pr.module}
 	if !tc.source {
-		tool, err := p.tool(pr, tc)
+		tool, err := p.tool(ctx, pr, tc)
 		if err != nil {
 			return nil, err
 		}
+		// The tool's own companions come first: cargo runs the rustc that it finds in PATH.
+		env := append([]string{"PATH=" + filepath.Dir(tool) + string(filepath.ListSeparator) + p.env("PATH")}, tc.env...)
 		if b.Command, err = tc.command(pr, tool, pr.module); err != nil {
 			return nil, err
 		}
@@ -162,7 +167,7 @@ func (p *program) build(ctx context.Context, pr *project, show bool) (*built, er
 		}
 		start := time.Now()
 		stop := p.busy("compiling")
-		said, err := runTool(ctx, pr.dir, tc.env, b.Command)
+		said, err := runTool(ctx, pr.dir, env, b.Command)
 		stop()
 		if err != nil {
 			return nil, tc.explain(p, pr, said, err)
@@ -188,19 +193,47 @@ func digestOf(module []byte) string {
 	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
-// tool finds the program that compiles a language: the project's own, else the first in PATH.
-func (p *program) tool(pr *project, tc toolchain) (string, error) {
+// tool finds the program that compiles a language: the project's own, else the first in PATH that can do it.
+func (p *program) tool(ctx context.Context, pr *project, tc toolchain) (string, error) {
 	if tc.local != "" {
 		if file := filepath.Join(pr.dir, tc.local); searchPath(filepath.Dir(file), filepath.Base(file)) != "" {
 			return file, nil
 		}
 	}
+	lacks := ""
 	for _, name := range tc.tools {
-		if path := searchPath(p.env("PATH"), name); path != "" {
-			return path, nil
+		for _, dir := range filepath.SplitList(p.env("PATH")) {
+			path := searchPath(dir, name)
+			if path == "" {
+				continue
+			}
+			if tc.fit == nil {
+				return path, nil
+			}
+			lack := tc.fit(ctx, path)
+			if lack == "" {
+				return path, nil
+			}
+			if lacks == "" {
+				lacks = fmt.Sprintf("; %s will not do: %s", path, lack)
+			}
 		}
 	}
-	return "", fmt.Errorf("building a function in %s needs %s and try again", tc.title, tc.missing)
+	return "", fmt.Errorf("building a function in %s needs %s%s", tc.title, tc.missing, lacks)
+}
+
+// hasWASM says whether the Rust of a cargo can make WASM: those of rustup and of distributions often cannot.
+func hasWASM(ctx context.Context, cargo string) (lacks string) {
+	rustc := filepath.Join(filepath.Dir(cargo), "rustc")
+	out, err := exec.CommandContext(ctx, rustc, "--print", "target-libdir", "--target", "wasm32-unknown-unknown").Output()
+	if err != nil {
+		return fmt.Sprintf("%s does not work (%v)", rustc, err)
+	}
+	libs, _ := os.ReadDir(strings.TrimSpace(string(out)))
+	if len(libs) == 0 {
+		return "it has no target wasm32-unknown-unknown"
+	}
+	return ""
 }
 
 // runTool runs a compiler in a folder and returns what it printed.
