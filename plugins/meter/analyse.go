@@ -1,6 +1,9 @@
 package meter
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // The weights. Fuel is meant to be about the time a guest takes, whatever machine it runs on.
 const (
@@ -17,6 +20,8 @@ const (
 	// checkEvery is how many parts of a long way may follow one another before one of them looks whether
 	// the slice is spent.
 	checkEvery = 8
+	// maxSets is how many changing locals of a loop are kept out of memory; see copies.
+	maxSets = 24
 )
 
 // weight is what one instruction costs. Those that become no machine code cost nothing.
@@ -62,11 +67,11 @@ type point struct {
 
 // A loop is one loop of a function.
 type loop struct {
-	at     int
-	parent int32 // index of the loop around it, or -1
-	calls  bool  // something inside calls and comes back: the global's value changes under it
-	local  bool  // the counter's value is kept in a local throughout
-	root   bool  // and this is the outermost such loop
+	parent int32    // index of the loop around it, or -1
+	sets   []uint32 // locals that change inside, up to maxSets of them
+	calls  bool     // something inside calls and comes back: the global's value changes under it
+	local  bool     // the counter's value is kept in a local throughout
+	root   bool     // and this is the outermost such loop
 }
 
 // A state is how far the costliest way from the points of a region to here is. Region -1: nothing gets here.
@@ -174,6 +179,8 @@ func (w *walk) step(r *reader, in *instr) {
 		*w.here() = f.other
 	case opEnd:
 		w.close()
+	case opLocalSet, opLocalTee:
+		w.sets(w.inside[len(w.inside)-1], in.x)
 	case opBr, opBrIf:
 		w.branchTo(r, in.x)
 	case opBrTable:
@@ -208,6 +215,16 @@ func (w *walk) called(r *reader) {
 	}
 }
 
+// sets notes that a local changes in a loop.
+func (w *walk) sets(l int32, local uint32) {
+	if l < 0 || uint64(local) >= w.b.count {
+		return
+	}
+	if s := &w.b.loops[l].sets; len(*s) < maxSets && !slices.Contains(*s, local) {
+		*s = append(*s, local)
+	}
+}
+
 func (w *walk) here() *state { return &w.levels[len(w.levels)-1] }
 
 func (w *walk) open(r *reader, in *instr) {
@@ -219,7 +236,7 @@ func (w *walk) open(r *reader, in *instr) {
 	f := frame{op: in.op, level: len(w.levels) - 1, out: nowhere, other: *w.here()}
 	if in.op == opLoop {
 		f.loop = int32(len(w.b.loops))
-		w.b.loops = append(w.b.loops, loop{at: in.at, parent: w.inside[len(w.inside)-1]})
+		w.b.loops = append(w.b.loops, loop{parent: w.inside[len(w.inside)-1]})
 		dead := w.here().region < 0
 		w.levels, w.inside = append(w.levels, nowhere), append(w.inside, f.loop)
 		if !dead {
@@ -235,6 +252,10 @@ func (w *walk) close() {
 	w.frames = w.frames[:len(w.frames)-1]
 	if f.op == opLoop {
 		dead := w.here().region < 0
+		l := &w.b.loops[f.loop]
+		for _, local := range l.sets {
+			w.sets(l.parent, local)
+		}
 		w.levels, w.inside = w.levels[:len(w.levels)-1], w.inside[:len(w.inside)-1]
 		if dead {
 			*w.here() = nowhere

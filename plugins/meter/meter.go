@@ -79,7 +79,7 @@ type rewriter struct {
 	helpers  []helper
 	helperAt map[helperKey]uint32
 
-	growth int
+	locals uint64 // of all functions
 }
 
 // A section is one of the module as it came; custom ones have id 0.

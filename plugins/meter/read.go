@@ -253,6 +253,7 @@ func (m *rewriter) function(r *reader, what string) uint32 {
 type body struct {
 	locals span // the vector of declarations, count included
 	code   span
+	typ    uint32
 	groups uint32 // declarations in the vector
 	count  uint64 // locals, parameters included
 
@@ -277,7 +278,7 @@ func (m *rewriter) readBody(r *reader) {
 		r.fail("%v", err)
 		return
 	}
-	b := body{count: uint64(len(t.params))}
+	b := body{typ: m.funcs[fn], count: uint64(len(t.params))}
 	br := reader{b: r.b[:s.to], at: s.from}
 	b.groups = br.u32("locals")
 	for i := uint32(0); i < b.groups && br.err == nil; i++ {
@@ -287,9 +288,27 @@ func (m *rewriter) readBody(r *reader) {
 			br.fail("function %d has more than %d locals: split it up", fn, m.limits.Locals)
 		}
 	}
+	if m.locals += b.count; m.locals > uint64(m.limits.AllLocals) {
+		br.fail("its functions have more than %d locals together: split the module up", m.limits.AllLocals)
+	}
 	b.locals, b.code = span{s.from, br.at}, span{br.at, s.to}
 	r.err = br.err
 	m.bodies = append(m.bodies, b)
+}
+
+// localTypes lists the types of a function's locals.
+func (m *rewriter) localTypes(b *body) []byte {
+	types := make([]byte, 0, b.count)
+	types = append(types, m.types[b.typ].params...)
+	r := reader{b: m.in, at: b.locals.from}
+	for range r.u32("locals") {
+		n := r.u32("locals")
+		t := r.byte("type of a local")
+		for range n {
+			types = append(types, t)
+		}
+	}
+	return types
 }
 
 func reservedName(s string) bool { return strings.HasPrefix(s, reserved) }
