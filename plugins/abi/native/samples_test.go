@@ -1,10 +1,18 @@
 package native_test
 
 import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
 )
 
 const rustSDK = "../../../sdk/rust"
@@ -52,4 +60,130 @@ func TestRustSDK(t *testing.T) {
 			t.Errorf("cargo %v: %v\n%s", args, err, out)
 		}
 	}
+}
+
+const cSDK = "../../../sdk/c"
+
+// cSample builds with the command of the SDK's README: as a WASI reactor, or for no system at all.
+func cSample(t testing.TB, source string, flags ...string) []byte {
+	t.Helper()
+	return guestOf(t, source+flags[0], func(out string) *exec.Cmd {
+		return exec.Command("clang-19", append(flags, "-O3", "-mbulk-memory", "-Wall", "-Wextra", "-Werror", "-Wl,--strip-all",
+			"-I", cSDK, "-o", out, source)...)
+	})
+}
+
+var (
+	wasiReactor = []string{"--target=wasm32-wasi", "-mexec-model=reactor"}
+	noSystem    = []string{"--target=wasm32-unknown-unknown", "-nostdlib", "-Wl,--no-entry"}
+)
+
+func TestEnrichC(t *testing.T) {
+	enriches(t, cSample(t, cSDK+"/examples/enrich/enrich.c", wasiReactor...))
+}
+
+func TestEnrichCWithoutLibrary(t *testing.T) {
+	enriches(t, cSample(t, cSDK+"/examples/enrich/enrich.c", noSystem...))
+}
+
+// The table, run by the scanner in C as two compilers build it for this machine, once under sanitizers.
+func TestCSDK(t *testing.T) {
+	for _, compile := range [][]string{
+		{"clang-19", "-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"},
+		{"gcc", "-O2"},
+	} {
+		driver := filepath.Join(built.dir, compile[0]+"-driver")
+		c := exec.Command(compile[0], append(compile[1:], "-std=c11", "-Wall", "-Wextra", "-Werror", "-o", driver, cSDK+"/tests/driver.c")...)
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v\n%s", c, err, out)
+		}
+		c = exec.Command(driver)
+		c.Env = append(os.Environ(), "ASAN_OPTIONS=detect_leaks=0") // a test's memory goes with its process
+		scanTable(t, c)
+	}
+}
+
+// scanTable holds a program to the table of scanner cases. It is given a case a line, its fields in hexadecimal
+// with a space between, and answers with a line.
+func scanTable(t *testing.T, driver *exec.Cmd) {
+	t.Helper()
+	text, err := os.ReadFile("../../../sdk/testdata/scan.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []struct {
+		Op, Doc, Path string
+		Edits         [][3]string
+		Nest          int
+		Want          *string
+	}
+	if err := json.Unmarshal(text, &cases); err != nil || len(cases) < 100 {
+		t.Fatalf("%d cases: %v", len(cases), err)
+	}
+	var in bytes.Buffer
+	var want []string
+	for _, c := range cases {
+		nest := strings.NewReplacer("@<", strings.Repeat("[", c.Nest), "@>", strings.Repeat("]", c.Nest))
+		fmt.Fprintf(&in, "%x %x", c.Op, nest.Replace(c.Doc))
+		if c.Op != "edit" {
+			fmt.Fprintf(&in, " %x", c.Path)
+		}
+		for _, e := range c.Edits {
+			fmt.Fprintf(&in, " %x %x %x", e[0], e[1], e[2])
+		}
+		in.WriteString("\n")
+		w := "-"
+		if c.Want != nil {
+			w = fmt.Sprintf("%x", nest.Replace(*c.Want))
+		}
+		want = append(want, w)
+	}
+	var errs bytes.Buffer
+	driver.Stdin, driver.Stderr = &in, &errs
+	out, err := driver.Output()
+	got := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	if err != nil || len(got) != len(want) {
+		t.Fatalf("%v: %d answers to %d cases: %v\n%.4000s", driver, len(got), len(want), err, errs.String())
+	}
+	for i, c := range cases {
+		if got[i] != want[i] {
+			g, _ := hex.DecodeString(got[i])
+			t.Errorf("%v: %s %.200q %q %v:\n got %.200q (%.20s)", driver, c.Op, c.Doc, c.Path, c.Edits, g, got[i])
+		}
+	}
+}
+
+// readme writes the first example in a language of an SDK's README to a file and returns its name.
+func readme(t *testing.T, sdk, language, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(sdk, "README.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, code, _ := strings.Cut(string(text), "```"+language+"\n")
+	code, _, ok := strings.Cut(code, "```\n")
+	if !ok {
+		t.Fatalf("%s has no example in %s", sdk, language)
+	}
+	name := filepath.Join(t.TempDir(), file)
+	if err := os.WriteFile(name, []byte(code), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// redacts holds the example of a README to what it says.
+func redacts(t *testing.T, module []byte) {
+	t.Helper()
+	f := open(t, newHost(t, plugins.Options{}), module, event.Function{})
+	got := show(call(t, f, `{"total":1,"customer":{"email":"a@b"}}`, `{"n":1}`, `not json`, `{"total":1}`))
+	const want = `0:EMIT({"total":1,"customer":{"email":"***"},"redacted":true}) 1:REJECT/422(the order has no total) ` +
+		`2:REJECT/422(the order has no total) 3:EMIT({"total":1,"redacted":true})`
+	if got != want {
+		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+func TestCReadme(t *testing.T) {
+	redacts(t, cSample(t, readme(t, cSDK, "c", "f.c"), noSystem...))
 }
