@@ -72,8 +72,10 @@ func TestSwapUnderLoad(t *testing.T) {
 	w.apply(through(digests[0], 2, sink, nil))
 	const rounds, each = 20, 250
 	var wg sync.WaitGroup
+	swapped := make(chan struct{})
 	wg.Go(func() {
 		for r := range rounds {
+			<-swapped // so that there are swaps between the rounds, and events between the swaps
 			ids := number(fmt.Sprintf("e%d-", r), each)
 			for i := range ids {
 				ids[i] += "=7"
@@ -85,13 +87,16 @@ func TestSwapUnderLoad(t *testing.T) {
 	go func() { wg.Wait(); close(done) }()
 	swaps := 0
 	for going := true; going; swaps++ {
+		w.apply(through(digests[(swaps+1)%2], 2, sink, nil))
+		delivered := len(sink.sorted())
 		select {
 		case <-done:
 			going = false
-		default:
+		case swapped <- struct{}{}:
+			eventually(t, "the version in force is at work", func() bool { return len(sink.sorted()) > delivered })
 		}
-		w.apply(through(digests[(swaps+1)%2], 2, sink, nil))
 	}
+	t.Logf("%d delivered while %d swaps went on", len(sink.sorted()), swaps)
 	eventually(t, "all settled", func() bool { return w.settled("s") })
 	got := sink.sorted()
 	if n := len(slices.Compact(slices.Clone(got))); len(got) != rounds*each || n != len(got) {
