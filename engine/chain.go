@@ -90,6 +90,11 @@ func (h *chain) through(ctx context.Context, f *function) error {
 	if err := f.code.Call(ctx, &h.call, &h.out); err != nil {
 		return err
 	}
+	for _, sh := range h.c.shadows {
+		if sh.function == f.def.Name {
+			sh.offer(&h.call, &h.out)
+		}
+	}
 	f.book.called(f.digest(), len(h.call.Events), time.Since(began), &h.out)
 	for _, x := range h.out.Failures {
 		h.failed(h.level[x.Index].origin, failure{reason: string(x.Reason), err: x.Err, digest: f.digest()})

@@ -43,9 +43,11 @@ type Engine struct {
 	dirty  dirtySet
 	litter chan struct{} // modules may have become unnamed
 	logged atomic.Int64  // bytes of all functions' logs
-	parked schedule
-	turn   atomic.Uint32 // partitions for events without a key, in turn
-	clock  timeText
+
+	shadowing sync.WaitGroup // every shadow's worker
+	parked    schedule
+	turn      atomic.Uint32 // partitions for events without a key, in turn
+	clock     timeText
 }
 
 // Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.
@@ -175,6 +177,7 @@ func (e *Engine) Close(ctx context.Context) error {
 		s.dropLeases()
 		errs = append(errs, s.config.Load().release())
 	}
+	e.shadowing.Wait()
 	for name, f := range p.functions {
 		f.book.end()
 		errs = append(errs, release(context.WithoutCancel(ctx), f, p.spares[name]))

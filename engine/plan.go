@@ -413,6 +413,13 @@ func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spe
 		return err
 	}
 	c.undo = append(c.undo, func() { e.logClose("sink", spec.Name, next.release()) })
+	var before *subConfig
+	if s != nil {
+		before = s.config.Load()
+	}
+	if err := e.planShadows(next, before); err != nil {
+		return err
+	}
 	if s != nil {
 		c.next.subs[spec.Name] = s
 		c.swaps = append(c.swaps, swap{s, next})

@@ -143,6 +143,9 @@ func (c *subConfig) release() error {
 	for _, f := range c.functions {
 		errs = append(errs, f.release(context.Background()))
 	}
+	for _, sh := range c.shadows {
+		sh.release()
+	}
 	return errors.Join(errs...)
 }
 

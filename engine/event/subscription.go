@@ -110,6 +110,7 @@ type Subscription struct {
 	Start       Start
 	Filter      string   // "" matches all
 	Functions   []string // a chain
+	Shadow      []string // "name@sha256:…": versions that run beside those of the chain, for comparison alone
 	Deliver     Deliver
 	Concurrency int // sends under way at once; 16
 	Retry       RetryPolicy

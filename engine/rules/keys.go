@@ -35,7 +35,7 @@ var (
 	limitsShape       = shape{keys: []string{"cpu", "wall", "memory", "output", "fuel"}}
 	allowShape        = shape{keys: []string{"http", "kv"}}
 	subscriptionShape = shape{
-		keys:  []string{"topic", "start", "filter", "functions", "deliver", "concurrency", "retry", "parked", "deadLetter"},
+		keys:  []string{"topic", "start", "filter", "functions", "deliver", "concurrency", "retry", "parked", "deadLetter", "shadow"},
 		later: []later{{"order", "none"}, {"rate", "unlimited"}},
 	}
 	retryShape = shape{

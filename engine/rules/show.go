@@ -321,6 +321,13 @@ func effectiveSubscription(def *subscriptionDef, source *doc) *doc {
 		}
 		d.set("functions", chain)
 	}
+	if len(s.Shadow) > 0 {
+		shadow := &doc{kind: list}
+		for _, ref := range s.Shadow {
+			shadow.items = append(shadow.items, text(ref))
+		}
+		d.set("shadow", shadow)
+	}
 	d.set("deliver", deliverDoc(def))
 	d.set("concurrency", number(int64(s.Concurrency)))
 	d.set("retry", retryDoc(s.Retry))

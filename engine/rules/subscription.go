@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"regexp"
 	"slices"
 	"sort"
 	"strconv"
@@ -78,6 +79,9 @@ func (p *parser) subscription(name string, key, n *node) *subscriptionDef {
 		if v := g["bytes"]; v != nil {
 			d.Parked, _ = p.size(v, 1, 1<<60)
 		}
+	}
+	if v := f["shadow"]; v != nil {
+		p.shadow(d, v)
 	}
 	p.deadLetter(d, key, f["deadLetter"])
 	return d
@@ -197,6 +201,38 @@ func (p *parser) chain(d *subscriptionDef, n *node) {
 	for _, v := range n.items {
 		if s, ok := p.name(v, "function"); ok {
 			d.Functions, d.functions = append(d.Functions, s), append(d.functions, v)
+		}
+	}
+}
+
+// maxShadows bounds how many versions run beside a subscription's own.
+const maxShadows = 4
+
+var shadowText = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,248}@sha256:[0-9a-f]{8,64}$`)
+
+// shadow is one version of a function of the chain, or a list of them.
+func (p *parser) shadow(d *subscriptionDef, n *node) {
+	items := []*node{n}
+	if n.kind == list {
+		items = n.items
+	}
+	if len(items) > maxShadows {
+		p.bad(n, "has %d versions; at most %d run beside those in force", len(items), maxShadows)
+		return
+	}
+	for _, v := range items {
+		s, ok := p.str(v)
+		if !ok {
+			continue
+		}
+		name, _, _ := strings.Cut(s, "@")
+		switch {
+		case !shadowText.MatchString(s):
+			p.bad(v, "is %s; want a function of this subscription and a version of it, such as redact@sha256:0123abcd (8 digits or more)", v.shown())
+		case !slices.Contains(d.Functions, name):
+			p.bad(v, "is of function %s, which is none of this subscription's functions%s", quote(name), suggest(name, d.Functions))
+		default:
+			d.Shadow = append(d.Shadow, s)
 		}
 	}
 }
