@@ -147,7 +147,7 @@ type timeBucket struct {
 
 // measureFunction calls a module on a host of its own.
 func (p *program) measureFunction(ctx context.Context, pr *project, module []byte, records []event.Record, d time.Duration) (m *functionBench, err error) {
-	host, err := authorHost(ctx, nil)
+	host, err := authorHost(ctx, plugins.Options{})
 	if err != nil {
 		return nil, err
 	}

@@ -41,7 +41,7 @@ must be what NAME.out.json has: an answer for each event, or an array of answers
 
 The configuration is that of function.yaml, or of NAME.config.json for one pair. Every event runs alone, then all of them in one
 batch, then alone again, and must come out the same each time: a function that remembers events, or looks at the clock, will not
-be the same when an event is tried again. It exits with 1 if anything differs.`,
+be the same when an event is tried again. A function that may keep state begins each pair without any. Exit code 1: it differs.`,
 		Example: `  router functions test ./redact
   router fn test redact.wasm --cases ./testdata --run 'hide|refuse'
   router fn test --update`,
@@ -175,7 +175,7 @@ func (c *checker) takeLogged() []string {
 
 // check runs the pairs on a host of its own. An error is one of the module or of the pairs themselves.
 func (c *checker) check(ctx context.Context, pr *project, module []byte, goldens []*golden) (r *report, err error) {
-	host, err := authorHost(ctx, c.log)
+	host, err := authorHost(ctx, plugins.Options{Log: c.log})
 	if err != nil {
 		return nil, err
 	}
@@ -231,6 +231,7 @@ func byConfig(goldens []*golden) [][]placed {
 }
 
 // checkConfig runs the pairs that share a configuration: every event alone, all in one batch, alone again.
+// Where a function may keep state, each pair begins without any, and its order and its batch are its own.
 func (c *checker) checkConfig(ctx context.Context, host *plugins.Host, def event.Function, pairs []placed, r *report) error {
 	f, err := host.Open(ctx, def)
 	if err != nil {
@@ -238,46 +239,53 @@ func (c *checker) checkConfig(ctx context.Context, host *plugins.Host, def event
 	}
 	defer f.Close(context.WithoutCancel(ctx))
 	var all []event.Record
-	var alone []string
 	for _, x := range pairs {
-		cr := caseReport{Name: x.g.name, OK: true, Events: len(x.g.events)}
-		for _, e := range x.g.events {
-			texts, err := callFunction(ctx, f, []event.Record{e})
-			if err != nil {
-				return err
-			}
-			alone = append(alone, texts...)
-		}
-		cr.Logged = c.takeLogged()
 		all = append(all, x.g.events...)
-		got := alone[len(alone)-len(x.g.events):]
-		if c.update {
-			if err := x.g.write(got); err != nil {
-				return err
-			}
-			cr.Updated = true
-		} else if fault := x.g.compare(got, isTerminal(c.p.stdout)); fault != "" {
-			cr.OK, cr.Faults = false, append(cr.Faults, fault)
-		}
-		r.Cases[x.at] = cr
 	}
-	batch, err := callFunction(ctx, f, all)
-	if err != nil {
-		return err
-	}
-	again := make([]string, len(all))
-	for i, e := range slices.Backward(all) {
-		texts, err := callFunction(ctx, f, []event.Record{e})
+	alone, again := make([]string, 0, len(all)), make([]string, len(all))
+	var batch []string
+	for _, x := range pairs {
+		got, err := callEach(ctx, f, x.g.events)
 		if err != nil {
 			return err
 		}
-		again[i] = texts[0]
+		r.Cases[x.at] = c.caseOf(x.g, got)
+		if r.Cases[x.at].Updated {
+			if err := x.g.write(got); err != nil {
+				return err
+			}
+		}
+		alone = append(alone, got...)
+	}
+	if def.Allow.KV {
+		for _, x := range pairs {
+			texts, err := callFunction(ctx, f, x.g.events, &sampleState{})
+			if err != nil {
+				return err
+			}
+			batch = append(batch, texts...)
+			if texts, err = callEach(ctx, f, x.g.events); err != nil {
+				return err
+			}
+			copy(again[len(batch)-len(texts):], texts)
+		}
+	} else {
+		if batch, err = callFunction(ctx, f, all, nil); err != nil {
+			return err
+		}
+		for i, e := range slices.Backward(all) {
+			texts, err := callFunction(ctx, f, []event.Record{e}, nil)
+			if err != nil {
+				return err
+			}
+			again[i] = texts[0]
+		}
 	}
 	c.takeLogged()
 	for _, x := range pairs {
 		n := len(x.g.events)
 		cr := &r.Cases[x.at]
-		cr.unlike(fmt.Sprintf("in a batch of %d comes out otherwise than alone: does the function keep something from event to event?", len(all)),
+		cr.unlike("in a batch with others comes out otherwise than alone: does the function keep something from event to event?",
 			alone[:n], batch[:n], isTerminal(c.p.stdout))
 		cr.unlike("comes out otherwise the second time: an event that is tried again must be decided alike, so no clock, no count and no order of a map may show",
 			alone[:n], again[:n], isTerminal(c.p.stdout))
@@ -286,17 +294,71 @@ func (c *checker) checkConfig(ctx context.Context, host *plugins.Host, def event
 	return nil
 }
 
-// callFunction runs events as one batch and returns what came of each.
-func callFunction(ctx context.Context, f *plugins.Function, events []event.Record) ([]string, error) {
+// caseOf compares what came of a pair with what is expected of it.
+func (c *checker) caseOf(g *golden, got []string) caseReport {
+	cr := caseReport{Name: g.name, OK: true, Events: len(g.events), Logged: c.takeLogged(), Updated: c.update}
+	if c.update {
+		return cr
+	}
+	if fault := g.compare(got, isTerminal(c.p.stdout)); fault != "" {
+		cr.OK, cr.Faults = false, append(cr.Faults, fault)
+	}
+	return cr
+}
+
+// callEach runs events one by one, the state of one being what those before it have left.
+func callEach(ctx context.Context, f *plugins.Function, events []event.Record) ([]string, error) {
+	var all []string
+	state := &sampleState{}
+	for _, e := range events {
+		texts, err := callFunction(ctx, f, []event.Record{e}, state)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, texts...)
+	}
+	return all, nil
+}
+
+// callFunction runs events as one batch and returns what came of each. The state, if it is not nil, takes what
+// they write.
+func callFunction(ctx context.Context, f *plugins.Function, events []event.Record, state *sampleState) ([]string, error) {
 	var out plugins.Outcome
 	call := plugins.Call{Events: events, Attempts: make([]uint32, len(events))}
 	for i := range call.Attempts {
 		call.Attempts[i] = 1
 	}
+	if state != nil {
+		call.State = state
+	}
 	if err := f.Call(ctx, &call, &out); err != nil {
 		return nil, err
 	}
+	if state != nil {
+		state.take(out.Writes())
+	}
 	return answersOf(events, &out), nil
+}
+
+// sampleState is what a function keeps while its pairs run. One goroutine uses it.
+type sampleState struct {
+	values map[string]plugins.StateWrite
+}
+
+func (s *sampleState) take(writes []plugins.StateWrite) {
+	if s.values == nil {
+		s.values = map[string]plugins.StateWrite{}
+	}
+	for _, w := range writes {
+		w.Value = slices.Clone(w.Value) // it is the outcome's
+		s.values[w.Key] = w
+	}
+}
+
+// LoadState returns what was written last.
+func (s *sampleState) LoadState(_ context.Context, key []byte) (value []byte, expires int64, ok bool, err error) {
+	w, ok := s.values[string(key)]
+	return w.Value, w.Expires, ok && !w.Deleted, nil
 }
 
 // unlike adds a fault for every event whose answers differ between two runs.

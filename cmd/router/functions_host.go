@@ -14,9 +14,10 @@ import (
 	"github.com/millrace/millrace/plugins"
 )
 
-// authorHost is the host that runs functions for their authors: that of the router, with everything in memory.
-func authorHost(ctx context.Context, log func(function string, level int, message string)) (*plugins.Host, error) {
-	return plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Instances: 1, Log: log})
+// authorHost is the host that runs functions for their authors: that of the router, one call at a time.
+func authorHost(ctx context.Context, o plugins.Options) (*plugins.Host, error) {
+	o.ABIs, o.Instances = abis(), 1
+	return plugins.NewHost(ctx, o)
 }
 
 // abiName is what authors call a calling convention.

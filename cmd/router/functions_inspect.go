@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -76,14 +78,8 @@ refuse the module, and says why.`,
 		if err != nil {
 			return err
 		}
-		host, err := authorHost(cmd.Context(), nil)
+		d, refused, err := p.describeModule(cmd.Context(), file, def)
 		if err != nil {
-			return err
-		}
-		stop := p.busy("compiling")
-		d, refused := host.Describe(cmd.Context(), file, def)
-		stop()
-		if err := host.Close(cmd.Context()); err != nil {
 			return err
 		}
 		in := inspectedOf(args[0], d, def)
@@ -107,6 +103,23 @@ refuse the module, and says why.`,
 		return nil
 	}
 	return cmd
+}
+
+// describeModule has a host describe a module, which it compiles in a process apart: it may be anybody's.
+func (p *program) describeModule(ctx context.Context, file []byte, def event.Function) (d plugins.Description, refused, err error) {
+	dir, err := os.MkdirTemp("", "millrace-inspect-*") // what the compiling process makes, this one takes from here
+	if err != nil {
+		return d, nil, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	host, err := authorHost(ctx, plugins.Options{Dir: dir, Compiler: p.compiler()})
+	if err != nil {
+		return d, nil, err
+	}
+	stop := p.busy("compiling")
+	d, refused = host.Describe(ctx, file, def)
+	stop()
+	return d, refused, host.Close(ctx)
 }
 
 func inspectedOf(file string, d plugins.Description, def event.Function) *inspected {
