@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -141,12 +142,9 @@ func config(memory int64) wazero.RuntimeConfig {
 	return wazero.NewRuntimeConfig().WithDebugInfoEnabled(false).WithMemoryLimitPages(uint32(memory / pageSize))
 }
 
-// Bounds of a compilation in a process of its own.
 const (
-	compileCPU    = 30 * time.Second
-	compileWall   = 2 * time.Minute
-	compileMemory = 1 << 30
-	maxComplaint  = 4 << 10
+	patience     = 4       // how much longer than its CPU time a compilation may take
+	maxComplaint = 4 << 10 // bytes of what a child says
 )
 
 // vet compiles code in a child process if no compilation of it went well before: the compiler's time and
@@ -194,13 +192,17 @@ func compilerVersion() string {
 }
 
 func (h *Host) compileApart(ctx context.Context, code []byte) error {
-	ctx, cancel := context.WithTimeout(ctx, compileWall)
+	ctx, cancel := context.WithTimeout(ctx, patience*h.o.CompileTime)
 	defer cancel()
 	dir := ""
 	if h.o.Dir != "" {
 		dir = h.cacheDir()
 	}
-	argv := append(h.o.Compiler[1:len(h.o.Compiler):len(h.o.Compiler)], dir, strconv.FormatInt(h.o.MaxMemory, 10))
+	argv := slices.Clone(h.o.Compiler[1:])
+	argv = append(argv, dir)
+	for _, n := range []int64{h.o.MaxMemory, int64(h.o.CompileTime / time.Second), h.o.CompileMemory} {
+		argv = append(argv, strconv.FormatInt(n, 10))
+	}
 	cmd := exec.CommandContext(ctx, h.o.Compiler[0], argv...)
 	cmd.Stdin = bytes.NewReader(code)
 	said := &head{}
@@ -217,14 +219,14 @@ func (h *Host) compileApart(ctx context.Context, code []byte) error {
 	if why, ok := strings.CutPrefix(said.String(), complaint); ok {
 		return uncompiled(why)
 	}
-	if used := exit.UserTime() + exit.SystemTime(); used >= compileCPU || ctx.Err() == context.DeadlineExceeded {
-		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes too long to compile: ended after %s of CPU time, %s are allowed; split up its largest functions", used.Round(time.Second), compileCPU))
+	if used := exit.UserTime() + exit.SystemTime(); used >= h.o.CompileTime || ctx.Err() == context.DeadlineExceeded {
+		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes too long to compile: ended after %s of CPU time, %s are allowed; split up its largest functions", used.Round(time.Second), h.o.CompileTime))
 	}
 	if err := ctx.Err(); err != nil {
 		return err
 	}
 	if s := said.String(); strings.Contains(s, "out of memory") || strings.Contains(s, "cannot allocate memory") {
-		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes more than %d MiB to compile; split up its largest functions", compileMemory>>20))
+		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes more than %d MiB to compile; split up its largest functions", h.o.CompileMemory>>20))
 	}
 	return uncompiled(fmt.Sprintf("the compiler failed (%v): %s", exit, said.String()))
 }
@@ -240,15 +242,19 @@ func CompileMain(args []string, stdin io.Reader, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "%s%v\n", complaint, err)
 		return 1
 	}
-	if len(args) != 2 {
-		return fail(fmt.Errorf("compile: %d arguments; want the cache's directory and the memory limit", len(args)))
+	if len(args) != 4 {
+		return fail(fmt.Errorf("compile: %d arguments; want the cache's directory, the memory limit, seconds and bytes", len(args)))
 	}
-	if err := limitProcess(compileCPU, compileMemory); err != nil {
+	var n [3]int64
+	for i := range n {
+		var err error
+		if n[i], err = strconv.ParseInt(args[1+i], 10, 64); err != nil {
+			return fail(fmt.Errorf("compile: argument %d: %w", 1+i, err))
+		}
+	}
+	memory := n[0]
+	if err := limitProcess(time.Duration(n[1])*time.Second, uint64(n[2])); err != nil {
 		return fail(fmt.Errorf("compile: limit the process: %w", err))
-	}
-	memory, err := strconv.ParseInt(args[1], 10, 64)
-	if err != nil {
-		return fail(fmt.Errorf("compile: memory limit: %w", err))
 	}
 	code, err := io.ReadAll(stdin)
 	if err != nil {

@@ -36,7 +36,9 @@ type Options struct {
 	// Compiler is the command, with its arguments, that compiles modules which this host has not compiled
 	// before: a program that ends in CompileMain with the arguments that the host adds. Without one they
 	// are compiled in this process, whose time and memory a hostile module may then take.
-	Compiler []string
+	Compiler      []string
+	CompileTime   time.Duration // of CPU that one compilation may take there, whole seconds; 30 s
+	CompileMemory int64         // bytes that it may take; 1 GiB
 
 	// Fetch sends what functions ask for by HTTP, to hosts that their definitions allow. It follows no
 	// redirects, ends with ctx, and says event.ErrDenied of addresses that the process does not allow and
@@ -62,6 +64,12 @@ func (o Options) withDefaults() Options {
 	if o.Memory == 0 {
 		o.Memory = 256 << 20
 	}
+	if o.CompileTime == 0 {
+		o.CompileTime = 30 * time.Second
+	}
+	if o.CompileMemory == 0 {
+		o.CompileMemory = 1 << 30
+	}
 	if o.Idle == 0 {
 		o.Idle = time.Minute
 	}
@@ -84,6 +92,12 @@ func (o Options) validate() error {
 	}
 	if o.Memory < 0 {
 		errs = append(errs, fmt.Errorf("option Memory: %d bytes; want 1 or more, or 0 for 256 MiB", o.Memory))
+	}
+	if o.CompileTime < time.Second {
+		errs = append(errs, fmt.Errorf("option CompileTime: %s; want 1s or more, or 0 for 30s", o.CompileTime))
+	}
+	if o.CompileMemory < 1<<20 {
+		errs = append(errs, fmt.Errorf("option CompileMemory: %d bytes; want 1 MiB or more, or 0 for 1 GiB", o.CompileMemory))
 	}
 	if o.Idle < 0 {
 		errs = append(errs, fmt.Errorf("option Idle: %s; want more than 0, or 0 for 1m", o.Idle))
@@ -117,7 +131,8 @@ type Host struct {
 	closed   bool
 	memory   map[string][]byte    // modules by digest, where there is no Dir
 	compiled map[string]*compiled // by key
-	warm     *compiled            // what Put compiled last, for the Open that follows
+	warm     *compiled            // what Put compiled last, for the Open that follows,
+	warmed   time.Duration        // since when
 	open     map[*Function]struct{}
 	room     chan struct{} // closed and made anew when there may be room
 }
@@ -187,7 +202,7 @@ func (h *Host) Put(ctx context.Context, module []byte) (digest string, err error
 	}
 	h.mu.Lock()
 	old := h.warm
-	h.warm = c
+	h.warm, h.warmed = c, h.now()
 	h.mu.Unlock()
 	if err := h.release(ctx, old); err != nil {
 		return "", err

@@ -17,7 +17,12 @@ import (
 	"github.com/millrace/millrace/plugins/abi/native"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == "compile" { // a child of this test
+		os.Exit(plugins.CompileMain(os.Args[2:], os.Stdin, os.Stderr))
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A wasm is a module under construction: sections by id.
 type wasm map[byte][]byte

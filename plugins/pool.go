@@ -66,6 +66,13 @@ func (f *Function) retire(ctx context.Context, in *Instance) {
 	f.host.freed()
 }
 
+// Compiled reports whether the function's machine code is in memory. A call brings it back.
+func (f *Function) Compiled() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.code != nil
+}
+
 // hold keeps the function's machine code until drop, compiling it anew if it was given up.
 func (f *Function) hold(ctx context.Context) (*compiled, error) {
 	f.mu.Lock()
@@ -211,6 +218,13 @@ func (h *Host) reap() {
 		}
 		h.mu.Unlock()
 		now := h.now()
+		h.mu.Lock()
+		var cold *compiled
+		if h.warmed < now-h.o.Idle {
+			cold, h.warm = h.warm, nil
+		}
+		h.mu.Unlock()
+		_ = h.release(context.Background(), cold) // no instance has it alone
 		for _, f := range open {
 			f.expel(context.Background(), now-h.o.Idle, f.used.Load() < int64(now-coldAfter*h.o.Idle))
 		}

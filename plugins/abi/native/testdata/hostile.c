@@ -133,6 +133,7 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 		case 'J': for (volatile int x = 0; x < atoi((char *)d + 1); x++); SAY(0, 0); break;
 		case 'f': for (;;) memset(out, 1, sizeof out), *(volatile uint8_t *)out = 2;
 		case '1': SAY(twice(60) ? 0 : 2, 0); break;
+		case 'n': for (volatile int x = 0; dlen > 2 && x < atoi((char *)d + 2); x++); SAY(3, count); break;
 		case 'V': for (;;) host_log(1, "again", 5);
 		case 'Z': {
 			char v[16];

@@ -1,0 +1,77 @@
+package plugins_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/abi/native"
+)
+
+// heavy is a guest with n more functions of some hundred instructions each.
+func heavy(n int) []byte {
+	const i32 = 0x7f
+	g := guest()
+	code := bytes.Repeat([]byte{0x20, 0, 0x41, 3, 0x6c, 0x41, 5, 0x6a, 0x21, 0}, 60) // x = x*3 + 5
+	one := body(vec(), append(code, 0x20, 0)...)
+	types, funcs, bodies := g[1], g[3], g[10]
+	g[1] = append(leb(int(types[0])+1), append(types[1:], 0x60, 1, i32, 1, i32)...)
+	g[3] = append(leb(int(funcs[0])+n), append(funcs[1:], bytes.Repeat([]byte{types[0]}, n)...)...)
+	g[10] = append(leb(int(bodies[0])+n), append(bodies[1:], bytes.Repeat(one, n)...)...)
+	return g.bytes()
+}
+
+func TestCompilesApart(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	put := func(o plugins.Options, module []byte) (string, error) {
+		t.Helper()
+		o.ABIs = []plugins.ABI{native.ABI{}}
+		h, err := plugins.NewHost(context.Background(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer h.Close(context.Background())
+		return h.Put(context.Background(), module)
+	}
+	apart := []string{self, "compile"}
+	if _, err := put(plugins.Options{Dir: dir, Compiler: apart}, heavy(10)); err != nil {
+		t.Fatal(err)
+	}
+	if made, _ := filepath.Glob(filepath.Join(dir, "compiled", "wazero*", "*")); len(made) != 1 {
+		t.Errorf("the child left %q in the cache", made)
+	}
+	gone := []string{filepath.Join(dir, "no such program")}
+	if _, err := put(plugins.Options{Dir: dir, Compiler: gone}, heavy(10)); err != nil {
+		t.Errorf("what was compiled before was compiled apart again: %v", err)
+	}
+	if _, err := put(plugins.Options{Dir: dir, Compiler: gone}, heavy(11)); err == nil || errors.Is(err, event.ErrInvalid) || !strings.Contains(err.Error(), "no such program") {
+		t.Errorf("without the program: %v", err)
+	}
+	broken := bytes.Replace(heavy(1), []byte{0x20, 0, 0x41, 3, 0x6c}, []byte{0x01, 0x01, 0x41, 3, 0x6c}, 1) // a product of one
+	if _, err := put(plugins.Options{Dir: dir, Compiler: apart}, broken); !errors.Is(err, event.ErrInvalid) || !strings.Contains(err.Error(), "does not compile") {
+		t.Errorf("broken: %v", err)
+	}
+	start := time.Now()
+	for says, o := range map[string]plugins.Options{
+		"takes too long to compile":         {Compiler: apart, CompileTime: time.Second},
+		"takes more than 32 MiB to compile": {Compiler: apart, CompileMemory: 32 << 20},
+	} {
+		if _, err := put(o, heavy(100_000)); !errors.Is(err, event.ErrTooLarge) || !strings.Contains(err.Error(), says) {
+			t.Errorf("want %q, got %v", says, err)
+		}
+	}
+	if took := time.Since(start); took > time.Minute {
+		t.Errorf("two bombs took %s", took)
+	}
+}
