@@ -45,11 +45,8 @@ func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int
 	if c, err := h.held(key); c != nil || err != nil {
 		return c, err
 	}
-	code, err := m.limited(uint32(memory / pageSize))
+	code, err := h.metered(m, digest, uint32(memory/pageSize))
 	if err != nil {
-		return nil, err
-	}
-	if code, err = meter.Instrument(code, meter.Options{}); err != nil {
 		return nil, err
 	}
 	if err := h.vet(ctx, code); err != nil {
@@ -75,6 +72,47 @@ func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int
 	h.compiled[key] = c
 	h.mu.Unlock()
 	return c, nil
+}
+
+// metered is m with its memory limited and its fuel counted: from the cache, if it was made before, since it
+// takes as long as loading machine code does.
+func (h *Host) metered(m *Module, digest string, pages uint32) ([]byte, error) {
+	path := ""
+	if h.o.Dir != "" {
+		path = filepath.Join(h.cacheDir(), "metered", fmt.Sprintf("%s-%d-%d", digest[len("sha256:"):], pages, meter.Version))
+		b, err := os.ReadFile(path)
+		if err == nil && len(b) > sha256.Size && sha256.Sum256(b[sha256.Size:]) == [sha256.Size]byte(b) {
+			return b[sha256.Size:], nil
+		}
+	}
+	code, err := m.limited(pages)
+	if err != nil {
+		return nil, err
+	}
+	if code, err = meter.Instrument(code, meter.Options{}); err != nil || path == "" {
+		return code, err
+	}
+	sum := sha256.Sum256(code)
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return nil, err
+	}
+	return code, writeWhole(path, append(sum[:], code...)) // a torn file is made again: its sum tells
+}
+
+// writeWhole writes a file that is there whole or not at all while the machine runs.
+func writeWhole(path string, b []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(path), "*.tmp")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
+	}
+	return nil
 }
 
 func uncompiled(why string) error {

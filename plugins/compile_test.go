@@ -51,9 +51,24 @@ func TestCompilesApart(t *testing.T) {
 	if made, _ := filepath.Glob(filepath.Join(dir, "compiled", "wazero*", "*")); len(made) != 1 {
 		t.Errorf("the child left %q in the cache", made)
 	}
+	// Of the rewritten module what was damaged is made again.
+	kept, _ := filepath.Glob(filepath.Join(dir, "compiled", "metered", "*"))
+	if len(kept) != 1 {
+		t.Fatalf("rewritten modules: %q", kept)
+	}
+	good, err := os.ReadFile(kept[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(kept[0], append(bytes.Clone(good[:len(good)-1]), good[len(good)-1]^1), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	gone := []string{filepath.Join(dir, "no such program")}
 	if _, err := put(plugins.Options{Dir: dir, Compiler: gone}, heavy(10)); err != nil {
 		t.Errorf("what was compiled before was compiled apart again: %v", err)
+	}
+	if again, err := os.ReadFile(kept[0]); err != nil || !bytes.Equal(again, good) {
+		t.Errorf("the damaged file was left: %v", err)
 	}
 	if _, err := put(plugins.Options{Dir: dir, Compiler: gone}, heavy(11)); err == nil || errors.Is(err, event.ErrInvalid) || !strings.Contains(err.Error(), "no such program") {
 		t.Errorf("without the program: %v", err)
