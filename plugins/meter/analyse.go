@@ -11,7 +11,7 @@ const (
 	weightCall     = 4
 	weightIndirect = 8
 	weightDivide   = 8
-	weightBulk     = 16 // a bulk operation, and one for every few bytes or elements
+	weightBulk     = 40 // a bulk operation; long ones cost one more for every few bytes or elements
 	weightGrow     = 64
 
 	// maxAhead is the most that one point charges for what follows it. Code whose costliest way is longer is
@@ -22,6 +22,9 @@ const (
 	checkEvery = 8
 	// maxSets is how many changing locals of a loop are kept out of memory; see copies.
 	maxSets = 24
+	// maxFree is the costliest function that charges nothing itself: its callers pay for it, and need not
+	// do more for it than for instructions of their own.
+	maxFree = 48
 )
 
 // weight is what one instruction costs. Those that become no machine code cost nothing.
@@ -38,7 +41,10 @@ func (m *rewriter) weight(in *instr, branch int64) int64 {
 		if in.x < m.imported {
 			return weightHostCall
 		}
-		return weightCall
+		if int(in.x) >= len(m.free) {
+			return weightCall // refused right after
+		}
+		return weightCall + m.free[in.x]
 	case op == opCallIndirect:
 		return weightIndirect
 	case opI32DivS <= op && op <= opI32RemU, opI64DivS <= op && op <= opI64RemU:
@@ -115,11 +121,11 @@ type walk struct {
 
 // analyse finds the points of every body.
 func (m *rewriter) analyse() error {
+	m.free = make([]int64, len(m.funcs))
 	w := walk{m: m}
 	heavy := 0
 	for i := range m.bodies {
-		w.fn, w.b = int(m.imported)+i, &m.bodies[i]
-		if err := w.run(); err != nil {
+		if err := w.body(i); err != nil {
 			return err
 		}
 		product := int(w.b.count) * w.blocks
@@ -133,7 +139,67 @@ func (m *rewriter) analyse() error {
 			}
 		}
 	}
+	return m.findFree(&w)
+}
+
+// findFree looks for functions that are so small, callees included, that their callers may pay for them:
+// without loops, and called by nothing but call instructions, so that no recursion and no table leads there.
+// What calls one is analysed anew.
+func (m *rewriter) findFree(w *walk) error {
+	var candidates []int
+	for i := range m.bodies {
+		b := &m.bodies[i]
+		small := len(b.points) <= 1 && len(b.loops) == 0 && !b.costly && b.code.to-b.code.from <= 1024
+		if small && !m.taken[m.imported+uint32(i)] {
+			candidates = append(candidates, i)
+		}
+	}
+	// Each round finds those that call nothing but what earlier rounds found. A call costs something, so
+	// that rounds end before maxFree/weightCall of them.
+	for found := true; found; {
+		found = false
+		rest := candidates[:0]
+		for _, i := range candidates {
+			b := &m.bodies[i]
+			if slices.ContainsFunc(b.callees, func(fn uint32) bool { return !m.isFree(fn) }) {
+				rest = append(rest, i)
+				continue
+			}
+			if err := w.body(i); err != nil {
+				return err
+			}
+			if len(b.points) == 0 || len(b.points) == 1 && b.points[0].cost <= maxFree {
+				b.free, found = true, true
+				if len(b.points) == 1 {
+					m.free[int(m.imported)+i] = b.points[0].cost
+				}
+				b.points = nil
+			}
+		}
+		candidates = rest
+	}
+	for i := range m.bodies {
+		b := &m.bodies[i]
+		if b.free || !slices.ContainsFunc(b.callees, m.isFree) {
+			continue
+		}
+		if err := w.body(i); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// isFree reports whether a function charges nothing.
+func (m *rewriter) isFree(fn uint32) bool {
+	return fn >= m.imported && int(fn-m.imported) < len(m.bodies) && m.bodies[fn-m.imported].free
+}
+
+// body analyses one body.
+func (w *walk) body(i int) error {
+	w.fn, w.b = int(w.m.imported)+i, &w.m.bodies[i]
+	w.b.points, w.b.loops, w.b.callees = w.b.points[:0], w.b.loops[:0], w.b.callees[:0]
+	return w.run()
 }
 
 func (w *walk) run() error {
@@ -192,14 +258,28 @@ func (w *walk) step(r *reader, in *instr) {
 			w.branchTo(r, l)
 		}
 	}
-	m.checkIndices(r, in)
+	m.checkIndices(r, in, int(w.b.count))
 	switch in.op {
 	case opBr, opBrTable, opReturn, opUnreachable:
 		*w.here() = nowhere
-	case opCall, opCallIndirect, opMemoryGrow:
+	case opRefFunc:
+		if r.err == nil {
+			m.taken[in.x] = true
+		}
+	case opCall:
+		if !slices.Contains(w.b.callees[max(0, len(w.b.callees)-8):], in.x) { // most repetitions are near
+			w.b.callees = append(w.b.callees, in.x)
+		}
+		if !m.isFree(in.x) { // those leave the fuel alone
+			w.called(r)
+		}
+	case opCallIndirect, opMemoryGrow:
+		w.b.costly = true
 		w.called(r)
 	case opMisc:
+		w.b.bulk = w.b.bulk || in.sub == miscMemoryCopy || in.sub == miscMemoryFill
 		if in.sub >= miscMemoryInit && in.sub != miscDataDrop && in.sub != miscElemDrop && in.sub != miscTableSize {
+			w.b.costly = true
 			w.called(r)
 		}
 	}
@@ -342,6 +422,7 @@ func (w *walk) finish() {
 		switch {
 		case l.parent >= 0 && w.b.loops[l.parent].local:
 			l.local = true
+			l.sets = w.b.loops[l.parent].sets // what the loops around it change lives across its tick as well
 		case !l.calls:
 			l.local, l.root = true, true
 		}

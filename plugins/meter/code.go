@@ -41,7 +41,7 @@ type bodyWriter struct {
 	body    *body
 	r       reader
 	from    int    // what was read from here on is not written yet
-	counter uint32 // the local that is added
+	counter uint32 // the local that is added; in bodies with bulk the next one is too
 	depth   int    // open blocks of the rewritten body
 	open    []open
 	types   []byte // of locals, once they are asked for
@@ -49,15 +49,16 @@ type bodyWriter struct {
 
 func (w *bodyWriter) run() error {
 	m, b := w.m, w.body
-	if w.b = make([]byte, 0, b.code.to-b.code.from+48*len(b.points)+16); len(b.points) > 0 {
-		w.b = appendU32(w.b, b.groups+1)
-		r := reader{b: m.in, at: b.locals.from}
-		r.u32("locals")
-		w.op(m.in[r.at:b.locals.to]...)
-		w.op(1, i64)
-	} else {
-		w.op(m.in[b.locals.from:b.locals.to]...)
+	added := []byte{1, i64}
+	if b.bulk {
+		added = append(added, 1, i32)
 	}
+	w.b = make([]byte, 0, b.code.to-b.code.from+48*len(b.points)+16)
+	w.b = appendU32(w.b, b.groups+uint32(len(added)/2))
+	r := reader{b: m.in, at: b.locals.from}
+	r.u32("locals")
+	w.op(m.in[r.at:b.locals.to]...)
+	w.op(added...)
 	w.from, w.depth, w.open = w.r.at, 1, []open{{}}
 	points, loops := b.points, b.loops
 	var labels []uint32
@@ -104,8 +105,7 @@ func (w *bodyWriter) run() error {
 		case opMemoryGrow, opMisc:
 			if h, ok := m.helperFor(&in); ok {
 				w.flush(at)
-				w.index(opCall, h)
-				w.from = w.r.at
+				w.bulk(&in, h)
 			}
 		}
 	}
@@ -237,6 +237,27 @@ func (w *bodyWriter) end(at int) {
 	}
 	w.again(o.tick)
 	w.op(opBr, 0, opEnd, opUnreachable, opEnd)
+}
+
+// bulk writes what stands for an operation on a range. Short copies and fills are what their weight pays for; they
+// stay in line, since a call costs as much as they do.
+func (w *bodyWriter) bulk(in *instr, helper uint32) {
+	if in.op != opMisc || in.sub != miscMemoryCopy && in.sub != miscMemoryFill {
+		w.index(opCall, helper)
+		w.from = w.r.at
+		return
+	}
+	n := w.counter + 1
+	w.index(opLocalTee, n)
+	w.constant32(short)
+	w.op(opI32LeU, opIf)
+	w.b = appendS64(w.b, int64(w.m.typeIndex([]byte{i32, i32}, nil)))
+	w.index(opLocalGet, n)
+	w.flush(w.r.at)
+	w.op(opElse)
+	w.index(opLocalGet, n)
+	w.index(opCall, helper)
+	w.op(opEnd)
 }
 
 // copies gives the locals that a loop changes new values, equal to the old ones. A value that lives across a

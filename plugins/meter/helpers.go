@@ -21,6 +21,7 @@ const (
 	elementsPerFuel = 1  // 2 elements
 	fuelPerPage     = 10 // growing by a page is 1,024
 	chunk           = 64 << 10
+	short           = 256 // bytes that an operation's weight pays for
 )
 
 // typeIndex adds a function type, once.

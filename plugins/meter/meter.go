@@ -74,6 +74,8 @@ type rewriter struct {
 	tables   []byte   // element type of each table, imported ones first
 	globals  uint32
 	bodies   []body
+	taken    map[uint32]bool // functions that are in tables, referred to, or the start
+	free     []int64         // what a call of each function costs its caller for what it does not charge itself
 
 	newTypes [][]byte // appended to the type section, encoded
 	helpers  []helper

@@ -63,6 +63,7 @@ func (m *rewriter) read() error {
 	if r.err != nil {
 		return r.err
 	}
+	m.taken = map[uint32]bool{}
 	for _, s := range m.sections {
 		sr := reader{b: b[:s.body.to], at: s.body.from}
 		m.readSection(&sr, s.id)
@@ -94,6 +95,10 @@ func (m *rewriter) readSection(r *reader, id byte) {
 			m.constExpr(r, nil)
 			m.globals++
 		})
+	case secStart:
+		m.function(r, "the start function")
+	case secElement:
+		m.elementSection(r)
 	case secCode:
 		r.list("function bodies", m.limits.Functions, func(int) { m.readBody(r) })
 	default: // read when written, or copied as it is
@@ -185,14 +190,17 @@ func (r *reader) limits() {
 	}
 }
 
-// checkIndices refuses what would mean something that the rewriter adds: above all its globals.
-func (m *rewriter) checkIndices(r *reader, in *instr) {
+// checkIndices refuses what would mean something that the rewriter adds: above all its globals and
+// locals, by which a guest could refuel itself.
+func (m *rewriter) checkIndices(r *reader, in *instr, locals int) {
 	have, what := 0, ""
 	switch in.op {
 	case opCall, opRefFunc:
 		have, what = len(m.funcs), "function"
 	case opGlobalGet, opGlobalSet:
 		have, what = int(m.globals), "global"
+	case opLocalGet, opLocalSet, opLocalTee:
+		have, what = locals, "local"
 	case opCallIndirect:
 		have, what = len(m.types), "type"
 	case opBlock, opLoop, opIf:
@@ -213,7 +221,7 @@ func (m *rewriter) constExpr(r *reader, copied *[]byte) {
 	var labels []uint32
 	for r.err == nil {
 		in := r.next(&labels)
-		m.checkIndices(r, &in)
+		m.checkIndices(r, &in, 0)
 		switch in.op {
 		case opI32Const, opI64Const, opF32Const, opF64Const, opGlobalGet, opRefNull:
 		case opVec:
@@ -221,6 +229,7 @@ func (m *rewriter) constExpr(r *reader, copied *[]byte) {
 				r.fail("vector instruction 0x%02x in a constant expression", in.sub)
 			}
 		case opRefFunc:
+			m.taken[in.x] = true
 			if copied != nil && r.err == nil {
 				*copied = append(*copied, r.b[from:in.at]...)
 				*copied = appendU32(append(*copied, opRefFunc), m.moved(in.x))
@@ -238,7 +247,7 @@ func (m *rewriter) constExpr(r *reader, copied *[]byte) {
 	}
 }
 
-// function reads the index of a function.
+// function reads the index of a function that something else than a call leads to.
 func (m *rewriter) function(r *reader, what string) uint32 {
 	at := r.at
 	i := r.u32(what)
@@ -246,6 +255,7 @@ func (m *rewriter) function(r *reader, what string) uint32 {
 		r.at = at
 		r.fail("%s is function %d; %d are there", what, i, len(m.funcs))
 	}
+	m.taken[i] = true
 	return i
 }
 
@@ -257,8 +267,12 @@ type body struct {
 	groups uint32 // declarations in the vector
 	count  uint64 // locals, parameters included
 
-	points []point
-	loops  []loop
+	callees []uint32
+	costly  bool // calls indirectly, or has operations that no weight is enough for
+	free    bool // its callers pay for it
+	bulk    bool // copies or fills memory
+	points  []point
+	loops   []loop
 }
 
 func (m *rewriter) readBody(r *reader) {
