@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/cmd/router/templates"
 )
 
 // A toolchain is how a language becomes WASM.
@@ -72,7 +74,7 @@ var toolchains = map[string]toolchain{
 		command: func(pr *project, tool, target string) ([]string, error) {
 			sources, err := sourcesBelow(pr.dir, ".c")
 			return append([]string{tool, "--target=wasm32-wasi", "-mexec-model=reactor", "-O3", "-mbulk-memory", "-Wall", "-Wl,--strip-all",
-				"-o", target}, sources...), err
+				"-I", templates.SDKDir, "-o", target}, sources...), err
 		},
 		hints: map[string]string{
 			"'stdlib.h' file not found": "wasi-libc is missing: 'apt-get install wasi-libc libclang-rt-19-dev-wasm32'",
@@ -297,10 +299,10 @@ func crateOf(file string) (string, error) {
 	return "", fmt.Errorf("%s names no package", file)
 }
 
-// sourcesBelow lists a folder's source files and those of its SDK, relative to it.
+// sourcesBelow lists the source files of a folder and of its folder src, relative to it.
 func sourcesBelow(dir, ext string) ([]string, error) {
 	var all []string
-	for _, pattern := range []string{"*" + ext, filepath.Join("src", "*"+ext), filepath.Join("millrace", "*"+ext), filepath.Join("millrace", "src", "*"+ext)} {
+	for _, pattern := range []string{"*" + ext, filepath.Join("src", "*"+ext)} {
 		found, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			return nil, err
