@@ -90,9 +90,10 @@ func TestLogs(t *testing.T) {
 		switch n++; n {
 		case 1:
 			fmt.Fprint(w, `{"time":"2026-01-01T10:11:12.5Z","function":"redact","level":"info","message":"a\u001b[2J"}`+"\n\n")
-			fmt.Fprint(w, `{"time":"2026-01-01T10:11:13Z","level":"call","events":3,"fuel":900,"duration":"1.2ms","results":{"pass":1,"emit":1},"failures":[{"reason":"trap","detail":"no"}]}`+"\n")
+			fmt.Fprint(w, `{"time":"2026-01-01T10:11:13Z","level":"call","events":3,"fuel":900,"duration":"1.2ms","results":{"pass":1,"emit":1},"failed":1,"failures":[{"reason":"trap","detail":"no"}]}`+"\n")
 		case 2:
 			fmt.Fprint(w, `{"time":"2026-01-01T10:11:14Z","level":"warn","message":"b"}`+"\n")
+			fmt.Fprint(w, `{"time":"2026-01-01T10:11:15Z","level":"call","shadow":true,"calls":7,"events":70,"fuel":0,"duration":"2ms","results":{"drop":70}}`+"\n")
 		default:
 			w.Header().Set("Content-Type", "application/problem+json")
 			w.WriteHeader(404)
@@ -101,8 +102,9 @@ func TestLogs(t *testing.T) {
 	})
 	code, stdout, stderr := runAt(t, url, "fn", "logs", "redact", "-f", "--limit", "5")
 	want := "10:11:12.500 info  a\\x1b[2J\n" +
-		"10:11:13.000 call  3 events, 1.2ms, fuel 900: emit 1, pass 1\n                   failed: trap: no\n" +
-		"10:11:14.000 warn  b\n"
+		"10:11:13.000 call  3 events, 1.2ms, fuel 900: emit 1, pass 1, failed 1\n                   trap: no\n" +
+		"10:11:14.000 warn  b\n" +
+		"10:11:15.000 calls 7 with 70 events, 2ms, in the shadow: drop 70\n"
 	if code != exitFailed || stdout != want || !strings.Contains(stderr, "404 Not Found") {
 		t.Errorf("exit %d\ngot\n%swant\n%sand %s", code, stdout, want, stderr)
 	}

@@ -63,7 +63,10 @@ type logEntry struct {
 	Digest   string         `json:"digest"`
 	Level    string         `json:"level"`
 	Message  string         `json:"message"`
+	Shadow   bool           `json:"shadow"` // a version that runs beside the one in force
+	Calls    int            `json:"calls"`  // that one entry sums up, if there are several
 	Events   int            `json:"events"`
+	Failed   int            `json:"failed"` // events
 	Fuel     int64          `json:"fuel"`
 	Duration string         `json:"duration"`
 	Results  map[string]int `json:"results"`
@@ -175,14 +178,23 @@ func (e *logEntry) text() string {
 		said = append(said, fmt.Sprintf("%s %d", clean(verdict), e.Results[verdict]))
 	}
 	text := fmt.Sprintf("%s call  %s, %s", clean(at), plural(e.Events, "event"), clean(e.Duration))
+	if e.Calls > 1 {
+		text = fmt.Sprintf("%s calls %d with %s, %s", clean(at), e.Calls, plural(e.Events, "event"), clean(e.Duration))
+	}
 	if e.Fuel > 0 {
 		text += fmt.Sprintf(", fuel %d", e.Fuel)
+	}
+	if e.Shadow {
+		text += ", in the shadow"
+	}
+	if e.Failed > 0 {
+		said = append(said, fmt.Sprintf("failed %d", e.Failed))
 	}
 	if len(said) > 0 {
 		text += ": " + strings.Join(said, ", ")
 	}
 	for _, f := range e.Failures {
-		text += fmt.Sprintf("\n                   failed: %s: %s", clean(f.Reason), clean(f.Detail))
+		text += fmt.Sprintf("\n                   %s: %s", clean(f.Reason), clean(f.Detail))
 	}
 	return text
 }
