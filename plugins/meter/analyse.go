@@ -41,10 +41,10 @@ func (m *rewriter) weight(in *instr, branch int64) int64 {
 		if in.x < m.imported {
 			return weightHostCall
 		}
-		if int(in.x) >= len(m.free) {
+		if int(in.x) >= len(m.callCost) {
 			return weightCall // refused right after
 		}
-		return weightCall + m.free[in.x]
+		return weightCall + m.callCost[in.x]
 	case op == opCallIndirect:
 		return weightIndirect
 	case opI32DivS <= op && op <= opI32RemU, opI64DivS <= op && op <= opI64RemU:
@@ -121,7 +121,7 @@ type walk struct {
 
 // analyse finds the points of every body.
 func (m *rewriter) analyse() error {
-	m.free = make([]int64, len(m.funcs))
+	m.callCost = make([]int64, len(m.funcs))
 	w := walk{m: m}
 	heavy := 0
 	for i := range m.bodies {
@@ -138,6 +138,9 @@ func (m *rewriter) analyse() error {
 				return fmt.Errorf("its functions have more locals × blocks together than %d: split the module up", m.limits.Heavy)
 			}
 		}
+	}
+	if m.free < 0 {
+		return nil
 	}
 	return m.findFree(&w)
 }
@@ -168,10 +171,10 @@ func (m *rewriter) findFree(w *walk) error {
 			if err := w.body(i); err != nil {
 				return err
 			}
-			if len(b.points) == 0 || len(b.points) == 1 && b.points[0].cost <= maxFree {
+			if len(b.points) == 0 || len(b.points) == 1 && b.points[0].cost <= m.free {
 				b.free, found = true, true
 				if len(b.points) == 1 {
-					m.free[int(m.imported)+i] = b.points[0].cost
+					m.callCost[int(m.imported)+i] = b.points[0].cost
 				}
 				b.points = nil
 			}
@@ -375,7 +378,7 @@ func (w *walk) charge(at int, cost int64) {
 	if s.region < 0 || cost == 0 {
 		return
 	}
-	if s.cost > 0 && s.cost+cost > maxAhead {
+	if s.cost > 0 && s.cost+cost > w.m.ahead {
 		w.parts++
 		w.point(at, w.parts%checkEvery == 0)
 		s = w.here()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -17,6 +18,8 @@ import (
 
 	"github.com/millrace/millrace/plugins/meter"
 )
+
+var index = regexp.MustCompile(`function\[\d+\]`)
 
 // errSpent is what the tests' tick ends a call with.
 var errSpent = fmt.Errorf("fuel is spent")
@@ -112,13 +115,14 @@ func wazeroFile(t testing.TB, parts ...string) string {
 	return filepath.Join(append([]string{dir, "internal", "integration_test"}, parts...)...)
 }
 
-// kind is an error's first line: what follows is a stack trace, in which addresses and helpers differ.
+// kind is an error's first line, but for the function's index: what follows is a stack trace, in which addresses
+// and helpers differ.
 func kind(err error) string {
 	if err == nil {
 		return ""
 	}
 	line, _, _ := strings.Cut(err.Error(), "\n")
-	return line
+	return index.ReplaceAllString(line, "function[…]")
 }
 
 // sameValue compares results; of a NaN the payload is not defined.

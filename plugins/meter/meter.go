@@ -55,7 +55,13 @@ type Options struct {
 // event.ErrInvalid that names the place and the value. It does not validate types: compile the result, and
 // what was invalid before is invalid after. It never changes module.
 func Instrument(module []byte, o Options) ([]byte, error) {
-	m := &rewriter{in: module, limits: o.Limits.withDefaults()}
+	return instrument(module, o, maxAhead, maxFree)
+}
+
+// instrument is Instrument with what it charges ahead at most, and up to which cost a function leaves
+// charging to its callers. With 0 and -1 every instruction is charged when it is executed.
+func instrument(module []byte, o Options, ahead, free int64) ([]byte, error) {
+	m := &rewriter{in: module, limits: o.Limits.withDefaults(), ahead: ahead, free: free}
 	if err := m.run(); err != nil {
 		return nil, event.Bad(event.ErrInvalid, "module", err.Error())
 	}
@@ -66,6 +72,8 @@ func Instrument(module []byte, o Options) ([]byte, error) {
 type rewriter struct {
 	in, out []byte
 	limits  Limits
+	ahead   int64
+	free    int64
 
 	sections []section
 	types    []funcType
@@ -74,8 +82,8 @@ type rewriter struct {
 	tables   []byte   // element type of each table, imported ones first
 	globals  uint32
 	bodies   []body
-	taken    map[uint32]bool // functions that are in tables, referred to, or the start
-	free     []int64         // what a call of each function costs its caller for what it does not charge itself
+	taken    map[uint32]bool // functions in tables, referred to, exported, or the start
+	callCost []int64         // what a call of each function costs its caller for what it does not charge itself
 
 	newTypes [][]byte // appended to the type section, encoded
 	helpers  []helper

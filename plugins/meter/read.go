@@ -95,6 +95,8 @@ func (m *rewriter) readSection(r *reader, id byte) {
 			m.constExpr(r, nil)
 			m.globals++
 		})
+	case secExport:
+		m.exportSection(r)
 	case secStart:
 		m.function(r, "the start function")
 	case secElement:

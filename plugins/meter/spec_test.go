@@ -213,7 +213,7 @@ func sameResults(t *testing.T, line int, types []api.ValueType, a, b []uint64) {
 }
 
 // sameState compares what a guest leaves behind: its memory.
-func sameState(t *testing.T, a, b api.Module) {
+func sameState(t testing.TB, a, b api.Module) {
 	t.Helper()
 	ma, mb := memoryOf(a), memoryOf(b)
 	if (ma == nil) != (mb == nil) {

@@ -141,6 +141,7 @@ func (m *rewriter) exportSection(r *reader) []byte {
 			index := r.u32("index")
 			switch have := uint32(len(m.funcs)); {
 			case kind == 0 && index < have:
+				m.taken[index] = true
 				index = m.moved(index)
 			case kind == 0, kind == 3 && index >= m.globals:
 				r.fail("export %.60q is a function or global %d, which does not exist", name, index)
