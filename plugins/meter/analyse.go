@@ -321,6 +321,9 @@ func (w *walk) open(r *reader, in *instr) {
 		f.loop = int32(len(w.b.loops))
 		w.b.loops = append(w.b.loops, loop{parent: w.inside[len(w.inside)-1]})
 		dead := w.here().region < 0
+		if w.m.ahead == 0 {
+			w.here().cost = 1
+		}
 		w.levels, w.inside = append(w.levels, nowhere), append(w.inside, f.loop)
 		if !dead {
 			w.point(r.at, true)
@@ -404,6 +407,9 @@ func (w *walk) join(a, b state) state {
 		return a
 	}
 	x, y := w.find(a.region), w.find(b.region)
+	if w.m.ahead == 0 { // the next instruction is to have a point of its own
+		return state{cost: 1, region: x}
+	}
 	if x != y {
 		w.parent[y] = x
 		w.most[x] = max(w.most[x], w.most[y])
