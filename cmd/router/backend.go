@@ -39,6 +39,27 @@ func reader(r *engine.Reader, err error) (httpapi.Reader, error) {
 	return r, nil
 }
 
+// FunctionLog reads a function's log; the interface wants its own type.
+func (b backend) FunctionLog(_ context.Context, name string, limit int) (httpapi.LogReader, error) {
+	r, err := b.Engine.FunctionLog(name, limit)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Shadow tells how the versions that run beside a subscription's own compare.
+func (b backend) Shadow(_ context.Context, name string) ([]byte, error) {
+	shadows, err := b.Shadows(name)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(struct {
+		Subscription string              `json:"subscription"`
+		Shadows      []engine.ShadowInfo `json:"shadows"`
+	}{name, shadows})
+}
+
 // Ready says whether traffic should come here, and what is wrong where something is.
 func (b backend) Ready(context.Context) ([]byte, error) {
 	stats := b.store.Stats()

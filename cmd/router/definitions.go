@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,10 @@ type definitions struct {
 	path  string // of the rules; "" without
 	embed bool   // path is a name for o.ReadFile rather than a file on disk: the demo
 	log   *slog.Logger
+
+	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
+	// and is held by readers, and by writers while they turn them.
+	changing sync.Mutex
 
 	mu     sync.Mutex
 	file   *rules.Set // nil without rules
@@ -66,26 +71,27 @@ func (d *definitions) rulesState() *rulesState {
 
 // open loads what the API owns and the rules file, and puts them in force.
 func (d *definitions) open(ctx context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.api = owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}}
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}}
 	err := d.eng.Definitions(ctx, func(kind, name string, doc []byte) error {
-		if d.api[kind] == nil {
+		if api[kind] == nil {
 			return fmt.Errorf("the store holds a definition of kind %q, which this build does not know", kind)
 		}
-		d.api[kind][name] = doc
+		api[kind][name] = doc
 		return nil
 	})
 	if err != nil {
 		return err
 	}
+	d.turn(func() { d.api = api })
 	return d.load(ctx)
 }
 
 // reload reads the rules file again. A bad one changes nothing and is reported.
 func (d *definitions) reload(ctx context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	return d.load(ctx)
 }
 
@@ -94,20 +100,29 @@ func (d *definitions) load(ctx context.Context) error {
 		return d.apply(ctx, nil, d.api)
 	}
 	before := stampOf(d.path) // what changes from here on is read again
-	d.stamp = before + d.stampFiles()
+	d.turn(func() { d.stamp = before + d.stampFiles() })
 	set, err := d.parse(ctx)
 	if err == nil {
 		err = d.apply(ctx, set, d.api)
 	}
-	d.loaded.Path = d.path
-	if err != nil {
-		d.loaded.Error = err.Error()
-		return err
-	}
-	d.file = set
-	d.stamp = before + d.stampFiles() // which other files there are is known only now
-	d.loaded = rulesState{Path: d.path, Revision: set.Revision, Loaded: time.Now().UTC()}
-	return nil
+	d.turn(func() {
+		d.loaded.Path = d.path
+		if err != nil {
+			d.loaded.Error = err.Error()
+			return
+		}
+		d.file = set
+		d.stamp = before + d.stampFiles() // which other files there are is known only now
+		d.loaded = rulesState{Path: d.path, Revision: set.Revision, Loaded: time.Now().UTC()}
+	})
+	return err
+}
+
+// turn changes fields under mu.
+func (d *definitions) turn(change func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	change()
 }
 
 func (d *definitions) parse(ctx context.Context) (*rules.Set, error) {
@@ -229,7 +244,7 @@ func (d *definitions) function(ctx context.Context, f rules.Function, api owned)
 			}
 			def.Digest = pushed.Digest
 		}
-	case f.Module != nil:
+	case f.Module != nil && !d.host.Has(def.Digest):
 		digest, err := d.host.Put(ctx, f.Module)
 		if err != nil {
 			return def, event.At(fmt.Sprintf("%s:%d: functions.%s", def.Owner.File, def.Owner.Line, def.Name), err)
@@ -296,8 +311,8 @@ func (d *definitions) Create(ctx context.Context, kind string, doc []byte) ([]by
 	if err := event.CheckName(strings.TrimSuffix(kind, "s"), head.Name); err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	if err := d.refuseOwned(kind, head.Name); err != nil {
 		return nil, err
 	}
@@ -331,7 +346,7 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
 		return nil, strip(kind, name, err)
 	}
-	d.api = next
+	d.turn(func() { d.api = next })
 	return d.show(kind, name)
 }
 
@@ -369,14 +384,15 @@ func named(name string, doc []byte) ([]byte, error) {
 	}
 	delete(m, "state")
 	delete(m, "owner")
+	delete(m, "versions")
 	m["name"], _ = json.Marshal(name) // a checked name: it always marshals
 	return json.Marshal(m)
 }
 
 // Change patches a definition of the API's.
 func (d *definitions) Change(ctx context.Context, kind, name string, patch []byte) ([]byte, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	if err := d.refuseOwned(kind, name); err != nil {
 		return nil, err
 	}
@@ -400,8 +416,8 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 
 // Delete removes a definition of the API's; a topic with its events.
 func (d *definitions) Delete(ctx context.Context, kind, name string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.changing.Lock()
+	defer d.changing.Unlock()
 	if err := d.refuseOwned(kind, name); err != nil {
 		return err
 	}
@@ -417,7 +433,7 @@ func (d *definitions) Delete(ctx context.Context, kind, name string) error {
 	} else if err := d.apply(ctx, d.file, next, engine.Define(kind, name, nil)); err != nil {
 		return err
 	}
-	d.api = next
+	d.turn(func() { d.api = next })
 	return nil
 }
 
@@ -426,10 +442,10 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 	if err := event.CheckName("function", name); err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if f, ok := d.fileFunction(d.file, name); ok && !f.Pushed {
-		return nil, event.Bad(event.ErrConflict, "name", fmt.Sprintf("function %q is defined at %s:%d with a module of its own; `wasm: pushed` there lets versions be pushed", name, f.Owner.File, f.Owner.Line))
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	if err := d.refusePush(name); err != nil {
+		return nil, err
 	}
 	settings := map[string]json.RawMessage{}
 	if old := d.api[kindFunctions][name]; old != nil {
@@ -464,7 +480,74 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 	if err != nil {
 		return nil, err
 	}
+	return d.setFunction(ctx, name, doc)
+}
+
+// refusePush refuses to set the version of a function that the rules file gives a module.
+func (d *definitions) refusePush(name string) error {
+	if f, ok := d.fileFunction(d.file, name); ok && !f.Pushed {
+		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("function %q is defined at %s:%d with a module of its own; `wasm: pushed` there lets versions be pushed", name, f.Owner.File, f.Owner.Line))
+	}
+	return nil
+}
+
+// setFunction is set, but nothing where the definition is what it was.
+func (d *definitions) setFunction(ctx context.Context, name string, doc []byte) ([]byte, error) {
+	doc, err := named(name, doc)
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Equal(doc, d.api[kindFunctions][name]) {
+		return d.show(kindFunctions, name)
+	}
 	return d.set(ctx, kindFunctions, name, doc)
+}
+
+// Rollback puts a version of a function in force that was before: the one that to names, which may be
+// abbreviated, or the last but the current one.
+func (d *definitions) Rollback(ctx context.Context, name, to string) ([]byte, error) {
+	d.changing.Lock()
+	defer d.changing.Unlock()
+	f, err := d.eng.Function(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.refusePush(name); err != nil {
+		return nil, err
+	}
+	digests := []string{}
+	for _, v := range f.Versions {
+		if v.Digest != f.Digest {
+			digests = append(digests, v.Digest)
+		}
+	}
+	switch {
+	case to != "":
+		if to, err = plugins.ResolveDigest(to, append(digests, f.Digest)); errors.Is(err, event.ErrNotFound) {
+			err = event.Bad(event.ErrNotFound, "to", fmt.Sprintf("no version %.90q of function %q is kept; `GET /v1/functions/%s` lists them", to, name, name))
+		}
+		if err != nil {
+			return nil, event.At("to", err)
+		}
+	case len(digests) == 0:
+		return nil, event.Bad(event.ErrConflict, "to", fmt.Sprintf("function %q has had no other version; push one", name))
+	default:
+		to = digests[0]
+	}
+	settings := map[string]json.RawMessage{}
+	if old := d.api[kindFunctions][name]; old != nil {
+		if err := json.Unmarshal(old, &settings); err != nil {
+			return nil, err
+		}
+	}
+	if settings["wasm"], err = json.Marshal(to); err != nil {
+		return nil, err
+	}
+	doc, err := json.Marshal(settings)
+	if err != nil {
+		return nil, err
+	}
+	return d.setFunction(ctx, name, doc)
 }
 
 // CheckRules says what is wrong with a rules file, as `router rules validate` does.

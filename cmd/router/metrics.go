@@ -118,6 +118,8 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	}
 	m.collectTopics(e, out)
 	m.collectSubscriptions(e, out)
+	m.collectFunctions(e, out)
+	m.collectShadows(e, out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)

@@ -82,6 +82,30 @@ type functionDoc struct {
 	Config map[string]string `json:"config,omitempty"`
 	Owner  string            `json:"owner"`
 	State  functionState     `json:"state"`
+
+	Versions []versionDoc `json:"versions"`
+}
+
+// versionDoc is a version that was in force: the current one, the previous one, which is ready for a
+// rollback, and those that are kept besides.
+type versionDoc struct {
+	engine.Version
+	State string `json:"state"`
+}
+
+func versionDocs(f engine.FunctionInfo) []versionDoc {
+	docs := []versionDoc{}
+	for i, v := range f.Versions {
+		state := "kept"
+		switch {
+		case v.Digest == f.Digest:
+			state = "current"
+		case i == 1:
+			state = "previous"
+		}
+		docs = append(docs, versionDoc{v, state})
+	}
+	return docs
 }
 
 type functionState struct {
@@ -90,6 +114,10 @@ type functionState struct {
 	Events    uint64            `json:"events"`
 	Rejects   uint64            `json:"rejects"`
 	Failures  map[string]uint64 `json:"failures"`
+	Results   map[string]uint64 `json:"results"`
+	Fuel      uint64            `json:"fuel"`
+	Seconds   float64           `json:"seconds"` // in calls
+	Swaps     uint64            `json:"swaps"`   // of versions since the start
 	Instances int               `json:"instances"`
 	Memory    int64             `json:"memoryBytes"`
 }
@@ -98,13 +126,12 @@ func (d *definitions) functionDoc(f engine.FunctionInfo) functionDoc {
 	l := f.Limits.WithDefaults()
 	doc := functionDoc{Name: f.Name, Wasm: f.Digest, Config: f.Config, Owner: d.ownerText(kindFunctions, f.Name),
 		Limits: map[string]string{"memory": sizeText(l.Memory), "output": sizeText(int64(l.Output))},
-		State: functionState{Digest: f.Digest, Calls: f.Stats.Calls, Events: f.Stats.Events, Rejects: f.Stats.Rejects,
-			Failures: map[string]uint64{}, Instances: f.Stats.Instances, Memory: f.Stats.Memory}}
+		State: functionState{Digest: f.Digest, Calls: f.Counts.Calls, Events: f.Counts.Events, Rejects: f.Counts.Results["reject"],
+			Failures: f.Counts.Failures, Results: f.Counts.Results, Fuel: f.Counts.Fuel, Seconds: f.Counts.Time.Seconds(), Swaps: f.Counts.Swaps,
+			Instances: f.Stats.Instances, Memory: f.Stats.Memory},
+		Versions: versionDocs(f)}
 	if f.Pushed {
 		doc.Wasm = "pushed"
-	}
-	for reason, n := range f.Stats.Failures {
-		doc.State.Failures[string(reason)] = n
 	}
 	return doc
 }

@@ -23,6 +23,7 @@ func subscriptionsCommand(p *program) *cobra.Command {
 		subscriptionsDo(p, "pause", "Stop delivering until resumed; events keep"),
 		subscriptionsDo(p, "resume", "Deliver again; also after a target answered 410"),
 		subscriptionsSeek(p),
+		subscriptionsShadow(p),
 	)
 	return cmd
 }

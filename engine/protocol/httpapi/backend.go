@@ -15,6 +15,26 @@ type Backend interface {
 	Puller
 	Definitions
 	Operator
+	Functions
+}
+
+// Functions is what there is to functions besides their definitions.
+type Functions interface {
+	// Rollback puts another version of a function in force: the one before, or the one that a digest, which
+	// may be abbreviated, names.
+	Rollback(ctx context.Context, name, to string) (shown []byte, err error)
+	// FunctionLog begins to read the last lines of a function's log, at most limit.
+	FunctionLog(ctx context.Context, name string, limit int) (LogReader, error)
+	// Shadow returns how the versions that run beside a subscription's own compare, as JSON.
+	Shadow(ctx context.Context, subscription string) ([]byte, error)
+}
+
+// LogReader reads a function's log, a JSON object a line without its end. It belongs to one goroutine and
+// holds nothing that must be given back. Lines are read-only.
+type LogReader interface {
+	// Next waits for the next line; an error is ctx's, or event.ErrGone when the function is.
+	Next(ctx context.Context) ([]byte, error)
+	TryNext() (line []byte, ok bool)
 }
 
 // Publisher takes events in.

@@ -27,6 +27,7 @@ type fake struct {
 	notWell error
 	open    int // readers
 	waited  time.Duration
+	fakeLogs
 }
 
 type fakeTopic struct {

@@ -27,6 +27,7 @@ var described = sync.OnceValues(func() (routers.Router, error) {
 		return nil, err
 	}
 	doc.Servers = nil // the tests' own
+	openapi3filter.RegisterBodyDecoder("application/x-ndjson", openapi3filter.FileBodyDecoder)
 	return gorillamux.NewRouter(doc)
 })
 
