@@ -39,6 +39,7 @@ func BenchmarkCall(b *testing.B) {
 		{"redact/Go", goGuest(b, quickstartDir), order()},
 		{"enrich/Go", goGuest(b, enrichDir), order()},
 		{"enrich/C", cSample(b, cSDK+"/examples/enrich/enrich.c", wasiReactor...), order()},
+		{"enrich/AssemblyScript", asSample(b), order()},
 		{"enrich/Rust", rustGuest(b, rustSDK+"/examples/enrich"), order()},
 	} {
 		f := open(b, newHost(b, plugins.Options{}), g.module, quickstart)

@@ -2,6 +2,7 @@ package native_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -186,4 +187,84 @@ func redacts(t *testing.T, module []byte) {
 
 func TestCReadme(t *testing.T) {
 	redacts(t, cSample(t, readme(t, cSDK, "c", "f.c"), noSystem...))
+}
+
+const asSDK = "../../../sdk/assemblyscript"
+
+// asc is a run of AssemblyScript's compiler in a folder.
+func asc(t testing.TB, dir string, args ...string) *exec.Cmd {
+	t.Helper()
+	compiler, err := filepath.Abs("../../../scripts/npm/node_modules/assemblyscript/bin/asc.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := exec.Command("node", append([]string{compiler}, args...)...)
+	c.Dir = dir
+	return c
+}
+
+func asGuest(t testing.TB, dir, source, abort string) []byte {
+	t.Helper()
+	return guestOf(t, dir+"/"+source, func(out string) *exec.Cmd {
+		return asc(t, dir, source, "-o", out, "-O3", "--runtime", "minimal", "--exportStart", "_initialize",
+			"--enable", "bulk-memory", "--use", "abort="+abort)
+	})
+}
+
+func asSample(t testing.TB) []byte {
+	return asGuest(t, asSDK, "examples/enrich/enrich.ts", "assembly/abort/abort")
+}
+
+func TestEnrichAssemblyScript(t *testing.T) { enriches(t, asSample(t)) }
+
+func TestAssemblyScriptReadme(t *testing.T) {
+	source := readme(t, asSDK, "ts", "f.ts")
+	sdk, err := filepath.Abs(asSDK)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packages := filepath.Join(filepath.Dir(source), "node_modules")
+	if err := os.Mkdir(packages, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(sdk, filepath.Join(packages, "millrace")); err != nil {
+		t.Fatal(err)
+	}
+	redacts(t, asGuest(t, filepath.Dir(source), "f.ts", "~lib/millrace/assembly/abort/abort"))
+}
+
+// The table, run by the scanner in AssemblyScript.
+func TestAssemblyScriptSDK(t *testing.T) {
+	driver := filepath.Join(built.dir, "driver.wasm")
+	c := asc(t, asSDK, "tests/driver.ts", "-o", driver, "-O3", "--runtime", "incremental", "--use", "abort=")
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", c, err, out)
+	}
+	scanTable(t, exec.Command("node", asSDK+"/tests/driver.mjs", driver))
+}
+
+// Neither the SDK's own memory nor a handler's objects pile up: strings, attributes, splits, rejects.
+func TestAssemblyScriptMemoryStays(t *testing.T) {
+	const limit = 2 << 20
+	f := open(t, newHost(t, plugins.Options{Instances: 1}), asSample(t), event.Function{Limits: event.FunctionLimits{Memory: limit}})
+	c := &plugins.Call{}
+	for i, kind := range []string{"order", "order.split", "order.ask", "order.bad", "order", "nothing"} {
+		data := `{"email":"a@b","items":[1,2,3],"total":5,"note":"` + strings.Repeat("x", 2000) + `"}`
+		if kind == "nothing" {
+			data = "not json"
+		}
+		e := event.Event{ID: "1", Source: "/test", Type: kind, Data: []byte(data)}
+		r := event.Record(e.AppendRecord(nil))
+		r.SetPlace(event.Position{Offset: uint64(i + 1)}, 1e9)
+		c.Events = append(c.Events, r)
+	}
+	var out plugins.Outcome
+	for n := 0; n < 100_000; n += len(c.Events) {
+		if err := f.Call(context.Background(), c, &out); err != nil || len(out.Failures) > 0 {
+			t.Fatalf("after %d events: %v, %v", n, err, out.Failures)
+		}
+	}
+	if s := f.Stats(); s.Created != 1 || s.Retired != 0 {
+		t.Errorf("%d instances were made and %d thrown away", s.Created, s.Retired)
+	}
 }
