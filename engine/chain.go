@@ -28,6 +28,7 @@ type chain struct {
 	buf     []byte // records made by this batch; they outlive it
 	ev      event.Event
 	scratch []byte
+	view    *stateView // of functions that keep state; nil where none does
 }
 
 // link is one event between two functions.
@@ -83,6 +84,11 @@ func (h *chain) through(ctx context.Context, f *function) error {
 		h.call.Attempts = append(h.call.Attempts, h.items[l.origin].attempt)
 	}
 	h.out.Reset()
+	h.call.State = nil
+	if h.view != nil && f.def.Allow.KV {
+		h.view.of(h.items[0].rec.Partition(), f.def.Name)
+		h.call.State = h.view
+	}
 	if f.code == nil {
 		return fmt.Errorf("no version of function %s was pushed yet; `router functions push %s FILE` does: %w", f.def.Name, f.def.Name, event.ErrUnavailable)
 	}
@@ -96,6 +102,9 @@ func (h *chain) through(ctx context.Context, f *function) error {
 		}
 	}
 	f.book.called(f.digest(), len(h.call.Events), time.Since(began), &h.out)
+	if h.call.State != nil {
+		h.view.stage(h.out.Writes())
+	}
 	for _, x := range h.out.Failures {
 		h.failed(h.level[x.Index].origin, failure{reason: string(x.Reason), err: x.Err, digest: f.digest()})
 	}

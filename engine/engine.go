@@ -18,7 +18,7 @@ import (
 //
 // What waits for what, outermost first: applying (one definition change at a time) →
 // subscription.commits (one row of a subscription under way to the store; several are held together only by
-// the flush, which never waits for one, and by applying) → partition.mu (a reader between blocks) →
+// the flush, which never waits for one, by applying, and by a seek of two halves, in this order) → partition.mu (a reader between blocks) →
 // subscription.mu (memory only, never held across a wait for the store, a function or a sink).
 type Engine struct {
 	o     Options

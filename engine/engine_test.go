@@ -28,6 +28,7 @@ type world struct {
 	e     *Engine
 	spec  Spec
 	now   func() time.Time // the store's clock; nil: time.Now
+	wrap  func(storage.Store) storage.Store
 }
 
 func newWorld(t testing.TB, o Options) *world {
@@ -46,6 +47,9 @@ func (w *world) open() {
 	w.store = store
 	o := w.o
 	o.Store = store
+	if w.wrap != nil {
+		o.Store = w.wrap(store)
+	}
 	if o.Flush == 0 {
 		o.Flush = 5 * time.Millisecond
 	}

@@ -182,7 +182,10 @@ func (s *subscription) lose(c *cursor, gen uint32, from, head event.Offset) {
 }
 
 func (s *subscription) stall(ctx context.Context, p *partition, err error) {
-	if ctx.Err() != nil {
+	s.mu.Lock()
+	ended := s.ended // its topic may be gone
+	s.mu.Unlock()
+	if ctx.Err() != nil || ended {
 		return
 	}
 	s.e.o.Log.Error("a subscription cannot read its topic", "subscription", s.name, "topic", s.topic.name, "partition", p.id.Partition, "error", err)

@@ -198,7 +198,7 @@ func (f *folded) fold(ops []storage.Op, plan *Plan) []storage.Op {
 	s := f.s
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if plan.subs[s.name] != s {
+	if plan.subs[s.key] != s {
 		return ops // removed: its rows are gone and must stay so
 	}
 	f.cleared, s.parked.cleared = s.parked.cleared, nil

@@ -91,7 +91,7 @@ func (s *subscription) openLease(id string) (leaseRef, bool) {
 }
 
 func (e *Engine) pullable(name string) (*subscription, *subConfig, error) {
-	s, err := e.subscription(name)
+	s, err := e.delivering(name)
 	if err != nil {
 		return nil, nil, err
 	}

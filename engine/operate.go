@@ -14,15 +14,15 @@ import (
 
 func (e *Engine) subscription(name string) (*subscription, error) {
 	p := e.plan.Load()
-	if s := p.subs[name]; s != nil {
+	if s := p.subs[name]; s != nil && s.key == s.name {
 		return s, nil
 	}
 	if err := event.CheckName("subscription", name); err != nil {
 		return nil, err
 	}
 	have := make([]string, 0, len(p.subs))
-	for n := range p.subs {
-		have = append(have, n)
+	for _, s := range p.subs {
+		have = append(have, s.name)
 	}
 	return nil, unknown("subscription", name, have, "`router subscriptions list` shows them all")
 }
@@ -54,6 +54,11 @@ func (e *Engine) setState(ctx context.Context, name string, change func(*subRow)
 	if err != nil {
 		return err
 	}
+	if d := e.plan.Load().subs[deliveryKey(name)]; d != nil {
+		if err := d.setState(ctx, change); err != nil {
+			return err
+		}
+	}
 	return s.setState(ctx, change)
 }
 
@@ -77,7 +82,8 @@ func (s *subscription) setState(ctx context.Context, change func(*subRow)) error
 }
 
 // Seek moves a subscription, one commit for all partitions. Parked deliveries below the target are settled;
-// of those at or above it the ones that the ring still holds are read again, the others stay due.
+// of those at or above it the ones that the ring still holds are read again, the others stay due. The state of
+// functions stays as it is.
 func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	s, err := e.subscription(name)
 	if err != nil {
@@ -93,6 +99,28 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 		return fmt.Errorf("subscription %s was just removed: %w", s.name, event.ErrNotFound)
 	}
 
+	if err := s.seek(ctx, offsets); err != nil {
+		return err
+	}
+	d := e.plan.Load().subs[deliveryKey(name)]
+	if d == nil {
+		return nil
+	}
+	// What the functions have put out so far is of what the seek leaves behind, or will be made again.
+	d.commits.Lock()
+	defer d.commits.Unlock()
+	if d.gone {
+		return nil
+	}
+	if offsets, err = d.topic.resolve(ctx, event.Start{}); err != nil {
+		return err
+	}
+	return d.seek(ctx, offsets)
+}
+
+// seek moves the subscription's cursors. The caller holds s.commits.
+func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
+	e := s.e
 	b := storage.Batch{}
 	for i, off := range offsets {
 		row := (&cursor{}).appendRow(nil, off)
@@ -124,7 +152,7 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	for _, c := range delivered {
 		finished[c.key] = true
 	}
-	err = e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+	err := e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
 		_, pos := splitParkedKey(k)
 		head := s.topic.parts[pos.Partition].log.Bounds().Head
 		to := offsets[pos.Partition]
@@ -198,6 +226,8 @@ type SubscriptionInfo struct {
 	ParkedBytes int64
 	Leased      int
 	Digests     []string // of its functions, in order
+	StateKeys   int64    // that its functions keep
+	StateBytes  int64    // of keys and values
 
 	// Counters since the start.
 	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost uint64
@@ -207,13 +237,18 @@ type SubscriptionInfo struct {
 func (e *Engine) Subscriptions() []SubscriptionInfo {
 	subs := e.plan.Load().subs
 	names := make([]string, 0, len(subs))
-	for n := range subs {
-		names = append(names, n)
+	for key, s := range subs {
+		if key == s.name {
+			names = append(names, key)
+		}
 	}
 	slices.Sort(names)
 	infos := make([]SubscriptionInfo, len(names))
 	for i, n := range names {
 		infos[i] = subs[n].info()
+		if d := subs[deliveryKey(n)]; d != nil {
+			infos[i] = infos[i].with(d.info())
+		}
 	}
 	return infos
 }
@@ -224,6 +259,9 @@ func (e *Engine) Subscription(name string) (SubscriptionInfo, error) {
 	if err != nil {
 		return SubscriptionInfo{}, err
 	}
+	if d := e.plan.Load().subs[deliveryKey(name)]; d != nil {
+		return s.info().with(d.info()), nil
+	}
 	return s.info(), nil
 }
 
@@ -232,9 +270,9 @@ func (s *subscription) info() SubscriptionInfo {
 	defer s.mu.Unlock()
 	c := s.config.Load()
 	info := SubscriptionInfo{
-		Subscription: c.Subscription, State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
+		Subscription: *c.shown(), State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
-		Dropped: s.c.Dropped, Lost: s.c.Lost,
+		Dropped: s.c.Dropped, Lost: s.c.Lost, StateKeys: s.state.keys, StateBytes: s.state.bytes,
 	}
 	for i, p := range s.topic.parts {
 		c := s.cursors[i]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 
 	"github.com/millrace/millrace/engine/event"
@@ -29,6 +30,9 @@ type SubscriptionSpec struct {
 	Program     *filters.Program                        // nil matches all
 	OpenSink    func(ctx context.Context) (Sink, error) // Push only
 	Fingerprint string                                  // of all that matters, secrets included: equal ones keep running
+
+	half  half               // of the subscription as its owner wrote it
+	asked event.Subscription // which is this, for a function half
 }
 
 // Plan is what is in force. It is immutable: Apply builds the next one and swaps.
@@ -66,14 +70,16 @@ func (f *function) release(ctx context.Context) error {
 
 // change collects what Apply opened, so that a plan that fails to build changes nothing.
 type change struct {
-	next   Plan
-	ops    []storage.Op
-	topics []*topic        // new
-	defs   []redefined     // topics whose definition changes once the commit is through
-	subs   []*subscription // new
-	swaps  []swap
-	gone   []*subscription
-	undo   []func()
+	next    Plan
+	ops     []storage.Op
+	topics  []*topic          // new
+	defs    []redefined       // topics whose definition changes once the commit is through
+	subs    []*subscription   // new
+	made    map[string]string // topics between two halves → their subscription
+	dropped []*topic          // such topics that go
+	swaps   []swap
+	gone    []*subscription
+	undo    []func()
 
 	versions []versioned
 }
@@ -83,6 +89,7 @@ type change struct {
 type redefined struct {
 	t    *topic
 	next *topicDef
+	of   string
 }
 
 type swap struct {
@@ -117,10 +124,16 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	err := spec.checkNames()
 	if err == nil {
+		spec, err = e.split(ctx, c, old, spec)
+	}
+	if err == nil {
 		err = errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions, opened))
 	}
 	if err == nil {
 		err = e.planSubscriptions(ctx, c, old, spec.Subscriptions)
+	}
+	if err == nil {
+		c.dropBetween(spec)
 	}
 	if err == nil && len(c.ops) > 0 {
 		err = e.commitChange(ctx, c)
@@ -138,6 +151,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 // commitChange writes a change. Rows of the subscriptions that go must not be written after it: whoever
 // changes their state waits, and then finds them gone.
 func (e *Engine) commitChange(ctx context.Context, c *change) error {
+	slices.SortFunc(c.gone, func(a, b *subscription) int { return strings.Compare(a.key, b.key) }) // as Seek locks two halves
 	for _, s := range c.gone {
 		s.commits.Lock()
 		defer s.commits.Unlock()
@@ -177,6 +191,7 @@ func (s *Spec) checkNames() error {
 func (e *Engine) redefine(ctx context.Context, c *change) {
 	for _, r := range c.defs {
 		r.t.def.Store(r.next)
+		r.t.of = r.of
 		for _, p := range r.t.parts {
 			if _, err := e.store.OpenLog(ctx, p.id, logOptions(r.next.Topic)); err != nil {
 				e.o.Log.Error("a topic's bounds are not in force before the next start", "topic", r.t.name, "error", err)
@@ -202,6 +217,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 		c.next.deadLetters[s.config.Load().DeadLetter] = true
 	}
 	e.plan.Store(&c.next)
+	e.endDropped(c)
 	for _, t := range c.next.topics {
 		e.feedTopic(t, c.next.subs)
 	}
@@ -290,7 +306,7 @@ func (e *Engine) planTopic(ctx context.Context, c *change, def event.Topic) erro
 	t := c.next.topics[def.Name]
 	if t == nil {
 		e.serial++
-		row := topicRow{Serial: e.serial, Def: def}
+		row := topicRow{Serial: e.serial, Def: def, Of: c.made[def.Name]}
 		if t, err = e.openTopic(ctx, row); err != nil {
 			return err
 		}
@@ -303,8 +319,8 @@ func (e *Engine) planTopic(ctx context.Context, c *change, def event.Topic) erro
 	if was.Partitions != def.Partitions {
 		return event.Bad(event.ErrConflict, "partitions", fmt.Sprintf("%d; the topic was made with %d, and the number is fixed: make another topic", def.Partitions, was.Partitions))
 	}
-	c.defs = append(c.defs, redefined{t, &topicDef{def, schema}})
-	return c.putTopic(topicRow{Serial: t.serial, Def: def})
+	c.defs = append(c.defs, redefined{t, &topicDef{def, schema}, c.made[def.Name]})
+	return c.putTopic(topicRow{Serial: t.serial, Def: def, Of: c.made[def.Name]})
 }
 
 func (c *change) putTopic(row topicRow) error {
@@ -355,14 +371,14 @@ func (e *Engine) planSubscriptions(ctx context.Context, c *change, old *Plan, sp
 
 func (c *change) remove(s *subscription) {
 	c.gone = append(c.gone, s)
-	c.ops = append(append(c.ops, del(tableSubs, []byte(s.name))), s.removal()...)
+	c.ops = append(append(c.ops, del(tableSubs, []byte(s.key))), s.removal()...)
 }
 
 // removal deletes all rows that go by the subscription's number.
 func (s *subscription) removal() []storage.Op { return removal(s.serial) }
 
 func removal(serial uint32) []storage.Op {
-	return []storage.Op{delPrefix(tableCursors, serial), delPrefix(tableParked, serial), del(tableParkedSize, key32(serial))}
+	return append(removalOfState(serial), delPrefix(tableCursors, serial), delPrefix(tableParked, serial), del(tableParkedSize, key32(serial)))
 }
 
 // removeStale deletes what the store has of subscriptions that were in force before this start and are not
@@ -399,13 +415,14 @@ func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spe
 	if spec.DeadLetter == spec.Topic {
 		return event.Invalid("deadLetter", fmt.Sprintf("%q is the topic that the subscription reads: its dead letters would come back to it for ever; name another", spec.DeadLetter))
 	}
-	s := old.subs[spec.Name]
+	key := spec.key()
+	s := old.subs[key]
 	if s != nil && s.topic != t {
 		c.remove(s) // another topic is another subscription: its cursor means nothing here
 		s = nil
 	}
 	if s != nil && s.config.Load().same(spec, c.next.functions) {
-		c.next.subs[spec.Name] = s
+		c.next.subs[key] = s
 		return nil
 	}
 	next, err := e.openConfig(ctx, c.next.functions, spec)
@@ -421,14 +438,14 @@ func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spe
 		return err
 	}
 	if s != nil {
-		c.next.subs[spec.Name] = s
+		c.next.subs[key] = s
 		c.swaps = append(c.swaps, swap{s, next})
 		return nil
 	}
 	if s, err = e.openSubscription(ctx, c, t, next); err != nil {
 		return err
 	}
-	c.next.subs[spec.Name] = s
+	c.next.subs[key] = s
 	c.subs = append(c.subs, s)
 	return nil
 }
@@ -450,6 +467,7 @@ func (e *Engine) DeleteTopic(ctx context.Context, name string, ops ...storage.Op
 	}
 	if len(users) > 0 {
 		slices.Sort(users)
+		users = slices.Compact(users)
 		return event.Bad(event.ErrConflict, "topic", fmt.Sprintf("%q is used by the subscriptions %q; delete or change them first", name, users))
 	}
 	ops = append(ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial))

@@ -51,14 +51,23 @@ func (s *subscription) pump(crew *crew) {
 			return
 		}
 		began := time.Now()
-		err := h.run(ctx)
-		perEvent = (perEvent*7 + time.Since(began)/time.Duration(len(h.items))) / 8
+		var err error
+		if h.c.stateful {
+			err = s.runStateful(ctx, h)
+		} else {
+			err = h.run(ctx)
+			perEvent = (perEvent*7 + time.Since(began)/time.Duration(len(h.items))) / 8
+		}
 		if err != nil {
 			s.putBack(h.items, "function cannot run: "+err.Error())
 			s.leave(h.c)
 			if ctx.Err() == nil {
 				pause(ctx, 200*time.Millisecond)
 			}
+			continue
+		}
+		if h.c.stateful { // it has settled what it ran
+			s.leave(h.c)
 			continue
 		}
 		s.unblock()
@@ -79,6 +88,12 @@ func (s *subscription) batch(crew *crew, h *chain, limit int) bool {
 	defer s.mu.Unlock()
 	for {
 		h.c = s.under()
+		if h.c != nil && h.c.stateful && crew.running > 1 && !s.ended {
+			s.leaveLocked(h.c) // the definition has changed: state has one pump
+			crew.running--
+			s.kick()
+			return false
+		}
 		if h.c != nil && !s.stopped() && s.transforms(h.c) && s.sends.len() < s.sendLimit(h.c) {
 			h.items = h.items[:0]
 			bytes := 0
@@ -131,8 +146,8 @@ func (s *subscription) unblock() {
 	s.mu.Unlock()
 }
 
-// toTopic settles a batch with everything that it puts into topics.
-func (s *subscription) toTopic(ctx context.Context, h *chain) {
+// collect makes what a batch puts into the subscription's topic.
+func (s *subscription) collect(ctx context.Context, h *chain) {
 	for _, l := range h.level {
 		x := &h.fates[l.origin]
 		if x.failed {
@@ -147,36 +162,42 @@ func (s *subscription) toTopic(ctx context.Context, h *chain) {
 		}
 		x.outputs = append(x.outputs, out)
 	}
+}
+
+// toTopic settles a batch with everything that it puts into topics.
+func (s *subscription) toTopic(ctx context.Context, h *chain) {
+	s.collect(ctx, h)
+	outputs, dropped := 0, 0
 	sts := make([]settlement, 0, len(h.items))
 	for i, it := range h.items {
-		if x := &h.fates[i]; x.failed {
+		x := &h.fates[i]
+		if x.failed {
 			sts = append(sts, s.failing(h.c, it, x.failure))
-		} else {
-			sts = append(sts, settlement{it: it, outputs: x.outputs})
+			continue
 		}
+		if len(x.outputs) == 0 {
+			dropped++
+		} else {
+			outputs++
+		}
+		sts = append(sts, settlement{it: it, outputs: x.outputs})
 	}
 	began := time.Now()
 	if s.settleUntil(ctx, sts) {
-		s.delivered(h, time.Since(began))
+		s.delivered(h.c, outputs, dropped, time.Since(began))
 	}
 }
 
-// delivered counts what a batch has put into topics.
-func (s *subscription) delivered(h *chain, took time.Duration) {
-	n := 0
-	s.mu.Lock()
-	for i := range h.items {
-		switch x := &h.fates[i]; {
-		case x.failed:
-		case len(x.outputs) == 0:
-			s.c.Dropped++
-		default:
-			n++
-		}
+// delivered counts what a batch has put into topics. From a function half it is still to be delivered.
+func (s *subscription) delivered(c *subConfig, outputs, dropped int, took time.Duration) {
+	if c.half == functionHalf {
+		outputs = 0
 	}
-	s.c.Delivered += uint64(n)
+	s.mu.Lock()
+	s.c.Dropped += uint64(dropped)
+	s.c.Delivered += uint64(outputs)
 	s.mu.Unlock()
-	for range n {
+	for range outputs {
 		s.e.o.Observer.Delivered(s.name, took)
 	}
 }

@@ -58,7 +58,7 @@ func (e *Engine) OpenSubscription(ctx context.Context, name string, start event.
 	if err != nil {
 		return nil, err
 	}
-	d := s.config.Load().Deliver
+	d := s.config.Load().shown().Deliver
 	if d.Face != event.Stream && d.Face != event.ToTopic {
 		return nil, event.Bad(event.ErrConflict, "subscription", fmt.Sprintf("%q delivers by %s; only one with `deliver: {stream: …}` or `{topic: …}` can be streamed", name, d.Face))
 	}

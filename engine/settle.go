@@ -21,7 +21,8 @@ type settlement struct {
 	it      item
 	park    *parkedEvent
 	outputs []output
-	dead    string // the typed reason, if one of the outputs is its dead letter
+	dead    string     // the typed reason, if one of the outputs is its dead letter
+	state   *stateView // what the batch that it is of wrote; the same in all of them
 }
 
 // output is an event that a step appends to a topic.
@@ -43,12 +44,14 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	touched := make([]bool, len(s.cursors))
 	was := s.parked.size
 	kept := sts[:0:0]
+	var state *stateView
 	s.mu.Lock()
 	for _, st := range sts {
 		if !s.retire(&b, st.it, touched) {
 			continue
 		}
 		kept = append(kept, st)
+		state = st.state
 		for _, o := range st.outputs {
 			s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event})
 		}
@@ -66,6 +69,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	}
 	if s.parked.size != was {
 		b.Ops = append(b.Ops, s.parked.op(s.serial))
+	}
+	if state != nil {
+		b.Ops = state.appendOps(b.Ops)
 	}
 	size := s.parked.size
 	s.mu.Unlock()
@@ -91,6 +97,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		s.parked.count += was.count - size.count
 		s.parked.bytes += was.bytes - size.bytes
 		return err
+	}
+	if state != nil {
+		state.committed()
 	}
 	for i, c := range s.cursors {
 		if touched[i] {
@@ -152,6 +161,10 @@ func (s *subscription) settleUntil(ctx context.Context, sts []settlement) bool {
 			s.e.o.Log.Warn("a subscription waits", "subscription", s.name, "error", err)
 		}
 		if errors.Is(err, event.ErrNotFound) {
+			if sts[0].state != nil { // the others' state has seen that of those that fail now
+				s.rerun(sts)
+				return false
+			}
 			sts = s.reroute(sts)
 		}
 		if ended || ctx.Err() != nil {
@@ -160,6 +173,15 @@ func (s *subscription) settleUntil(ctx context.Context, sts []settlement) bool {
 		pause(ctx, wait)
 		wait = min(2*wait, 2*time.Second)
 	}
+}
+
+// rerun gives back a batch that has to be run anew.
+func (s *subscription) rerun(sts []settlement) {
+	items := make([]item, len(sts))
+	for i, st := range sts {
+		items[i] = st.it
+	}
+	s.putBack(items, "")
 }
 
 // standing fails if one of the outputs' topics was deleted.
@@ -321,6 +343,7 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 		{Name: "deadletterposition", Value: s.topic.name + "/" + it.rec.Position().String()},
 		{Name: "deadletterfunction", Value: f.digest},
 		{Name: "deadletterversions", Value: f.made.versions},
+		{Name: "deadletterhalf", Value: s.config.Load().half.String()},
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}

@@ -18,7 +18,8 @@ import (
 // definition can be swapped (config) while it keeps its cursors.
 type subscription struct {
 	e      *Engine
-	name   string
+	name   string // as its owner knows it
+	key    string // as the engine does: see SubscriptionSpec.key
 	serial uint32 // its incarnation
 	topic  *topic
 	seed   [32]byte // what its functions' random numbers derive from
@@ -44,6 +45,7 @@ type subscription struct {
 	room     *sync.Cond    // the queue or sends has room again
 	pullers  chan struct{} // closed when there is something to pull; nil when nobody waits
 	parked   parkedSize
+	state    stateSize
 	leases   leaseBook
 	workers  sync.WaitGroup
 	c        counters
@@ -69,6 +71,7 @@ type subRow struct {
 type subConfig struct {
 	SubscriptionSpec
 	functions []*function
+	stateful  bool // one of them keeps state
 	sink      Sink
 	refs      atomic.Int32
 	digests   []byte // of the functions' versions, one after the other
@@ -103,6 +106,7 @@ func (e *Engine) openConfig(ctx context.Context, functions map[string]*function,
 			return nil, event.At(fmt.Sprintf("functions[%d]", i), unknown("function", name, have, ""))
 		}
 		c.functions = append(c.functions, f)
+		c.stateful = c.stateful || f.def.Allow.KV
 	}
 	if spec.Deliver.Face == event.Push {
 		if spec.OpenSink == nil {
@@ -181,14 +185,15 @@ func (s *subscription) leave(c *subConfig) {
 // openSubscription makes the state of a subscription that is new to this run: as the store has it, or new
 // where the definition says that it starts.
 func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, config *subConfig) (*subscription, error) {
-	s := &subscription{e: e, name: config.Name, topic: t}
+	s := &subscription{e: e, name: config.Name, key: config.key(), topic: t}
 	s.room = sync.NewCond(&s.mu)
 	s.pumps.wake, s.senders.wake = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.config.Store(config)
+	s.state.next = make([]int64, len(t.parts))
 	for range t.parts {
 		s.cursors = append(s.cursors, &cursor{})
 	}
-	value, err := e.store.Load(ctx, tableSubs, []byte(s.name))
+	value, err := e.store.Load(ctx, tableSubs, []byte(s.key))
 	if err != nil {
 		return nil, err
 	}
@@ -237,7 +242,7 @@ func (c *change) putSub(s *subscription) error {
 
 func (s *subscription) rowOp() (storage.Op, error) {
 	value, err := json.Marshal(s.row)
-	return put(tableSubs, []byte(s.name), value), err
+	return put(tableSubs, []byte(s.key), value), err
 }
 
 func (s *subscription) restore(ctx context.Context) error {
@@ -258,6 +263,9 @@ func (s *subscription) restore(ctx context.Context) error {
 		for _, off := range out {
 			c.out.add(off)
 		}
+	}
+	if err := s.restoreState(ctx); err != nil {
+		return err
 	}
 	return s.restoreParked(ctx)
 }

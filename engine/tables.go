@@ -18,6 +18,10 @@ const (
 	tableParked      storage.Table = 7  // subscription u32, due i64, partition u32, offset u64 → parked row
 	tableParkedSize  storage.Table = 8  // subscription u32 → count u64, bytes u64
 	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
+
+	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
+	tableStateExpiry storage.Table = 10 // subscription u32, partition u32, expiry i64, then as in tableState → nothing
+	tableStateSize   storage.Table = 11 // subscription u32 → keys u64, bytes u64
 )
 
 var be = binary.BigEndian

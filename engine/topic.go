@@ -22,6 +22,7 @@ import (
 type topicRow struct {
 	Serial uint32 // the incarnation
 	Def    event.Topic
+	Of     string `json:",omitempty"` // the subscription between whose halves the router put it
 }
 
 // topic is a topic at work. Its partitions live as long as the engine or until it is deleted.
@@ -29,6 +30,7 @@ type topic struct {
 	name    string
 	source  string // of events whose client named none
 	serial  uint32
+	of      string // see topicRow; guarded by Engine.applying
 	def     atomic.Pointer[topicDef]
 	parts   []*partition
 	started bool          // its readers run; guarded by Engine.applying
@@ -107,7 +109,7 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 	if err != nil {
 		return nil, event.At("topics."+row.Def.Name, err)
 	}
-	t := &topic{name: row.Def.Name, source: "/topics/" + row.Def.Name, serial: row.Serial, ended: make(chan struct{})}
+	t := &topic{name: row.Def.Name, source: "/topics/" + row.Def.Name, serial: row.Serial, of: row.Of, ended: make(chan struct{})}
 	t.def.Store(&topicDef{row.Def, schema})
 	for i := range row.Def.Partitions {
 		p := &partition{topic: t, id: storage.LogID{Topic: t.serial, Partition: event.Partition(i)}}
