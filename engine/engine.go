@@ -44,10 +44,12 @@ type Engine struct {
 	litter chan struct{} // modules may have become unnamed
 	logged atomic.Int64  // bytes of all functions' logs
 
-	shadowing sync.WaitGroup // every shadow's worker
-	parked    schedule
-	turn      atomic.Uint32 // partitions for events without a key, in turn
-	clock     timeText
+	shadowing  sync.WaitGroup // every shadow's worker
+	shadowLife func() context.Context
+	endShadows context.CancelFunc
+	parked     schedule
+	turn       atomic.Uint32 // partitions for events without a key, in turn
+	clock      timeText
 }
 
 // Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.
@@ -64,6 +66,8 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	work, abort := context.WithCancel(context.WithoutCancel(ctx))
 	e.stop, e.abort = stop, abort
 	e.working = func() context.Context { return work }
+	shadowLife, endShadows := context.WithCancel(work)
+	e.shadowLife, e.endShadows = func() context.Context { return shadowLife }, endShadows
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
 	e.parked.wake = make(chan struct{}, 1)
 	e.plan.Store(&Plan{})
@@ -153,6 +157,7 @@ func (e *Engine) Close(ctx context.Context) error {
 	}
 	e.closed = true
 	e.stop()
+	e.endShadows()
 	p := e.plan.Load()
 	for _, s := range p.subs {
 		s.close()

@@ -244,7 +244,7 @@ func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []str
 				continue
 			}
 			if st.bad {
-				st.failed.done, st.failed.hash = st.done, hashOutputs(st.recs)
+				st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), l.job.made
 				sts = append(sts, s.failAfter(c, leaseAttempts, l.job.it, st.failed))
 				continue
 			}
@@ -333,7 +333,7 @@ func (s *subscription) giveBack(ctx context.Context, held []*lease, why error, d
 	s.mu.Lock()
 	for _, l := range held {
 		s.c.Failed++
-		f := failure{err: why, reason: "leases", wait: delay, made: l.config}
+		f := failure{err: why, reason: "leases", wait: delay, made: l.job.made}
 		if st := l.job.step; st != nil {
 			st.left--
 			st.bad, st.failed = true, f

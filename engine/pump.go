@@ -36,6 +36,7 @@ type job struct {
 	step *step // nil where the item has this one output and nothing else
 	n    int   // of the outputs
 	rec  event.Record
+	made *subConfig // whose functions put it out; nil where there are none. Its sink may be closed
 }
 
 func (s *subscription) pump(crew *crew) {
@@ -241,7 +242,7 @@ func (s *subscription) handOver(ctx context.Context, h *chain) {
 		case len(outs) == 0:
 			sts = append(sts, settlement{it: it, outputs: x.outputs})
 		case len(outs) == 1 && len(x.outputs) == 0:
-			s.sends.push(job{it: it, rec: outs[0].rec})
+			s.sends.push(job{it: it, rec: outs[0].rec, made: h.c})
 		default:
 			s.queueStep(h.c, it, outs, x)
 		}
@@ -270,7 +271,7 @@ func (s *subscription) queueStep(c *subConfig, it item, outs []link, x *fate) {
 	for n, rec := range st.recs {
 		if !sent[uint32(n)] {
 			st.left++
-			s.sends.push(job{it: it, step: st, n: n, rec: rec})
+			s.sends.push(job{it: it, step: st, n: n, rec: rec, made: c})
 		}
 	}
 	if st.left == 0 { // all were sent; what failed was the settlement

@@ -128,7 +128,9 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 			s.done(j.it)
 			return
 		}
-		s.commit(ctx, s.afterFailure(c, j.it, failureOf(err)), err)
+		f := failureOf(err)
+		f.made = j.made
+		s.commit(ctx, s.afterFailure(c, j.it, f), err)
 		return
 	}
 	st.left--
@@ -143,7 +145,7 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 		s.again(j.it)
 		s.kick()
 	case st.bad:
-		st.failed.done, st.failed.hash = st.done, hashOutputs(st.recs)
+		st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), j.made
 		s.commit(ctx, s.afterFailure(c, j.it, st.failed), st.failed.err)
 	case len(st.outputs) > 0:
 		s.commit(ctx, settlement{it: j.it, outputs: st.outputs}, nil)
@@ -177,10 +179,13 @@ func failureOf(err error) failure {
 // afterFailure decides about an item. One whose target disables the subscription is kept for when it
 // resumes, whatever its attempts.
 func (s *subscription) afterFailure(c *subConfig, it item, f failure) settlement {
+	if f.made == nil {
+		f.made = c
+	}
 	if event.IsDisable(f.err) {
 		return settlement{it: it, park: &parkedEvent{
 			due: s.e.now().UnixNano(), attempt: it.attempt - 1, code: event.Code(f.err),
-			reason: clip(f.err.Error(), 512), done: f.done, hash: f.hash, digests: c.digests,
+			reason: clip(f.err.Error(), 512), done: f.done, hash: f.hash, digests: f.made.digests,
 		}}
 	}
 	return s.fail(c, it, f)

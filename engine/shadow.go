@@ -107,7 +107,7 @@ func (e *Engine) planShadows(c *subConfig, before *subConfig) error {
 }
 
 func (e *Engine) startShadow(subscription string, f *function, def event.Function, print string) *shadow {
-	ctx, stop := context.WithCancel(e.working())
+	ctx, stop := context.WithCancel(e.shadowLife())
 	s := &shadow{
 		function: def.Name, digest: def.Digest, base: f.digest(), print: print, stop: stop, jobs: make(chan *shadowJob, shadowQueue),
 		info: ShadowInfo{Function: def.Name, Digest: def.Digest, Against: f.digest(), State: "starting", Since: e.now().UTC()},

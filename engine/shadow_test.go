@@ -249,12 +249,11 @@ func TestDifferVerdicts(t *testing.T) {
 		"results[1].data": {one(&plugins.Result{}, &plugins.Result{Verdict: plugins.Emit}), one(&plugins.Result{}, &plugins.Result{Verdict: plugins.Emit, Data: []byte{}})},
 	} {
 		d := differ(in, c[0], c[1])
-		if got := (&difference{}).path; d != nil {
-			if got = d.path; got != want {
-				t.Errorf("%s, want %s", got, want)
-			}
-		} else if want != "" {
+		switch {
+		case d == nil && want != "":
 			t.Errorf("no difference, want %s", want)
+		case d != nil && d.path != want:
+			t.Errorf("%s, want %s", d.path, want)
 		}
 	}
 	if d := differ(in, answer{failure: "trap: x"}, answer{failure: "trap: y"}); d != nil {

@@ -278,6 +278,35 @@ func TestParkedAcrossASwap(t *testing.T) {
 	}
 }
 
+// What one version has put out and waits to be sent is of that version, whatever is in force when it fails.
+func TestParkedNamesTheVersionThatMadeIt(t *testing.T) {
+	w, _, d := versionWorld(t, Options{}, versionGuest(t, version("a")...), versionGuest(t, version("b")...))
+	gate, entered := make(chan struct{}), make(chan struct{}, 8)
+	sink := &outputs{}
+	sink.answer = func(event.Delivery) error {
+		entered <- struct{}{}
+		<-gate
+		return errors.New("down")
+	}
+	one := func(s *SubscriptionSpec) {
+		s.Concurrency = 1
+		s.Retry = event.RetryPolicy{Attempts: 2, Schedule: []time.Duration{time.Hour}}
+	}
+	w.apply(through(d[0], 1, sink, one))
+	w.publish("orders", "x=1", "y=2")
+	<-entered
+	s := w.e.plan.Load().subs["s"]
+	eventually(t, "the other output waits", func() bool {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.sends.len() == 1
+	})
+	w.apply(through(d[1], 1, sink, one))
+	close(gate)
+	eventually(t, "both are parked", func() bool { return w.info("s").Parked == 2 })
+	w.parkedWith(d[0])
+}
+
 // Whatever functions, history, definitions, shadows and parked events name stays.
 func TestCollectModulesKeepsWhatIsNamed(t *testing.T) {
 	var modules [][]byte
