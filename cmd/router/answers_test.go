@@ -135,6 +135,9 @@ func TestDiffLines(t *testing.T) {
 	if !strings.HasPrefix(got, "  …\n  same\n") || !strings.Contains(got, "  a\n- b\n+ x\n  c\n") || strings.Count(got, "same") > 3 {
 		t.Errorf("got\n%s", got)
 	}
+	if got := diffLines(strings.Repeat(long, 200)+"a", strings.Repeat(long, 200)+"b", false); !strings.Contains(got, "- a\n+ b\n") || strings.Count(got, "\n") > 6 {
+		t.Errorf("a difference far down:\n%s", got)
+	}
 	if got := diffLines("a\x1b[2J", "b", true); strings.Contains(got, "\x1b[2J") || !strings.Contains(got, "\x1b[31m") {
 		t.Errorf("colours, and nothing that the text brings along: %q", got)
 	}

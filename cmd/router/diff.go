@@ -2,17 +2,26 @@ package main
 
 import "strings"
 
-// maxDiff bounds the lines of which a difference is worked out; what is longer is shown whole.
-const maxDiff = 2000
+// maxDiff bounds the lines, from the first that differs, of which a difference is worked out and shown;
+// around is how many lines are shown about one that differs.
+const (
+	maxDiff = 2000
+	around  = 3
+)
 
 // diffLines shows two texts that differ, line by line: "-" stands before lines that only want has, "+" before
 // those that only got has, and two spaces before lines of both, of which those far from any difference are
 // left out. With colour, lines that differ are red and green.
 func diffLines(want, got string, colour bool) string {
 	a, b := strings.Split(want, "\n"), strings.Split(got, "\n")
-	if len(a) > maxDiff || len(b) > maxDiff {
-		a, b = a[:min(len(a), maxDiff)], b[:min(len(b), maxDiff)]
+	// What they begin with alike is not worth the table, and may be all that a bound would leave.
+	skip := 0
+	for skip < min(len(a), len(b)) && a[skip] == b[skip] {
+		skip++
 	}
+	skip = max(0, skip-around)
+	a, b = a[skip:], b[skip:]
+	a, b = a[:min(len(a), maxDiff)], b[:min(len(b), maxDiff)]
 	// common[i][j] is the length of the longest common subsequence of a[i:] and b[j:].
 	common := make([][]int16, len(a)+1)
 	for i := range common {
@@ -28,6 +37,9 @@ func diffLines(want, got string, colour bool) string {
 		}
 	}
 	var lines []diffLine
+	if skip > 0 {
+		lines = append(lines, diffLine{'…', ""})
+	}
 	i, j := 0, 0
 	for i < len(a) || j < len(b) {
 		switch {
@@ -46,16 +58,15 @@ func diffLines(want, got string, colour bool) string {
 }
 
 type diffLine struct {
-	mark byte
+	mark rune
 	text string
 }
 
 // showDiff prints the lines that differ with a few around them.
 func showDiff(all []diffLine, colour bool) string {
-	const around = 3
 	near := make([]bool, len(all))
 	for i, l := range all {
-		if l.mark == ' ' {
+		if l.mark != '-' && l.mark != '+' {
 			continue
 		}
 		for k := max(0, i-around); k <= min(len(all)-1, i+around); k++ {
@@ -65,6 +76,8 @@ func showDiff(all []diffLine, colour bool) string {
 	var b strings.Builder
 	for i, l := range all {
 		switch {
+		case l.mark == '…':
+			b.WriteString("  …\n")
 		case !near[i]:
 			if i == 0 || near[i-1] {
 				b.WriteString("  …\n")

@@ -87,7 +87,7 @@ var toolchains = map[string]toolchain{
 		title: "AssemblyScript", marks: []string{"asconfig.json"}, tools: []string{"asc"}, local: filepath.Join("node_modules", ".bin", "asc"),
 		missing: "the compiler asc; run 'npm install' in the project's folder (which needs Node.js: 'apt-get install nodejs npm')",
 		command: func(_ *project, tool, target string) ([]string, error) {
-			return []string{tool, "assembly/index.ts", "--config", "asconfig.json", "--target", "release", "--outFile", target}, nil
+			return []string{tool, "assembly/index.ts", "--outFile", target}, nil // asconfig.json has the rest
 		},
 	},
 }

@@ -30,9 +30,9 @@ func functionsTest(p *program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test [DIR|MODULE]",
 		Short: "Run a function's golden pairs on the router's own host",
-		Long: `Test builds the project in DIR, by default the working directory, or takes a MODULE as it is, and runs every NAME.in.json
-of its folder testdata, or of the folder itself: an event, an array of events, or the data of one event. What the function says
-must be what NAME.out.json has: an answer for each event, or an array of answers,
+		Long: `Test takes the project in DIR, by default the working directory, and builds it if a file of its is newer than the module; or it
+takes a MODULE as it is. It runs every NAME.in.json of the folder testdata, or of the folder itself: an event, an array of events,
+or the data of one event. What the function says must be what NAME.out.json has: an answer for each event, or an array of answers,
 
   {"verdict": "pass"}  {"verdict": "drop"}  {"verdict": "retry", "delay": "2s"}  {"verdict": "reject", "code": 422, "reason": "…"}
   {"verdict": "emit", "data": {…}}   with the members in which the new event differs from its input; null removes one

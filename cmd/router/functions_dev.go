@@ -3,9 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"io/fs"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -152,32 +149,11 @@ func since(start time.Time) string {
 	return time.Since(start).Round(time.Millisecond).String()
 }
 
-// unwatched are folders that building writes to, or that are too large to look at.
-var unwatched = []string{"node_modules", "target", "build"}
-
 // stamp changes when a file of the project does, apart from what building makes.
 func (d *developing) stamp() string {
 	var b strings.Builder
-	err := filepath.WalkDir(d.pr.dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil {
-			return nil // it went away while it was looked at; the next look sees that
-		}
-		if e.IsDir() {
-			if path != d.pr.dir && (strings.HasPrefix(e.Name(), ".") || slices.Contains(unwatched, e.Name())) {
-				return fs.SkipDir
-			}
-			return nil
-		}
-		if made := filepath.Ext(path) == ".wasm"; made || e.Name() == "Cargo.lock" || e.Name() == "go.sum" {
-			return nil
-		}
-		if info, err := os.Stat(path); err == nil {
-			fmt.Fprintln(&b, path, info.Size(), info.ModTime().UnixNano())
-		}
-		return nil
-	})
-	if err != nil {
-		return err.Error()
+	for path, info := range d.pr.files() {
+		fmt.Fprintln(&b, path, info.Size(), info.ModTime().UnixNano())
 	}
 	return b.String()
 }

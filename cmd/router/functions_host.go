@@ -4,9 +4,12 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -32,14 +35,60 @@ func abiName(abi plugins.ABI) string {
 	return "millrace_v1"
 }
 
-// loadModule reads the module of a project, building it first where there is source.
+// loadModule reads the module of a project, building it first where there is source that is newer.
 func (p *program) loadModule(ctx context.Context, pr *project, show bool) ([]byte, error) {
-	if pr.language != "" {
+	if pr.language != "" && !pr.upToDate() {
 		if _, err := p.build(ctx, pr, show); err != nil {
 			return nil, err
 		}
 	}
 	return readModule(pr.module)
+}
+
+// upToDate reports whether a project's module is younger than every file that it may be made of.
+func (pr *project) upToDate() bool {
+	module, err := os.Stat(pr.module)
+	if err != nil {
+		return false
+	}
+	for path, info := range pr.files() {
+		if strings.HasPrefix(path, filepath.Join(pr.dir, "testdata")+string(filepath.Separator)) || path == filepath.Join(pr.dir, settingsFile) {
+			continue
+		}
+		if !info.ModTime().Before(module.ModTime()) {
+			return false
+		}
+	}
+	return true
+}
+
+// unwatched are folders that building writes to, or that are too large to look at.
+var unwatched = []string{"node_modules", "target", "build"}
+
+// files calls yield for every file of a project, in order, apart from what building makes and what lies below
+// hidden folders.
+func (pr *project) files() iter.Seq2[string, fs.FileInfo] {
+	return func(yield func(string, fs.FileInfo) bool) {
+		// An error is a file that went away while it was looked at: the next look sees that.
+		_ = filepath.WalkDir(pr.dir, func(path string, e fs.DirEntry, err error) error {
+			if err != nil {
+				return nil
+			}
+			if e.IsDir() {
+				if path != pr.dir && (strings.HasPrefix(e.Name(), ".") || slices.Contains(unwatched, e.Name())) {
+					return fs.SkipDir
+				}
+				return nil
+			}
+			if path == pr.module && !toolchains[pr.language].source || filepath.Ext(path) == ".wasm" || e.Name() == "Cargo.lock" || e.Name() == "go.sum" {
+				return nil
+			}
+			if info, err := os.Stat(path); err == nil && !yield(path, info) {
+				return fs.SkipAll
+			}
+			return nil
+		})
+	}
 }
 
 // sampleTime is when the events of golden pairs were received, unless they have a time.
