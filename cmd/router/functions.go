@@ -56,12 +56,7 @@ func functionsPush(p *program) *cobra.Command {
 
 // readModule reads a file and checks that it is WASM at all.
 func readModule(file string) ([]byte, error) {
-	f, err := os.Open(file)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxModule+1))
+	b, err := readFile(file, maxModule+1)
 	if err != nil {
 		return nil, err
 	}
@@ -72,4 +67,14 @@ func readModule(file string) ([]byte, error) {
 		return nil, fmt.Errorf("%s is not a WASM module (it does not begin with \\0asm); 'router functions build' makes one", file)
 	}
 	return b, nil
+}
+
+// readFile reads at most so many bytes of a file.
+func readFile(file string, most int64) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, most))
 }

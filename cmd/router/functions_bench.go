@@ -33,7 +33,7 @@ func functionsBench(p *program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "bench [DIR|MODULE]",
 		Short: "Measure a function: time, fuel and memory per event",
-		Long: `Bench takes the project in DIR, by default the working directory, and builds it if a file of its is newer than the module; or it
+		Long: `Bench takes the project in DIR, by default the working directory, and builds it if one of its files is newer than the module; or it
 takes a MODULE as it is. It calls it over and over with the events of its golden pairs, or those of --events: one at a time, then
 in batches. It prints what an event costs in each, and how the times of single calls are spread.`,
 		Example: `  router functions bench ./redact

@@ -30,7 +30,7 @@ func functionsTest(p *program) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "test [DIR|MODULE]",
 		Short: "Run a function's golden pairs on the router's own host",
-		Long: `Test takes the project in DIR, by default the working directory, and builds it if a file of its is newer than the module; or it
+		Long: `Test takes the project in DIR, by default the working directory, and builds it if one of its files is newer than the module; or it
 takes a MODULE as it is. It runs every NAME.in.json of the folder testdata, or of the folder itself: an event, an array of events,
 or the data of one event. What the function says must be what NAME.out.json has: an answer for each event, or an array of answers,
 

@@ -66,7 +66,7 @@ refuse the module, and says why.`,
 		if err != nil {
 			return err
 		}
-		file, err := os.ReadFile(args[0])
+		file, err := readFile(args[0], maxModule+1) // a byte more is what is too large
 		if err != nil {
 			return err
 		}
