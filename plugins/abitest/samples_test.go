@@ -24,6 +24,7 @@ func TestSamples(t *testing.T) {
 	}{
 		{"Go", "go/examples/enrich", wasip1, []string{"go", "build", "-buildmode=c-shared", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", "{out}", "."}, 0},
 		{"C", "c/examples/enrich", nil, []string{"clang-19", "--target=wasm32-wasi", "-mexec-model=reactor", "-O3", "-mbulk-memory", "-Wl,--strip-all", "-I../..", "-o", "{out}", "enrich.c"}, 0},
+		{"AssemblyScript", "assemblyscript", nil, []string{"node", "../../scripts/npm/node_modules/assemblyscript/bin/asc.js", "examples/enrich/enrich.ts", "-o", "{out}", "-O3", "--runtime", "minimal", "--exportStart", "_initialize", "--enable", "bulk-memory", "--use", "abort=assembly/abort/abort"}, 0},
 		{"Rust", "rust/examples/enrich", rust, []string{"sh", "-c", "cargo build --locked --offline --quiet --release --target wasm32-unknown-unknown && cp {tmp}/wasm32-unknown-unknown/release/*.wasm {out}"}, 0},
 	} {
 		t.Run(s.name, func(t *testing.T) {

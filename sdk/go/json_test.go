@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -207,6 +208,54 @@ func FuzzAgainstEncodingJSON(f *testing.F) {
 			}
 		}
 	})
+}
+
+// FuzzApply holds two changes in one pass to the same one after the other.
+func FuzzApply(f *testing.F) {
+	f.Add([]byte(`{"a":{"b":1},"c":[1,{"d":2}]}`), "a.b", "c[1].d", uint8(0))
+	f.Add([]byte(`{"a":1,"a":{}}`), "x.y", "x.z", uint8(1))
+	f.Add([]byte(` { } `), "a", "b.c", uint8(5))
+	f.Fuzz(func(t *testing.T, doc []byte, one, two string, ops uint8) {
+		if !json.Valid(doc) || !utf8.ValidString(one) || !utf8.ValidString(two) || within(one, two) || within(two, one) {
+			return // an edit within another's value does nothing, which one after the other is not so
+		}
+		edit := func(path string, op uint8) Edit {
+			switch op % 3 {
+			case 0:
+				return SetTo(path, "9")
+			case 1:
+				return ReplaceText(path, "\"")
+			}
+			return SetText(path, "é")
+		}
+		a, b := edit(one, ops), edit(two, ops/3)
+		got, err := Apply(nil, doc, a, b)
+		first, wantErr := Apply(nil, doc, a)
+		var want []byte
+		if wantErr == nil {
+			want, wantErr = Apply(nil, first, b)
+		}
+		if (err == nil) != (wantErr == nil) || err == nil && !bytes.Equal(got, want) {
+			t.Fatalf("%s at %q and %q:\n got %s %v\nwant %s %v", doc, one, two, got, err, want, wantErr)
+		}
+		if err == nil && !json.Valid(got) {
+			t.Fatalf("%s at %q and %q: %s", doc, one, two, got)
+		}
+	})
+}
+
+// within reports whether a path leads through another or is the same.
+func within(outer, inner string) bool {
+	names := func(path string) (all []string) {
+		for more := path != ""; more; {
+			var name string
+			name, path, more = cutPath(path)
+			all = append(all, name)
+		}
+		return all
+	}
+	o, i := names(outer), names(inner)
+	return len(o) <= len(i) && slices.Equal(o, i[:len(o)])
 }
 
 func decode(t *testing.T, doc []byte) (v any) {
