@@ -316,6 +316,7 @@ type tallies struct {
 	calls, events, swaps, nanos, fuel atomic.Uint64
 	verdicts                          [verdictKinds]atomic.Uint64
 	failures                          [len(failureReasons)]atomic.Uint64
+	stateReads, stateWrites           atomic.Uint64
 }
 
 // failureReasons are why a function fails at an event; what is none of them counts as the last.
@@ -326,6 +327,10 @@ func (t *tallies) count(events int, took time.Duration, out *plugins.Outcome) {
 	t.events.Add(uint64(events))
 	t.nanos.Add(uint64(max(took, 0)))
 	t.fuel.Add(uint64(max(out.Fuel, 0)))
+	if reads, writes := out.StateOps(); reads+writes > 0 {
+		t.stateReads.Add(reads)
+		t.stateWrites.Add(writes)
+	}
 	for i, n := range countVerdicts(out) {
 		if n > 0 {
 			t.verdicts[i].Add(n)
@@ -347,11 +352,14 @@ type FunctionCounts struct {
 	Time                time.Duration
 	Results             map[string]uint64 // by verdict: pass, emit, drop, retry, reject, reply
 	Failures            map[string]uint64 // events that failed, by reason
+
+	StateReads, StateWrites uint64 // of its state; an addition is one of each
 }
 
 func (t *tallies) counts() FunctionCounts {
 	c := FunctionCounts{Calls: t.calls.Load(), Events: t.events.Load(), Fuel: t.fuel.Load(), Swaps: t.swaps.Load(),
-		Time: time.Duration(t.nanos.Load()), Results: map[string]uint64{}, Failures: map[string]uint64{}}
+		Time: time.Duration(t.nanos.Load()), Results: map[string]uint64{}, Failures: map[string]uint64{},
+		StateReads: t.stateReads.Load(), StateWrites: t.stateWrites.Load()}
 	for i := range t.verdicts {
 		c.Results[verdictNames[i]] = t.verdicts[i].Load()
 	}

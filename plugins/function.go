@@ -46,7 +46,6 @@ type Function struct {
 type counters struct {
 	calls, events, reruns, created, retired atomic.Uint64
 	trap, memory, output, rejects           atomic.Uint64
-	stateReads, stateWrites                 atomic.Uint64
 	deadline, fuelled                       atomic.Uint64
 	nanos, guest, fuel, instances, bytes    atomic.Int64
 }
@@ -64,10 +63,8 @@ type FunctionStats struct {
 	Created   uint64        // instances made
 	Retired   uint64        // of them, given up: a fault, or memory that had grown too far
 	Time      time.Duration // spent in calls
-
-	StateReads, StateWrites uint64        // of its kv_ functions; kv_add is one of each
-	Guest                   time.Duration // of it in guest code
-	Fuel                    int64         // spent
+	Guest     time.Duration // of it in guest code
+	Fuel      int64         // spent
 
 	Counters map[string]int64 // what the guests counted by counter_add
 }
@@ -152,7 +149,6 @@ func (f *Function) Stats() FunctionStats {
 			ReasonDeadline: s.deadline.Load(), ReasonFuel: s.fuelled.Load()},
 		Instances: int(s.instances.Load()), Memory: s.bytes.Load(),
 		Created: s.created.Load(), Retired: s.retired.Load(), Time: time.Duration(s.nanos.Load()),
-		StateReads: s.stateReads.Load(), StateWrites: s.stateWrites.Load(),
 		Guest: time.Duration(s.guest.Load()), Fuel: s.fuel.Load(),
 	}
 }

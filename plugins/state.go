@@ -49,6 +49,10 @@ func (w *StateWrite) size() int { return len(w.Key) + len(w.Value) }
 // kept together with the results or not at all. They are valid as long as the outcome is.
 func (o *Outcome) Writes() []StateWrite { return o.staged.list }
 
+// StateOps counts what the call has read and written of its state, runs that failed included. An addition is
+// one of each.
+func (o *Outcome) StateOps() (reads, writes uint64) { return o.staged.reads, o.staged.writes }
+
 // staging holds what a call's functions write: each run sees what the runs before it left, and one that
 // ended in a fault leaves nothing.
 type staging struct {
@@ -58,6 +62,8 @@ type staging struct {
 	kept   int            // of list, made by runs that ended well
 	undo   []undone       // what the run under way has changed of those
 	bytes  int
+
+	reads, writes uint64
 }
 
 type undone struct {
@@ -70,6 +76,7 @@ func (s *staging) reset() {
 	clear(s.at)
 	clear(s.undo)
 	s.reader, s.list, s.undo, s.kept, s.bytes = nil, s.list[:0], s.undo[:0], 0, 0
+	s.reads, s.writes = 0, 0
 }
 
 // keep makes what the run wrote the call's.
@@ -158,7 +165,7 @@ func (in *Instance) state(key []byte) (s *staging, now int64, err error) {
 // loadState reads a key. A state that cannot be read ends the call and does not return: whatever the guest
 // was told would be wrong.
 func (in *Instance) loadState(s *staging, key []byte, now int64) (value []byte, expires int64, ok bool) {
-	in.fn.stats.stateReads.Add(1)
+	s.reads++
 	value, expires, ok, err := s.load(in.ctx.Context, key, now)
 	if err != nil {
 		in.End(fmt.Errorf("function %s: its state cannot be read: %w: %w", in.fn.def.Name, event.ErrUnavailable, err))
@@ -194,7 +201,7 @@ func (in *Instance) StatePut(key, value []byte, ttl int64) error {
 	if ttl > 0 && ttl <= maxStateTTL {
 		expires = now + ttl*1e6
 	}
-	in.fn.stats.stateWrites.Add(1)
+	s.writes++
 	return s.stage(key, value, expires, false)
 }
 
@@ -207,7 +214,7 @@ func (in *Instance) StateDelete(key []byte) error {
 	if _, _, ok := in.loadState(s, key, now); !ok {
 		return ErrStateNotFound
 	}
-	in.fn.stats.stateWrites.Add(1)
+	s.writes++
 	return s.stage(key, nil, 0, true)
 }
 
@@ -229,6 +236,6 @@ func (in *Instance) StateAdd(key []byte, delta int64) (int64, error) {
 		return 0, ErrStateArgument
 	}
 	n += delta
-	in.fn.stats.stateWrites.Add(1)
+	s.writes++
 	return n, s.stage(key, strconv.AppendInt(in.scratch[:0], n, 10), expires, false)
 }

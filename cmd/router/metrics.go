@@ -90,6 +90,8 @@ var (
 		"parked":       describe("subscription_parked", "Events that wait for their next try.", "subscription"),
 		"parked_bytes": describe("subscription_parked_bytes", "Bytes of them.", "subscription"),
 		"leased":       describe("subscription_leased", "Leases out.", "subscription"),
+		"state_keys":   describe("subscription_state_keys", "Keys that its functions keep.", "subscription"),
+		"state_bytes":  describe("subscription_state_bytes", "Bytes of keys and values that its functions keep.", "subscription"),
 		"stopped":      describe("subscription_stopped", "1 while paused, disabled or waiting.", "subscription"),
 	}
 	descCommits   = describe("store_commits_total", "Synced group commits.")
@@ -158,6 +160,10 @@ func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.M
 		for kind, v := range map[string]uint64{"matched": s.Matched, "delivered": s.Delivered, "failed": s.Failed,
 			"retried": s.Retried, "dead": s.DeadLettered, "dropped": s.Dropped, "lost": s.Lost} {
 			tallyOf(counters, kind).add(s.Name, float64(v))
+		}
+		if s.StateKeys > 0 {
+			tallyOf(gauges, "state_keys").add(s.Name, float64(s.StateKeys))
+			tallyOf(gauges, "state_bytes").add(s.Name, float64(s.StateBytes))
 		}
 		for kind, v := range map[string]float64{"lag": float64(s.Lag), "outstanding": float64(s.Outstanding), "parked": float64(s.Parked),
 			"parked_bytes": float64(s.ParkedBytes), "leased": float64(s.Leased), "stopped": truth(s.State != "running")} {

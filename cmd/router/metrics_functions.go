@@ -20,6 +20,7 @@ var (
 	}
 	descFunctionResults  = describe("function_results_total", "Results, by verdict.", "function", "verdict")
 	descFunctionFailures = describe("function_failures_total", "Events that failed, by reason.", "function", "reason")
+	descFunctionState    = describe("function_state_total", "Values that the function read and wrote of its state.", "function", "op")
 	descFunctionInfo     = describe("function_info", "1; the version in force, abbreviated, is a label.", "function", "digest")
 	descShadow           = describe("shadow_total", "Events that a shadow was compared at, by result.", "subscription", "result")
 )
@@ -34,7 +35,7 @@ func shortDigest(digest string) string {
 
 func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metric) {
 	counters, gauges := map[string]*tally{}, map[string]*tally{}
-	results, failures := pairs{}, pairs{}
+	results, failures, state := pairs{}, pairs{}, pairs{}
 	for i, f := range e.Functions() {
 		c := f.Counts
 		for kind, v := range map[string]float64{"calls": float64(c.Calls), "events": float64(c.Events), "seconds": c.Time.Seconds(),
@@ -45,6 +46,9 @@ func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metri
 		tallyOf(gauges, "memory").add(f.Name, float64(f.Stats.Memory))
 		results.add(f.Name, c.Results)
 		failures.add(f.Name, c.Failures)
+		if f.Allow.KV {
+			state.add(f.Name, map[string]uint64{"read": c.StateReads, "write": c.StateWrites})
+		}
 		if i < maxSeries && f.Digest != "" {
 			out <- prometheus.MustNewConstMetric(descFunctionInfo, prometheus.GaugeValue, 1, f.Name, shortDigest(f.Digest))
 		}
@@ -57,6 +61,7 @@ func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metri
 	}
 	results.send(out, descFunctionResults)
 	failures.send(out, descFunctionFailures)
+	state.send(out, descFunctionState)
 }
 
 func (m *metrics) collectShadows(e *engine.Engine, out chan<- prometheus.Metric) {

@@ -67,12 +67,15 @@ type subscriptionState struct {
 	Dropped      uint64 `json:"dropped"`
 	Lost         uint64 `json:"lost"`
 
+	StateKeys  int64 `json:"stateKeys,omitempty"`  // that its functions keep
+	StateBytes int64 `json:"stateBytes,omitempty"` // of keys and values
+
 	Digests []string `json:"digests,omitempty"`
 }
 
 func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any, error) {
 	return d.document(kindSubscriptions, s.Name, s.Source, subscriptionState{s.State, s.Reason, s.Since, s.Lag, s.Outstanding,
-		s.Parked, s.ParkedBytes, s.Leased, s.Matched, s.Delivered, s.Failed, s.Retried, s.DeadLettered, s.Dropped, s.Lost, s.Digests})
+		s.Parked, s.ParkedBytes, s.Leased, s.Matched, s.Delivered, s.Failed, s.Retried, s.DeadLettered, s.Dropped, s.Lost, s.StateKeys, s.StateBytes, s.Digests})
 }
 
 type functionDoc struct {

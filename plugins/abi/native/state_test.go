@@ -105,8 +105,15 @@ func TestStateFunctions(t *testing.T) {
 			t.Errorf("%d: %s\ngot  %q\nwant %q", i, c.script, got, c.want)
 		}
 	}
-	if st := f.Stats(); st.StateReads == 0 || st.StateWrites == 0 {
-		t.Errorf("%d reads, %d writes counted", st.StateReads, st.StateWrites)
+	out := &plugins.Outcome{}
+	c := &plugins.Call{Events: []event.Record{record(1, "gk;pk=v;am=1;dk")}, State: s}
+	for range 2 {
+		if err := f.Call(context.Background(), c, out); err != nil {
+			t.Fatal(err)
+		}
+		if reads, writes := out.StateOps(); reads != 3 || writes != 3 {
+			t.Errorf("%d reads, %d writes", reads, writes)
+		}
 	}
 }
 
