@@ -9,12 +9,12 @@ import (
 )
 
 const emitAnswer = `{"results":[
-  {"verdict":"emit","event":{"specversion":"1.0","id":"a~1","source":"/s","type":"t\u001b[2J","time":"2026-01-01T00:00:00Z","data":{"x":1}}},
+  {"verdict":"emit","event":{"specversion":"1.0","id":"a~1","source":"/s","type":"t\u001b[2J","time":"2026-01-01T00:00:00Z","data":{"x":1}},"topic":"audit"},
   {"verdict":"reject","code":422,"reason":"no\ntotal"},{"verdict":"retry","delay":"1.5s"},{"verdict":"drop"}],
   "fuel":812,"time":"12µs"}`
 
 func TestInvoke(t *testing.T) {
-	status, kind, body := 200, "application/json", emitAnswer
+	status, kind, body, policy := 200, "application/json", emitAnswer, ""
 	var asked, sent, media string
 	url := serveHandler(t, func(w http.ResponseWriter, r *http.Request) {
 		b, err := io.ReadAll(r.Body)
@@ -23,6 +23,7 @@ func TestInvoke(t *testing.T) {
 		}
 		asked, sent, media = r.Method+" "+r.URL.RequestURI(), string(b), r.Header.Get("Content-Type")
 		w.Header().Set("Content-Type", kind)
+		w.Header().Set("Content-Security-Policy", policy)
 		w.WriteHeader(status)
 		fmt.Fprint(w, body)
 	})
@@ -30,7 +31,7 @@ func TestInvoke(t *testing.T) {
 	if code != 0 || asked != "POST /v1/functions/redact/invoke?type=order.created&version=sha256%3Aab" || sent != `{"total":1}` || media != "application/json" {
 		t.Errorf("exit %d, asked %s with %s as %s", code, asked, sent, media)
 	}
-	want := "emit  2026-01-01T00:00:00Z  t\\x1b[2J  a~1  {\"x\":1}\nreject  422 no\\ntotal\nretry  1.5s\ndrop\n"
+	want := "emit to audit  2026-01-01T00:00:00Z  t\\x1b[2J  a~1  {\"x\":1}\nreject  422 no\\ntotal\nretry  1.5s\ndrop\n"
 	if stdout != want || stderr != "12µs, fuel 812\n" {
 		t.Errorf("got  %q\nwant %q\nand %q", stdout, want, stderr)
 	}
@@ -38,7 +39,8 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("as JSON, sent as %s:\n%s", media, stdout)
 	}
 
-	// A reply is printed as it is, whatever its status.
+	// A reply is printed as it is, whatever its status and type.
+	policy = "sandbox; default-src 'none'"
 	status, kind, body = 404, "text/plain", "no such order"
 	code, stdout, stderr = runAt(t, url, "invoke", "redact", "x")
 	if code != 0 || stdout != "no such order" || stderr != "status 404\n" {
@@ -47,6 +49,16 @@ func TestInvoke(t *testing.T) {
 	status, kind, body = 200, "application/json", `{"total":250}`
 	if code, stdout, _ = runAt(t, url, "invoke", "redact", "x"); code != 0 || stdout != `{"total":250}` {
 		t.Errorf("a reply in JSON: exit %d, %q", code, stdout)
+	}
+
+	status, kind, body = 409, "application/problem+json", `{"title":"Taken"}`
+	if code, stdout, _ = runAt(t, url, "invoke", "redact", "x"); code != 0 || stdout != body {
+		t.Errorf("a reply that is a problem: exit %d, %q", code, stdout)
+	}
+	policy = ""
+	status, kind, body = 200, "text/html", "hello"
+	if code, _, stderr = runAt(t, url, "invoke", "redact", "x"); code != exitFailed || !strings.Contains(stderr, "is it a router?") {
+		t.Errorf("another server: exit %d, %q", code, stderr)
 	}
 
 	// A call that failed is an error, with its reason.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"mime"
 	"net/http"
 	"net/url"
 	"os"
@@ -100,8 +99,7 @@ func (p *program) invoke(cmd *cobra.Command, c *client, o *invoking, name string
 		return c.explain(err)
 	}
 	defer res.Body.Close()
-	kind, _, _ := mime.ParseMediaType(res.Header.Get("Content-Type"))
-	if res.StatusCode >= 300 && kind == "application/problem+json" {
+	if res.StatusCode >= 300 && !isReply(res) {
 		return readProblem(res)
 	}
 	answer, err := io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
@@ -111,7 +109,7 @@ func (p *program) invoke(cmd *cobra.Command, c *client, o *invoking, name string
 	if len(answer) > maxAnswer {
 		return fmt.Errorf("the answer of %s has over %d bytes", c.base.Host, maxAnswer)
 	}
-	return p.showInvoked(c, res, kind, answer)
+	return p.showInvoked(c, res, answer)
 }
 
 func isCloudEvent(body []byte) bool {
@@ -119,6 +117,12 @@ func isCloudEvent(body []byte) bool {
 		SpecVersion string `json:"specversion"`
 	}
 	return json.Unmarshal(body, &e) == nil && e.SpecVersion != ""
+}
+
+// isReply tells what a function replied from what the router says itself, whatever their status and type: the
+// router lets no browser run a reply with the rights of its own pages.
+func isReply(res *http.Response) bool {
+	return strings.HasPrefix(res.Header.Get("Content-Security-Policy"), "sandbox")
 }
 
 // invoked is what the router answers where the function does not reply.
@@ -129,28 +133,27 @@ type invoked struct {
 		Reason  string          `json:"reason"`
 		Delay   string          `json:"delay"`
 		Event   json.RawMessage `json:"event"`
+		Topic   string          `json:"topic"`
 	} `json:"results"`
 	Fuel int64  `json:"fuel"`
 	Time string `json:"time"`
 }
 
 // showInvoked prints a reply's body as it is, or the results.
-func (p *program) showInvoked(c *client, res *http.Response, kind string, answer []byte) error {
-	var in invoked
-	if kind != "application/json" || res.StatusCode != http.StatusOK || json.Unmarshal(answer, &in) != nil || in.Results == nil {
+func (p *program) showInvoked(c *client, res *http.Response, answer []byte) error {
+	if isReply(res) {
 		if res.StatusCode != http.StatusOK {
 			say(p.stderr, "status %d", res.StatusCode)
 		}
 		if isTerminal(p.stdout) {
-			answer = []byte(lines(string(answer)))
+			answer = []byte(lines(strings.TrimSuffix(string(answer), "\n")) + "\n")
 		}
-		if _, err := p.stdout.Write(answer); err != nil {
-			return err
-		}
-		if !bytes.HasSuffix(answer, []byte("\n")) && isTerminal(p.stdout) {
-			say(p.stdout, "")
-		}
-		return nil
+		_, err := p.stdout.Write(answer)
+		return err
+	}
+	var in invoked
+	if err := json.Unmarshal(answer, &in); err != nil || in.Results == nil {
+		return fmt.Errorf("%s answered something other than the results of a function; is it a router?", c.base.Host)
 	}
 	if c.json {
 		return printJSON(p.stdout, answer)
@@ -162,6 +165,9 @@ func (p *program) showInvoked(c *client, res *http.Response, kind string, answer
 			text, err := eventLine(r.Event)
 			if err != nil {
 				return fmt.Errorf("%s sent an event that is not JSON: %w", c.base.Host, err)
+			}
+			if r.Topic != "" {
+				line += " to " + clean(r.Topic)
 			}
 			line += "  " + text
 		case "reject":
