@@ -159,6 +159,36 @@ func TestSwapDoesNotWaitForALongCall(t *testing.T) {
 	}
 }
 
+// While a version is opened, which may take seconds, the one in force serves and other changes go on.
+func TestOpeningAVersionHoldsUpNobody(t *testing.T) {
+	g := gateLog{slog.DiscardHandler, "starting", make(chan struct{}, 1), make(chan struct{})}
+	w, _, d := versionWorld(t, Options{Log: slog.New(g), AutoCreate: true}, versionGuest(t, version("a")...), versionGuest(t, version("b", "START=1")...))
+	sink := &outputs{}
+	w.apply(through(d[0], 1, sink, nil))
+	swapped := make(chan error, 1)
+	go func() { swapped <- w.e.Apply(t.Context(), through(d[1], 1, sink, nil)) }()
+	<-g.entered
+	w.publish("orders", "x=1")
+	eventually(t, "the version in force serves", func() bool { return len(sink.sorted()) == 1 })
+	w.publish("another", "y=1") // makes the topic: a change of its own
+	next := through(d[0], 1, sink, func(s *SubscriptionSpec) { s.Concurrency = 3 })
+	w.apply(next)
+	select {
+	case err := <-swapped:
+		t.Fatalf("the swap did not wait for its version: %v", err)
+	default:
+	}
+	close(g.gate)
+	if err := <-swapped; err != nil {
+		t.Fatal(err)
+	}
+	w.publish("orders", "z=1")
+	eventually(t, "the new version serves", func() bool { return len(sink.sorted()) == 2 })
+	if got := sink.sorted()[1]; !strings.Contains(got, `"version":"b"`) {
+		t.Errorf("delivered %s", got)
+	}
+}
+
 // A version that does not start is refused in words; the one before serves on.
 func TestBrokenVersionChangesNothing(t *testing.T) {
 	w, _, digests := versionWorld(t, Options{}, versionGuest(t, version("a")...), versionGuest(t, version("b", "BROKEN=1")...))

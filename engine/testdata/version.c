@@ -1,6 +1,7 @@
 // A guest that tells its version: each event becomes {"by":{"version":"<VERSION>"},"in":<its data>}.
 //   -DVERSION='"a"'  what it says        -DSPACE='" "'  after its colons
 //   -DBROKEN=1       traps at start      -DTRAP=1       traps at every event
+//   -DSTART=1        logs "starting" at start
 // An event whose data is a string is logged first.
 #include <stdint.h>
 #include <string.h>
@@ -20,6 +21,10 @@ EXPORT("millrace_buffer") uint8_t *buffer(uint32_t n) { return n > sizeof in ? 0
 
 #if BROKEN
 __attribute__((constructor)) static void broken(void) { __builtin_trap(); }
+#endif
+
+#if START
+__attribute__((constructor)) static void start(void) { say(1, "starting", 8); }
 #endif
 
 static void emit(uint32_t index, const char *data, uint32_t n) {
