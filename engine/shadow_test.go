@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/plugins"
@@ -136,6 +137,27 @@ func TestShadowThatFails(t *testing.T) {
 	}
 	if c := w.shadow(1); !strings.Contains(c.Reason, "unreachable") {
 		t.Errorf("%+v", c)
+	}
+}
+
+// One that never answers is ended by its limits, and costs no delivery.
+func TestShadowThatSpins(t *testing.T) {
+	w, _, d := versionWorld(t, Options{}, versionGuest(t, version("a")...), versionGuest(t, version("b", "SPIN=1")...))
+	sink := &outputs{}
+	spec := shadowed(d[0], sink, d[1])
+	spec.Functions[0].Limits.CPU = 20 * time.Millisecond
+	w.apply(spec)
+	eventually(t, "it has started", func() bool { return w.shadow(0).State == "running" })
+	for i := range 5 {
+		w.publish("orders", fmt.Sprintf("e%d=1", i))
+		eventually(t, "it is delivered all the same", func() bool { return len(sink.sorted()) == i+1 })
+	}
+	eventually(t, "all are looked at", func() bool { return w.shadow(0).Runs == 5 })
+	if got := w.shadow(0); got.Failed != 5 || !strings.HasPrefix(got.Examples[0].New, "deadline: ") {
+		t.Errorf("%+v", got)
+	}
+	if i := w.info("s"); i.Failed != 0 {
+		t.Errorf("%d failures", i.Failed)
 	}
 }
 

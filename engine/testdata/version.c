@@ -1,7 +1,7 @@
 // A guest that tells its version: each event becomes {"by":{"version":"<VERSION>"},"in":<its data>}.
 //   -DVERSION='"a"'  what it says        -DSPACE='" "'  after its colons
 //   -DBROKEN=1       traps at start      -DTRAP=1       traps at every event
-//   -DSTART=1        logs "starting" at start
+//   -DSTART=1        logs "starting" at start   -DSPIN=1  never answers
 // An event whose data is a string is logged first.
 #include <stdint.h>
 #include <string.h>
@@ -57,6 +57,9 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 		*cursor = i;
 #if TRAP
 		__builtin_trap();
+#endif
+#if SPIN
+		for (volatile int j = 0;; j++) {}
 #endif
 		if (dlen && at[off] == '"') say(1, (char *)at + off, dlen);
 		emit(i, (char *)at + off, dlen);
