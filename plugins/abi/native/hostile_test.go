@@ -56,6 +56,8 @@ func TestVerdictsAndFaults(t *testing.T) {
 		{"E p", "0!output 1:PASS", "PASS after EMIT"},
 		{"2 p", "0!output 1:PASS", "DROP after PASS"},
 		{"U p", "0!output 1:PASS", "status 99"},
+		{"A", "0:REPLY/200(hi) 0:PASS", ""},
+		{"I p", "0!output 1:PASS", "REPLY one, datacontenttype"},
 		{"L p", "0!trap 1:PASS", "out of bounds memory access in"},
 		{"C t p", "0:PASS 1!trap 2:PASS", ""}, // the cursor points nowhere: halving finds it
 		{"S p p", "0:PASS 1:PASS 2:PASS", ""}, // what one event left behind is not another's fault

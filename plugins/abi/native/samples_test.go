@@ -185,6 +185,23 @@ func redacts(t *testing.T, module []byte) {
 	}
 }
 
+func TestGoReadme(t *testing.T) {
+	dir := filepath.Dir(readme(t, "../../../sdk/go", "go", "main.go"))
+	sdk, err := filepath.Abs("../../../sdk/go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const path = "github.com/millrace/millrace/sdk/go"
+	mod := "module f\n\ngo 1.24\n\nrequire " + path + " v0.0.0\n\nreplace " + path + " => " + sdk + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "go.mod"), []byte(mod), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	f := open(t, newHost(t, plugins.Options{}), goGuest(t, dir), event.Function{})
+	if got := show(call(t, f, `{"total":1}`, `{}`)); got != "0:PASS 1:REJECT/422(no total)" {
+		t.Error(got)
+	}
+}
+
 func TestCReadme(t *testing.T) {
 	redacts(t, cSample(t, readme(t, cSDK, "c", "f.c"), noSystem...))
 }

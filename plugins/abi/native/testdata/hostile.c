@@ -122,6 +122,8 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 		case 'y': SAY(3, 5000); break;
 		case 'Y': put(i, 5, 0, 201, 0, 0, 0, "hi", 2); SAY(0, 0); break;
 		case 'U': SAY(5, 99); break;
+		case 'A': put(i, 5, 0, 200, a, 1, attr(a, 5, "", "a/b"), "hi", 2); SAY(0, 0); break;
+		case 'I': put(i, 5, 0, 200, a, 1, attr(a, 4, "", "s"), "hi", 2); SAY(0, 0); break;
 		case 'S': poisoned = 1; SAY(0, 0); break;
 		case 'L': { volatile int x[64] = {1}; SAY(deep(x) ? 0 : 2, 0); break; }
 		case 'B': for (int k = 0; k < 50; k++) *(volatile char *)malloc(1 << 20) = 1; SAY(0, 0); break;
