@@ -133,6 +133,13 @@ func TestVersionsOverTheAPI(t *testing.T) {
 	}
 	tells("b")
 
+	// Whoever looks does not wait for whoever changes: a change may have a module to compile.
+	p.r.defs.changing.Lock()
+	for _, path := range []string{"/v1/functions", "/v1/functions/f", "/v1/subscriptions/s", "/v1/rules", "/readyz"} {
+		p.must(200, "GET", path, "", "")
+	}
+	p.r.defs.changing.Unlock()
+
 	p.stop()
 	p.start()
 	if got := p.function("f").states(names); got != "b current, a previous" {
