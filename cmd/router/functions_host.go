@@ -28,7 +28,11 @@ func abiName(abi plugins.ABI) string {
 	if abi == nil {
 		return ""
 	}
-	pkg := reflect.TypeOf(abi).PkgPath()
+	t := reflect.TypeOf(abi)
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	pkg := t.PkgPath()
 	if name := pkg[strings.LastIndexByte(pkg, '/')+1:]; name != "native" {
 		return name
 	}
