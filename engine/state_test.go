@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -162,7 +163,7 @@ func countThroughPowerCuts(t *testing.T, r *rand.Rand, o Options, digests [2]str
 		w := &world{t: t, fs: disk, o: o}
 		count := 0
 		cut := make(chan *vfs.MemFS, 1)
-		settles := 1 + r.IntN(12)
+		settles, power, before := 1+r.IntN(12), vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(80), RNG: rand.New(rand.NewPCG(r.Uint64(), 2))}, disk
 		w.wrap = func(s storage.Store) storage.Store {
 			return &cutStore{Store: s, after: func(b *storage.Batch) {
 				mu.Lock()
@@ -173,7 +174,7 @@ func countThroughPowerCuts(t *testing.T, r *rand.Rand, o Options, digests [2]str
 				if settles == 0 {
 					settles--
 					count = len(known)
-					cut <- disk.CrashClone(vfs.CrashCloneCfg{UnsyncedDataPercent: r.IntN(80), RNG: rand.New(rand.NewPCG(r.Uint64(), 2))})
+					cut <- before.CrashClone(power)
 				}
 			}}
 		}
@@ -261,6 +262,59 @@ func (s *cutStore) Commit(ctx context.Context, b *storage.Batch) error {
 
 func writes(b *storage.Batch, t storage.Table) bool {
 	return slices.ContainsFunc(b.Ops, func(o storage.Op) bool { return o.Table == t })
+}
+
+// refusingStore refuses commits of state.
+type refusingStore struct {
+	storage.Store
+	refuse func() error
+}
+
+func (s *refusingStore) Commit(ctx context.Context, b *storage.Batch) error {
+	if writes(b, tableState) {
+		if err := s.refuse(); err != nil {
+			return err
+		}
+	}
+	return s.Store.Commit(ctx, b)
+}
+
+// A batch whose commit is refused is tried again. One of whose topics is gone meanwhile runs anew: that of
+// its events which then fails has left nothing to the others.
+func TestStateOfRefusedCommits(t *testing.T) {
+	host, digests := stateHost(t)
+	w := &world{t: t, fs: vfs.NewMem(), o: Options{Host: host}}
+	tries := 0
+	w.wrap = func(s storage.Store) storage.Store {
+		return &refusingStore{s, func() error {
+			switch tries++; tries {
+			case 1, 2:
+				return event.ErrUnavailable
+			case 3:
+				if err := w.e.DeleteTopic(t.Context(), "extra"); err != nil {
+					t.Error(err)
+				}
+				return event.ErrNotFound
+			}
+			return nil
+		}}
+	}
+	w.open()
+	defer w.stop()
+	spec := keeping(through(digests[0], 1, nil, copies))
+	spec.Topics = append(spec.Topics, event.Topic{Name: "extra"})
+	w.apply(spec)
+	w.publish("orders", "gone=an=100;fextra", "bad=an=100;x", "b=an=1", "c=an=1;dn;an=7")
+	eventually(t, "all settled", func() bool { return w.rest("s") })
+	if got := w.datas("copies"); !slices.Equal(got, []string{"1", "2 0 7"}) {
+		t.Errorf("counted %q", got)
+	}
+	if i := w.info("s"); w.value("s", "f0", "n") != "7" || i.StateKeys != 1 || i.StateBytes != 2 {
+		t.Errorf("n is %q, %d keys, %d bytes", w.value("s", "f0", "n"), i.StateKeys, i.StateBytes)
+	}
+	if got := slices.Sorted(slices.Values(w.ids("s.dead"))); !slices.Equal(got, []string{"bad", "gone"}) {
+		t.Errorf("dead letters %v", got)
+	}
 }
 
 // A function that keeps state runs once for an event, however often its delivery fails, also through a
@@ -606,6 +660,41 @@ func TestStateComesAndGoes(t *testing.T) {
 	}
 	if n, _ := strconv.Atoi(w.value("s", "f0", "n")); counted != n || denied == 0 {
 		t.Errorf("counted to %d, %d counts delivered, %d denied", n, counted, denied)
+	}
+}
+
+// The workers of a subscription that ran its functions side by side leave when they keep state from now on.
+func TestStateHasOneWorker(t *testing.T) {
+	w, digests := stateWorld(t)
+	w.apply(through(digests[0], 1, &recorder{}, func(s *SubscriptionSpec) { s.Concurrency = 1000 }))
+	s := w.e.plan.Load().subs["s"]
+	publish := func(prefix string) {
+		events := number(prefix, 2000)
+		for i := range events {
+			events[i] += "=an=1"
+		}
+		w.publish("orders", events...)
+	}
+	for round := 0; ; round++ {
+		publish(fmt.Sprint("plain", round))
+		s.mu.Lock()
+		workers := s.pumps.running
+		s.mu.Unlock()
+		if workers > 1 || runtime.GOMAXPROCS(0) == 1 {
+			break
+		}
+	}
+	w.apply(keeping(through(digests[0], 1, nil, func(s *SubscriptionSpec) { copies(s); s.Fingerprint = "keeping" })))
+	publish("kept")
+	eventually(t, "all settled", func() bool { return w.rest("s") })
+	counts := map[string]int{}
+	for _, d := range w.datas("copies") {
+		if d != "!-2" { // made before it was allowed
+			counts[d]++
+		}
+	}
+	if !maps.Equal(counts, oneTo(len(counts))) || len(counts) < 2000 {
+		t.Errorf("%d different counts, the highest kept is %s", len(counts), w.value("s", "f0", "n"))
 	}
 }
 
