@@ -72,8 +72,12 @@ const (
 // extent is how many of a call's events from at on make a run.
 func (f *Function) extent(c *Call, at int) int {
 	most := firstRun
+	aim := aimedRun
+	if f.single {
+		aim = aimedProgram
+	}
 	if pace := f.pace.Load(); pace > 0 {
-		most = int(min(max(int64(aimedRun)/pace, 1), maxRun))
+		most = int(min(max(int64(aim)/pace, 1), maxRun))
 	}
 	if f.def.Limits.Fuel > 0 {
 		most = 1 // so that whether an event's fuel suffices does not depend on its neighbours
@@ -120,6 +124,7 @@ func (f *Function) call(ctx context.Context, c *Call, out *Outcome) (err error) 
 		if err == nil && fault == nil {
 			f.learn(in.spent.all, n)
 			at += n
+			in = f.reuse(ctx, in)
 			continue
 		}
 		f.retire(ctx, in)
@@ -174,6 +179,7 @@ func (s *isolation) solve(ctx context.Context, picks []int32) (err error) {
 	s.f.stats.reruns.Add(1)
 	fault, err := s.in.run(ctx, Batch{call: s.c, picks: picks}, s.out)
 	if err == nil && fault == nil {
+		s.in = s.f.reuse(ctx, s.in)
 		return nil
 	}
 	s.f.retire(ctx, s.in)

@@ -117,6 +117,9 @@ func (in *Instance) begin(n int) {
 	now := in.fn.host.now()
 	*s = spending{mark: now, start: now}
 	s.budget.fuel, s.budget.event, s.budget.all, s.budget.wall = l.Fuel, l.CPU, callShare*l.CPU, l.Wall
+	if in.fn.single { // its cursor does not tell when it goes on to the next event
+		s.budget.event = time.Duration(min(n, callShare)) * l.CPU
+	}
 	if n == 0 {
 		// What a guest does once is no event's fault; runtimes of languages take their time.
 		s.budget.fuel = 0

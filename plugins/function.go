@@ -16,12 +16,13 @@ import (
 
 // A Function is one version of a function, ready to be called from many goroutines.
 type Function struct {
-	host *Host
-	def  event.Function
-	abi  ABI
-	cfg  wazero.ModuleConfig // what all instances share
-	logs logBudget
-	say  func(level int, message string) // takes what passes the budget
+	host   *Host
+	def    event.Function
+	abi    ABI
+	cfg    wazero.ModuleConfig // what all instances share
+	single bool                // an instance serves one run: see Programs
+	logs   logBudget
+	say    func(level int, message string) // takes what passes the budget
 
 	pace    atomic.Int64  // guest time of an event in ns, about; 0: unknown
 	slots   chan struct{} // a token for every call at work
@@ -107,6 +108,9 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	f := &Function{host: h, def: def, say: say, abi: abi, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
+	if err := f.start(); err != nil {
+		return nil, err
+	}
 	if f.code, err = h.compile(ctx, m, def.Digest, def.Limits.Memory); err != nil {
 		return nil, err
 	}

@@ -20,21 +20,22 @@ import (
 // An Instance is one guest at work: its memory, and what its host functions answer from. One goroutine
 // uses it at a time.
 type Instance struct {
-	fn      *Function
-	module  api.Module
-	memory  api.Memory
-	guest   Guest
-	ctx     guestContext
-	made    time.Time         // the zero of its monotonic clock
-	size    uint32            // bytes of memory when it was made
-	used    time.Duration     // when it was put back last, as Host.now counts
-	fuel    api.MutableGlobal // what is left of the slice; nil while the guest starts
-	grantOf api.MutableGlobal // the slice, for the guest
-	spent   spending
-	granted int64 // the slice at work
-	fetches int   // requests of the run
-	counts  int64 // bytes of memory as the function's stats have them
-	runs    int
+	fn        *Function
+	module    api.Module
+	memory    api.Memory
+	guest     Guest
+	companion api.Module // what it imports beside the host's modules; nil: nothing
+	ctx       guestContext
+	made      time.Time         // the zero of its monotonic clock
+	size      uint32            // bytes of memory when it was made
+	used      time.Duration     // when it was put back last, as Host.now counts
+	fuel      api.MutableGlobal // what is left of the slice; nil while the guest starts
+	grantOf   api.MutableGlobal // the slice, for the guest
+	spent     spending
+	granted   int64 // the slice at work
+	fetches   int   // requests of the run
+	counts    int64 // bytes of memory as the function's stats have them
+	runs      int
 
 	batch   Batch // batch.call is nil outside a run
 	random  *rand.ChaCha8
@@ -42,6 +43,7 @@ type Instance struct {
 	hash    hash.Hash
 	seed    [sha256.Size]byte
 	scratch [16]byte
+	stdin   input
 	stdout  lines
 	stderr  lines
 	ended   error    // why a host function ended the call
@@ -52,10 +54,16 @@ type Instance struct {
 // of the caller's context, which no guest may depend on.
 type guestContext struct {
 	context.Context
-	in *Instance
+	in    *Instance
+	links context.Context // holds the instance's own imports while it is linked
 }
 
-func (*guestContext) Value(any) any { return nil }
+func (c *guestContext) Value(key any) any {
+	if c.links != nil {
+		return c.links.Value(key)
+	}
+	return nil
+}
 
 // InstanceOf returns the instance that called a host function.
 func InstanceOf(ctx context.Context) *Instance { return ctx.(*guestContext).in }
@@ -86,7 +94,7 @@ func (in *Instance) fault(err error) *GuestError {
 	var exit *sys.ExitError
 	said := in.stderr.first()
 	if errors.As(err, &exit) {
-		g.Err = fmt.Errorf("the guest exited with status %d", exit.ExitCode())
+		g.Err = &ExitError{exit.ExitCode()}
 	} else {
 		g.Err = errors.New(trap(err.Error()))
 	}
@@ -231,6 +239,7 @@ func (in *Instance) run(ctx context.Context, b Batch, out *Outcome) (*GuestError
 	out.staged.keep()
 	in.staged = nil
 	in.batch = Batch{}
+	in.Redirect(nil, nil)
 	in.ctx.Context = context.Background()
 	return fault, err
 }
@@ -251,7 +260,7 @@ func (in *Instance) grown() bool {
 
 // count brings the function's stats up to the memory in use.
 func (in *Instance) count() {
-	if n := int64(in.memory.Size()); n != in.counts {
+	if n := in.memoryInUse(); n != in.counts {
 		in.fn.stats.bytes.Add(n - in.counts)
 		in.fn.host.bytes.Add(n - in.counts)
 		in.counts = n
@@ -263,5 +272,12 @@ func (in *Instance) close(ctx context.Context) error {
 	in.fn.stats.bytes.Add(-in.counts)
 	in.fn.host.bytes.Add(-in.counts)
 	defer in.fn.drop()
-	return in.module.Close(ctx)
+	if e, ok := in.guest.(Ender); ok {
+		e.End()
+	}
+	err := in.module.Close(ctx)
+	if in.companion != nil {
+		err = errors.Join(err, in.companion.Close(ctx))
+	}
+	return err
 }

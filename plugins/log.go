@@ -3,6 +3,7 @@ package plugins
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"time"
@@ -62,12 +63,16 @@ func (f *Function) log(level int, message []byte) {
 type lines struct {
 	f     *Function
 	level int
-	buf   []byte // the line under way
-	head  []byte // the first line of a call
-	oom   bool   // a line of the call speaks of running out of memory
+	buf   []byte    // the line under way
+	head  []byte    // the first line of a call
+	oom   bool      // a line of the call speaks of running out of memory
+	to    io.Writer // takes it all instead; nil: nobody
 }
 
 func (l *lines) Write(p []byte) (int, error) {
+	if l.to != nil {
+		return l.to.Write(p)
+	}
 	n := len(p)
 	for len(p) > 0 {
 		line, rest, whole := bytes.Cut(p, []byte("\n"))

@@ -48,6 +48,11 @@ func (f *Function) instance(ctx context.Context) (*Instance, error) {
 // put keeps an instance for the next call, unless its memory, which never shrinks, has grown so far that
 // a later event would pay for it, or it is spent after one run.
 func (f *Function) put(ctx context.Context, in *Instance) {
+	if in.isSpent() {
+		_ = in.close(ctx)
+		f.host.freed()
+		return
+	}
 	if in.grown() {
 		f.retire(ctx, in)
 		return

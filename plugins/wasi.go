@@ -14,17 +14,21 @@ import (
 )
 
 // instantiate makes an instance and runs its start function, _initialize and whatever its ABI asks of a
-// new one. WASI is there without files, arguments, environment or sockets.
+// new one. WASI is there without files or sockets; arguments and environment have only Programs.
 func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 	in := &Instance{fn: f, made: time.Now(), hash: sha256.New()}
-	in.ctx = guestContext{ctx, in}
+	in.ctx = guestContext{Context: ctx, in: in}
 	code, err := f.hold(ctx)
 	if err != nil {
 		return nil, err
 	}
 	in.stdout = lines{f: f, level: 1}
 	in.stderr = lines{f: f, level: 2}
-	cfg := f.cfg.WithStdout(&in.stdout).WithStderr(&in.stderr).
+	if err := in.accompany(ctx); err != nil {
+		f.drop()
+		return nil, err
+	}
+	cfg := f.cfg.WithStdin(&in.stdin).WithStdout(&in.stdout).WithStderr(&in.stderr).
 		WithRandSource(filler(in.Random)).
 		WithWalltime(func() (int64, int32) {
 			now := in.Now()
@@ -34,12 +38,16 @@ func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 		WithNanosleep(in.sleep).WithOsyield(func() {})
 	in.begin(0)
 	if in.module, err = f.host.runtime.InstantiateModule(&in.ctx, code.code, cfg); err != nil {
+		if in.companion != nil {
+			_ = in.companion.Close(ctx)
+		}
 		f.drop()
 		if in.ended != nil {
 			err = in.ended
 		}
 		return nil, fmt.Errorf("the module does not start: %s", bounded(err.Error()))
 	}
+	in.ctx.links = nil
 	f.stats.created.Add(1)
 	f.stats.instances.Add(1)
 	if err := in.initialize(); err != nil {
