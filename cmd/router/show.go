@@ -83,10 +83,17 @@ type functionDoc struct {
 	Wasm   string            `json:"wasm"`
 	Limits map[string]string `json:"limits"`
 	Config map[string]string `json:"config,omitempty"`
+	Allow  *allowDoc         `json:"allow,omitempty"`
 	Owner  string            `json:"owner"`
 	State  functionState     `json:"state"`
 
 	Versions []versionDoc `json:"versions"`
+}
+
+// allowDoc is what a function may do besides looking at its events.
+type allowDoc struct {
+	HTTP []string `json:"http,omitempty"`
+	KV   bool     `json:"kv"`
 }
 
 // versionDoc is a version that was in force: the current one, the previous one, which is ready for a
@@ -133,6 +140,9 @@ func (d *definitions) functionDoc(f engine.FunctionInfo) functionDoc {
 			Failures: f.Counts.Failures, Results: f.Counts.Results, Fuel: f.Counts.Fuel, Seconds: f.Counts.Time.Seconds(), Swaps: f.Counts.Swaps,
 			Instances: f.Stats.Instances, Memory: f.Stats.Memory},
 		Versions: versionDocs(f)}
+	if a := f.Allow; a.KV || len(a.HTTP) > 0 {
+		doc.Allow = &allowDoc{a.HTTP, a.KV}
+	}
 	if f.Pushed {
 		doc.Wasm = "pushed"
 	}

@@ -100,6 +100,9 @@ func TestStateExample(t *testing.T) {
 		s.Matched != 3 || s.Failed != 3 {
 		t.Errorf("shown as %+v", shown)
 	}
+	if text := p.must(200, "GET", "/v1/functions/nth", "", ""); !strings.Contains(text, `"allow":{"kv":true}`) {
+		t.Errorf("the function is shown without what it may do: %s", text)
+	}
 	metrics := p.must(200, "GET", "/metrics", "", "")
 	for _, line := range []string{`millrace_subscription_state_keys{subscription="numbered"} 2`, `millrace_subscription_state_bytes{subscription="numbered"} 8`,
 		`millrace_function_state_total{function="nth",op="read"} 3`, `millrace_function_state_total{function="nth",op="write"} 3`,
