@@ -115,7 +115,7 @@ type walk struct {
 	parts  int
 	labels []uint32
 	nlabel int
-	blocks int
+	ways   int
 	heads  []int32 // index of the point of each region
 }
 
@@ -128,14 +128,17 @@ func (m *rewriter) analyse() error {
 		if err := w.body(i); err != nil {
 			return err
 		}
-		product := int(w.b.count) * w.blocks
-		if product > m.limits.BlockLocals {
-			return fmt.Errorf("function %d has %d locals and %d blocks; their product is %d, at most %d is allowed: split it up",
-				w.fn, w.b.count, w.blocks, product, m.limits.BlockLocals)
+		ways, locals := w.ways, int(w.b.count)
+		if ways > m.limits.Ways {
+			return fmt.Errorf("function %d branches in %d ways; at most %d are allowed: split it up", w.fn, ways, m.limits.Ways)
 		}
-		if product > heavyFrom {
-			if heavy += product; heavy > m.limits.Heavy {
-				return fmt.Errorf("its functions have more locals × blocks together than %d: split the module up", m.limits.Heavy)
+		if ways*locals > m.limits.WayLocals {
+			return fmt.Errorf("function %d has %d locals and branches in %d ways; their product is %d, at most %d is allowed: split it up",
+				w.fn, locals, ways, ways*locals, m.limits.WayLocals)
+		}
+		if work := ways * (locals + ways/128); work > heavyFrom {
+			if heavy += work; heavy > m.limits.Heavy {
+				return fmt.Errorf("its functions branch too much for their locals together (%d; at most %d): split the module up", heavy, m.limits.Heavy)
 			}
 		}
 	}
@@ -212,7 +215,7 @@ func (w *walk) run() error {
 	w.frames = append(w.frames[:0], frame{op: opBlock, out: nowhere})
 	w.levels, w.inside = append(w.levels[:0], nowhere), append(w.inside[:0], -1)
 	w.parent, w.most, w.heads = w.parent[:0], w.most[:0], w.heads[:0]
-	w.parts, w.nlabel, w.blocks = 0, 0, 0
+	w.parts, w.nlabel, w.ways = 0, 0, 0
 	w.point(r.at, true)
 	for len(w.frames) > 0 {
 		w.labels = w.labels[:0]
@@ -262,6 +265,16 @@ func (w *walk) step(r *reader, in *instr) {
 		}
 	}
 	m.checkIndices(r, in, int(w.b.count))
+	switch in.op {
+	case opBlock, opBrIf, opReturn, opBr:
+		w.ways++
+	case opIf:
+		w.ways += 2
+	case opLoop:
+		w.ways += 6
+	case opBrTable:
+		w.ways += len(w.labels)
+	}
 	switch in.op {
 	case opBr, opBrTable, opReturn, opUnreachable:
 		*w.here() = nowhere
@@ -315,7 +328,6 @@ func (w *walk) open(r *reader, in *instr) {
 		r.fail("blocks are nested deeper than %d", w.m.limits.Depth)
 		return
 	}
-	w.blocks++
 	f := frame{op: in.op, level: len(w.levels) - 1, out: nowhere, other: *w.here()}
 	if in.op == opLoop {
 		f.loop = int32(len(w.b.loops))

@@ -18,16 +18,20 @@ type Limits struct {
 	Depth     int // of nested blocks: 2,000
 	Labels    int // of all br_table of a function together: 100,000
 
-	// BlockLocals is the product of a function's locals and its blocks, loops and ifs: the compiler keeps a
-	// table of that size, and searches it. 4 Mi takes about 2 s.
-	BlockLocals int
-	// Heavy is the sum of those products of all functions, as far as each exceeds 256 Ki: 16 Mi.
+	// Ways bounds how much a function branches: its blocks, branches, returns, twice its ifs, six times its
+	// loops and the labels of its br_table together: 16,000. Some of the compiler's passes take the square
+	// of it: 16,000 take about 3 s.
+	Ways int
+	// WayLocals bounds the product of a function's ways and locals: 1 Mi. The compiler may carry every local
+	// along every way: 1 Mi takes up to about 2 s.
+	WayLocals int
+	// Heavy bounds the sum of ways × (locals + ways/128) over all functions for which that exceeds 64 Ki: 8 Mi.
 	Heavy int
-	// Growth is how much longer the rewritten module may be: 8 times what came, and 64 KiB, is the default.
+	// Growth is how much longer the rewritten module may be: 16 times what came, and 64 KiB, is the default.
 	Growth int
 }
 
-const heavyFrom = 1 << 18
+const heavyFrom = 64 << 10
 
 func (l Limits) withDefaults() Limits {
 	for _, d := range []struct {
@@ -36,7 +40,7 @@ func (l Limits) withDefaults() Limits {
 	}{
 		{&l.Bytes, 64 << 20}, {&l.Functions, 200_000}, {&l.Types, 50_000}, {&l.Names, 10_000}, {&l.Globals, 10_000},
 		{&l.Tables, 8}, {&l.Elements, 1_000_000}, {&l.Segments, 100_000}, {&l.Params, 1_000}, {&l.Locals, 10_000}, {&l.AllLocals, 4_000_000},
-		{&l.Body, 4 << 20}, {&l.Depth, 2_000}, {&l.Labels, 100_000}, {&l.BlockLocals, 4 << 20}, {&l.Heavy, 16 << 20}, {&l.Growth, 8},
+		{&l.Body, 4 << 20}, {&l.Depth, 2_000}, {&l.Labels, 100_000}, {&l.Ways, 16_000}, {&l.WayLocals, 1 << 20}, {&l.Heavy, 8 << 20}, {&l.Growth, 16},
 	} {
 		if *d.v == 0 {
 			*d.v = d.n

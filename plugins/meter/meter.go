@@ -30,7 +30,7 @@ import (
 )
 
 // Version changes whenever the same module is rewritten to other bytes: compiled modules are cached by it.
-const Version = 1
+const Version = 2
 
 // Names that the rewritten module imports and exports. A module that has any of them already is refused.
 const (
