@@ -273,7 +273,7 @@ func (w *walk) step(r *reader, in *instr) {
 	case opLoop:
 		w.ways += 6
 	case opBrTable:
-		w.ways += len(w.labels)
+		w.ways += len(w.labels) / 8
 	}
 	switch in.op {
 	case opBr, opBrTable, opReturn, opUnreachable:

@@ -3,7 +3,6 @@ package meter_test
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -241,9 +240,7 @@ func TestGuests(t *testing.T) {
 			if k.total(m) == 0 {
 				t.Error("no fuel was spent")
 			}
-			if len(s.wasm) > 0 {
-				t.Log(fmt.Sprintf("%d bytes, %d metered", len(s.wasm), len(instrument(t, s.wasm))))
-			}
+			t.Logf("%d bytes, %d metered", len(s.wasm), len(instrument(t, s.wasm)))
 		})
 	}
 }

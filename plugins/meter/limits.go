@@ -19,7 +19,7 @@ type Limits struct {
 	Labels    int // of all br_table of a function together: 100,000
 
 	// Ways bounds how much a function branches: its blocks, branches, returns, twice its ifs, six times its
-	// loops and the labels of its br_table together: 16,000. Some of the compiler's passes take the square
+	// loops and an eighth of its br_table labels together: 16,000. Some of the compiler's passes take the square
 	// of it: 16,000 take about 3 s.
 	Ways int
 	// WayLocals bounds the product of a function's ways and locals: 1 Mi. The compiler may carry every local
