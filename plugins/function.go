@@ -36,7 +36,7 @@ type Function struct {
 	code *compiled   // nil: given up until it is needed
 	live int         // instances that are there or being made
 
-	counted map[string]int64 // what its guests count
+	counted map[string]uint64 // what its guests count
 
 	loading sync.Mutex   // one at a time brings code back
 	used    atomic.Int64 // when an instance was put back last, as Host.now counts
@@ -67,7 +67,7 @@ type FunctionStats struct {
 	Guest     time.Duration // of it in guest code
 	Fuel      int64         // spent
 
-	Counters map[string]int64 // what the guests counted by counter_add
+	Counters map[string]uint64 // what the guests counted by counter_add
 }
 
 // Open compiles the module of def (from the cache, if it was compiled before) and instantiates it once

@@ -57,12 +57,12 @@ func (in *Instance) Count(name []byte, delta int64) {
 	ok := delta >= 0 && (known || len(f.counted) < maxCounters && metricName(name))
 	if ok {
 		if f.counted == nil {
-			f.counted = map[string]int64{}
+			f.counted = map[string]uint64{}
 		}
 		if known {
-			f.counted[string(name)] = n + delta
+			f.counted[string(name)] = n + uint64(delta)
 		} else {
-			f.counted[strings.Clone(string(name))] = delta
+			f.counted[strings.Clone(string(name))] = uint64(delta)
 		}
 	}
 	f.mu.Unlock()

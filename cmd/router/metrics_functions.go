@@ -13,6 +13,7 @@ var (
 		"calls":     describe("function_calls_total", "Calls of the function.", "function"),
 		"events":    describe("function_events_total", "Events in them.", "function"),
 		"seconds":   describe("function_seconds_total", "Time spent in them.", "function"),
+		"guest":     describe("function_guest_seconds_total", "Time spent in guest code, what it waited for left out, since its version was opened.", "function"),
 		"fuel":      describe("function_fuel_total", "Fuel spent in them.", "function"),
 		"swaps":     describe("function_swaps_total", "Changes of the function's version.", "function"),
 		"instances": describe("function_instances", "Instances of the version in force.", "function"),
@@ -21,6 +22,7 @@ var (
 	descFunctionResults  = describe("function_results_total", "Results, by verdict.", "function", "verdict")
 	descFunctionFailures = describe("function_failures_total", "Events that failed, by reason.", "function", "reason")
 	descFunctionState    = describe("function_state_total", "Values that the function read and wrote of its state.", "function", "op")
+	descFunctionCounter  = describe("function_counter_total", "What the function itself counts, since its version was opened.", "function", "counter")
 	descFunctionInfo     = describe("function_info", "1; the version in force, abbreviated, is a label.", "function", "digest")
 	descShadow           = describe("shadow_total", "Events that a shadow was compared at, by result.", "subscription", "result")
 )
@@ -35,11 +37,11 @@ func shortDigest(digest string) string {
 
 func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metric) {
 	counters, gauges := map[string]*tally{}, map[string]*tally{}
-	results, failures, state := pairs{}, pairs{}, pairs{}
+	results, failures, state, counted := pairs{}, pairs{}, pairs{}, pairs{}
 	for i, f := range e.Functions() {
 		c := f.Counts
 		for kind, v := range map[string]float64{"calls": float64(c.Calls), "events": float64(c.Events), "seconds": c.Time.Seconds(),
-			"fuel": float64(c.Fuel), "swaps": float64(c.Swaps)} {
+			"guest": f.Stats.Guest.Seconds(), "fuel": float64(c.Fuel), "swaps": float64(c.Swaps)} {
 			tallyOf(counters, kind).add(f.Name, v)
 		}
 		tallyOf(gauges, "instances").add(f.Name, float64(f.Stats.Instances))
@@ -49,6 +51,7 @@ func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metri
 		if f.Allow.KV {
 			state.add(f.Name, map[string]uint64{"read": c.StateReads, "write": c.StateWrites})
 		}
+		counted.add(f.Name, f.Stats.Counters)
 		if i < maxSeries && f.Digest != "" {
 			out <- prometheus.MustNewConstMetric(descFunctionInfo, prometheus.GaugeValue, 1, f.Name, shortDigest(f.Digest))
 		}
@@ -62,6 +65,7 @@ func (m *metrics) collectFunctions(e *engine.Engine, out chan<- prometheus.Metri
 	results.send(out, descFunctionResults)
 	failures.send(out, descFunctionFailures)
 	state.send(out, descFunctionState)
+	counted.send(out, descFunctionCounter)
 }
 
 func (m *metrics) collectShadows(e *engine.Engine, out chan<- prometheus.Metric) {

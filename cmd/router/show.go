@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/millrace/millrace/engine"
@@ -83,9 +84,11 @@ type functionDoc struct {
 	Wasm   string            `json:"wasm"`
 	Limits map[string]string `json:"limits"`
 	Config map[string]string `json:"config,omitempty"`
-	Allow  *allowDoc         `json:"allow,omitempty"`
-	Owner  string            `json:"owner"`
-	State  functionState     `json:"state"`
+
+	Secrets map[string]string `json:"secrets,omitempty"` // their names; the values are "***"
+	Allow   *allowDoc         `json:"allow,omitempty"`
+	Owner   string            `json:"owner"`
+	State   functionState     `json:"state"`
 
 	Versions []versionDoc `json:"versions"`
 }
@@ -135,7 +138,7 @@ type functionState struct {
 func (d *definitions) functionDoc(f engine.FunctionInfo) functionDoc {
 	l := f.Limits.WithDefaults()
 	doc := functionDoc{Name: f.Name, Wasm: f.Digest, Config: f.Config, Owner: d.ownerText(kindFunctions, f.Name),
-		Limits: map[string]string{"memory": sizeText(l.Memory), "output": sizeText(int64(l.Output))},
+		Limits: map[string]string{"cpu": l.CPU.String(), "wall": l.Wall.String(), "memory": sizeText(l.Memory), "output": sizeText(int64(l.Output)), "fuel": "unlimited"},
 		State: functionState{Digest: f.Digest, Calls: f.Counts.Calls, Events: f.Counts.Events, Rejects: f.Counts.Results["reject"],
 			Failures: f.Counts.Failures, Results: f.Counts.Results, Fuel: f.Counts.Fuel, Seconds: f.Counts.Time.Seconds(), Swaps: f.Counts.Swaps,
 			Instances: f.Stats.Instances, Memory: f.Stats.Memory},
@@ -145,6 +148,15 @@ func (d *definitions) functionDoc(f engine.FunctionInfo) functionDoc {
 	}
 	if f.Pushed {
 		doc.Wasm = "pushed"
+	}
+	if l.Fuel > 0 {
+		doc.Limits["fuel"] = strconv.FormatInt(l.Fuel, 10)
+	}
+	for name := range f.Secrets {
+		if doc.Secrets == nil {
+			doc.Secrets = map[string]string{}
+		}
+		doc.Secrets[name] = "***"
 	}
 	return doc
 }
