@@ -36,7 +36,7 @@ func TestBulk(t *testing.T) {
 		{"copy", 0, all, 100_000}, {"copy", size, size, 0}, {"copy", size + 1, 0, 0}, {"copy", 9, 4, 257}, {"copy", size - 10, 0, 100},
 		{"fill", 10, 0xAB, 256}, {"fill", 10, 0x1CD, 257}, {"fill", 1000, 7, 250_000}, {"fill", size - 200_000, 8, 200_000},
 		{"fill", size - 200_000, 9, 200_001}, {"fill", all, 9, 200_000}, {"fill", 0, 9, all}, {"fill", size, 0, 0}, {"fill", size - 5, 1, 6},
-		{"drop", 0, 0, 0}, {"init", 0, 0, 0}, {"init", 0, 0, 100_000}, {"init", 0, 0, 1},
+		{"copy", 0, size - 150_000, 150_001}, {"drop", 0, 0, 0}, {"init", 0, 0, 0}, {"init", 0, 0, 100_000}, {"init", 0, 0, 1},
 	} {
 		_, a := plain.ExportedFunction(c.name).Call(ctx, c.d, c.s, c.n)
 		_, b := metered.ExportedFunction(c.name).Call(ctx, c.d, c.s, c.n)
