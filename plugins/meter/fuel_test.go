@@ -76,7 +76,7 @@ func TestRefused(t *testing.T) {
 		{"deep", `(module (func ` + many(2100, "(block ") + many(2100, ")") + `))`, "deeper than 2000"},
 		{"returns", `(module (func (param i32) ` + many(9000, "(if (local.get 0) (then (return)))") + `))`, "function 0 branches in 27000 ways; at most 16000"},
 		{"loops and locals", `(module (func (local ` + many(2000, "i32 ") + `) ` + many(200, "(loop (br_if 0 (local.get 0)))") + `))`, "function 0 has 2000 locals and branches in 1400 ways"},
-		{"locals", `(module (func (local ` + many(10_001, "i32 ") + `)))`, "more than 10000 locals"},
+		{"locals", `(module (func (local ` + many(3_001, "i32 ") + `)))`, "more than 3000 locals"},
 		{"parameters", `(module (type (func (param ` + many(1001, "i32 ") + `))))`, "1001 parameters or results; at most 1000"},
 		{"labels", `(module (func (block (br_table ` + many(100_001, "0 ") + `(i32.const 0)))))`, "more than 100000 labels"},
 	} {

@@ -12,7 +12,7 @@ type Limits struct {
 	Elements  int // of all element segments together: 1,000,000
 	Segments  int // of data, and as many of elements: 100,000
 	Params    int // of a function type or block, and as many results: 1,000
-	Locals    int // of a function, parameters included: 10,000
+	Locals    int // of a function, parameters included: 3,000
 	AllLocals int // of all functions together: 4,000,000
 	Body      int // bytes of a function's code: 4 MiB
 	Depth     int // of nested blocks: 2,000
@@ -39,7 +39,7 @@ func (l Limits) withDefaults() Limits {
 		n int
 	}{
 		{&l.Bytes, 64 << 20}, {&l.Functions, 200_000}, {&l.Types, 50_000}, {&l.Names, 10_000}, {&l.Globals, 10_000},
-		{&l.Tables, 8}, {&l.Elements, 1_000_000}, {&l.Segments, 100_000}, {&l.Params, 1_000}, {&l.Locals, 10_000}, {&l.AllLocals, 4_000_000},
+		{&l.Tables, 8}, {&l.Elements, 1_000_000}, {&l.Segments, 100_000}, {&l.Params, 1_000}, {&l.Locals, 3_000}, {&l.AllLocals, 4_000_000},
 		{&l.Body, 4 << 20}, {&l.Depth, 2_000}, {&l.Labels, 100_000}, {&l.Ways, 16_000}, {&l.WayLocals, 1 << 20}, {&l.Heavy, 8 << 20}, {&l.Growth, 16},
 	} {
 		if *d.v == 0 {
