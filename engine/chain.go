@@ -43,6 +43,7 @@ type fate struct {
 	failure failure
 	made    int // events emitted so far: the n of their ids
 	outputs []output
+	reply   *event.Reply
 }
 
 // maxHops bounds an event's way through topics.
@@ -122,7 +123,9 @@ func (h *chain) through(ctx context.Context, f *function) error {
 		case plugins.Reject:
 			err := event.Permanent(int(r.Arg), fmt.Errorf("rejected by %s: %s", f.def.Name, clip(string(r.Data), 512)))
 			h.failed(in.origin, failure{reason: string(plugins.ReasonReject), err: err, digest: f.digest(), final: true})
-		case plugins.Drop, plugins.Reply: // nobody waits for a reply: publishing answers when the event is durable
+		case plugins.Reply:
+			h.reply(in, r)
+		case plugins.Drop:
 		}
 	}
 	h.level, h.next = h.next, h.level
@@ -133,7 +136,7 @@ var errRetry = errors.New("the function asked to be called again")
 
 func (h *chain) failed(origin int, f failure) {
 	if x := &h.fates[origin]; !x.failed {
-		x.failed, x.failure, x.outputs = true, f, nil
+		x.failed, x.failure, x.outputs, x.reply = true, f, nil, nil
 	}
 }
 
@@ -160,6 +163,7 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 		h.buf = h.ev.AppendRecord(h.buf)
 		rec := event.Record(h.buf[at:len(h.buf):len(h.buf)])
 		rec.SetPlace(origin.Position(), origin.Received())
+		rec.SetAttempt(0, origin.Flags()&event.FlagReply) // the next function may reply as well
 		h.next = append(h.next, link{rec, in.origin})
 		return
 	}

@@ -48,6 +48,8 @@ type Engine struct {
 	shadowLife func() context.Context
 	endShadows context.CancelFunc
 	parked     schedule
+	replies    *replies
+	invoking   *invocations
 	turn       atomic.Uint32 // partitions for events without a key, in turn
 	clock      timeText
 }
@@ -70,8 +72,13 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.shadowLife, e.endShadows = func() context.Context { return shadowLife }, endShadows
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
 	e.parked.wake = make(chan struct{}, 1)
+	e.replies, e.invoking = newReplies(o), newInvocations()
 	e.plan.Store(&Plan{})
-	if err := e.loadTopics(ctx); err != nil {
+	err := e.replies.load(ctx, o.Store)
+	if err == nil {
+		err = e.loadTopics(ctx)
+	}
+	if err != nil {
 		stop()
 		abort()
 		return nil, fmt.Errorf("open engine: %w", err)
@@ -133,6 +140,7 @@ func (e *Engine) Draining() bool { return e.draining.Load() }
 // Drain refuses new events from now on and ends waiting readers; Close does the same and goes on.
 func (e *Engine) Drain() {
 	if e.draining.CompareAndSwap(false, true) {
+		e.replies.drain()
 		p := e.plan.Load()
 		for _, t := range p.topics {
 			t.wakeAll()

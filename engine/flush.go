@@ -102,10 +102,12 @@ func (e *Engine) flush(ctx context.Context) error {
 	for _, f := range order {
 		ops = f.fold(ops, plan)
 	}
+	ops, litter := e.replies.sweep(e.now().UnixNano(), ops)
 	var err error
 	if len(ops) > 0 {
 		err = e.store.Commit(ctx, &storage.Batch{Ops: ops})
 	}
+	e.replies.swept(litter, err)
 	for _, f := range order {
 		f.end(err)
 	}

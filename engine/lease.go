@@ -227,12 +227,28 @@ func placeholder(p event.Position) event.Record {
 
 // Ack settles leases and returns once that is durable. lost are those that were no longer held.
 func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []string, err error) {
+	return e.AckReply(ctx, name, ids, nil)
+}
+
+// AckReply is Ack with a reply to the producers of the leased events that asked for one.
+func (e *Engine) AckReply(ctx context.Context, name string, ids []string, reply *event.Reply) (lost []string, err error) {
+	if reply != nil {
+		if err := reply.Check(); err != nil {
+			return nil, event.At("reply", err)
+		}
+		own := *reply
+		own.From = "pull"
+		reply = fit(&own, nil)
+	}
 	s, c, err := e.pullable(name)
 	if err != nil {
 		return nil, err
 	}
 	defer s.leave(c)
 	held, lost := s.settleLeases(ids, true)
+	if reply != nil {
+		e.replyTo(ctx, s, held, reply)
+	}
 	var sts []settlement
 	s.mu.Lock()
 	for _, l := range held {
@@ -248,10 +264,10 @@ func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []str
 				sts = append(sts, s.failAfter(c, leaseAttempts, l.job.it, st.failed))
 				continue
 			}
-			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs})
+			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs, reply: st.reply})
 			continue
 		}
-		sts = append(sts, settlement{it: l.job.it})
+		sts = append(sts, settlement{it: l.job.it, reply: l.job.reply})
 	}
 	s.mu.Unlock()
 	if err := s.settle(ctx, sts); err != nil {

@@ -30,6 +30,11 @@ type Options struct {
 	QueueBytes int           // bytes of log that they keep in memory, per subscription; 4 MiB
 	Flush      time.Duration // how often cursors are gathered and written; 100 ms
 	MaxLeases  int           // leases out at once, per subscription; 10,000
+
+	Waiters    int           // requests that wait for replies at once; 4,096
+	ReplyKeep  time.Duration // how long a reply is kept; 10 min
+	Replies    int           // replies that are kept at once; 10,000
+	ReplyBytes int64         // of those, in the store; 64 MiB
 }
 
 // Observer is told what happened. Calls are synchronous and come from many goroutines; return at once.
@@ -38,6 +43,9 @@ type Observer struct {
 	Delivered    func(subscription string, took time.Duration)
 	Failed       func(subscription string, attempt int, err error)
 	DeadLettered func(subscription string, reason string)
+
+	Replied        func(from string, took time.Duration) // from "function", "push" or "pull"; since the event was received
+	ReplyDiscarded func(why string)                      // "unasked" or "second"
 }
 
 func (o Options) withDefaults() Options {
@@ -49,6 +57,14 @@ func (o Options) withDefaults() Options {
 	fill(&o.Queue, 1024)
 	fill(&o.QueueBytes, 4<<20)
 	fill(&o.MaxLeases, 10_000)
+	fill(&o.Waiters, 4096)
+	fill(&o.Replies, 10_000)
+	if o.ReplyBytes == 0 {
+		o.ReplyBytes = 64 << 20
+	}
+	if o.ReplyKeep == 0 {
+		o.ReplyKeep = 10 * time.Minute
+	}
 	if o.Flush == 0 {
 		o.Flush = 100 * time.Millisecond
 	}
@@ -72,6 +88,12 @@ func (o Options) withDefaults() Options {
 	if b.DeadLettered == nil {
 		b.DeadLettered = func(string, string) {}
 	}
+	if b.Replied == nil {
+		b.Replied = func(string, time.Duration) {}
+	}
+	if b.ReplyDiscarded == nil {
+		b.ReplyDiscarded = func(string) {}
+	}
 	return o
 }
 
@@ -85,6 +107,9 @@ func (o Options) validate() error {
 	}
 	if o.Flush < time.Millisecond {
 		errs = append(errs, errors.New("option Flush: want at least 1ms"))
+	}
+	if o.Waiters < 1 || o.Replies < 1 || o.ReplyBytes < 1 || o.ReplyKeep < 0 {
+		errs = append(errs, errors.New("options Waiters, Replies, ReplyBytes and ReplyKeep: want at least 1"))
 	}
 	return errors.Join(errs...)
 }

@@ -28,6 +28,7 @@ type step struct {
 	done     []uint32
 	recs     []event.Record
 	outputs  []output // appended when every send has ended well
+	reply    *event.Reply
 }
 
 // job is one send.
@@ -37,6 +38,8 @@ type job struct {
 	n    int   // of the outputs
 	rec  event.Record
 	made *subConfig // whose functions put it out; nil where there are none. Its sink may be closed
+
+	reply *event.Reply // where there is no step
 }
 
 func (s *subscription) pump(crew *crew) {
@@ -176,12 +179,12 @@ func (s *subscription) toTopic(ctx context.Context, h *chain) {
 			sts = append(sts, s.failing(h.c, it, x.failure))
 			continue
 		}
-		if len(x.outputs) == 0 {
+		if len(x.outputs) == 0 && x.reply == nil {
 			dropped++
 		} else {
 			outputs++
 		}
-		sts = append(sts, settlement{it: it, outputs: x.outputs})
+		sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
 	}
 	began := time.Now()
 	if s.settleUntil(ctx, sts) {
@@ -236,13 +239,13 @@ func (s *subscription) handOver(ctx context.Context, h *chain) {
 			s.mu.Unlock()
 			sts = append(sts, s.failing(h.c, it, x.failure))
 			s.mu.Lock()
-		case len(outs) == 0 && len(x.outputs) == 0:
+		case len(outs) == 0 && len(x.outputs) == 0 && x.reply == nil:
 			s.c.Dropped++
 			s.done(it)
 		case len(outs) == 0:
-			sts = append(sts, settlement{it: it, outputs: x.outputs})
+			sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
 		case len(outs) == 1 && len(x.outputs) == 0:
-			s.sends.push(job{it: it, rec: outs[0].rec, made: h.c})
+			s.sends.push(job{it: it, rec: outs[0].rec, made: h.c, reply: x.reply})
 		default:
 			s.queueStep(h.c, it, outs, x)
 		}
@@ -256,7 +259,7 @@ func (s *subscription) handOver(ctx context.Context, h *chain) {
 
 // queueStep queues the sends of an item with several outputs, without those that an earlier try has sent.
 func (s *subscription) queueStep(c *subConfig, it item, outs []link, x *fate) {
-	st := &step{it: it, config: c, outputs: x.outputs}
+	st := &step{it: it, config: c, outputs: x.outputs, reply: x.reply}
 	for _, l := range outs {
 		st.recs = append(st.recs, l.rec)
 	}
@@ -275,6 +278,6 @@ func (s *subscription) queueStep(c *subConfig, it item, outs []link, x *fate) {
 		}
 	}
 	if st.left == 0 { // all were sent; what failed was the settlement
-		s.workers.Go(func() { s.settleUntil(s.e.working(), []settlement{{it: it, outputs: st.outputs}}) })
+		s.workers.Go(func() { s.settleUntil(s.e.working(), []settlement{{it: it, outputs: st.outputs, reply: st.reply}}) })
 	}
 }

@@ -15,6 +15,8 @@ import (
 type sender struct {
 	deliveries [1]event.Delivery
 	id         []byte
+	reply      event.Reply // where the sink puts one
+	asks       bool        // it shall
 }
 
 func (s *subscription) send(crew *crew) {
@@ -28,6 +30,7 @@ func (s *subscription) send(crew *crew) {
 			s.mu.Unlock()
 			return
 		}
+		w.asks = c.wantsReply(j)
 		s.mu.Unlock()
 		began := time.Now()
 		err := w.deliver(ctx, s, c, j)
@@ -35,6 +38,9 @@ func (s *subscription) send(crew *crew) {
 			s.e.o.Observer.Delivered(s.name, time.Since(began))
 		}
 		s.mu.Lock()
+		if err == nil && w.reply.Status != 0 {
+			j.answered(w.reply)
+		}
 		s.sent(ctx, c, j, err)
 		s.mu.Unlock()
 		s.leave(c)
@@ -97,6 +103,10 @@ func (w *sender) deliver(ctx context.Context, s *subscription, c *subConfig, j j
 		ID: unsafe.String(unsafe.SliceData(w.id), len(w.id)), Subscription: s.name, Topic: s.topic.name,
 		Event: j.rec, Attempt: int(j.it.attempt),
 	}
+	w.reply = event.Reply{}
+	if w.asks {
+		w.deliveries[0].Reply = &w.reply
+	}
 	return c.sink.Deliver(ctx, w.deliveries[:])
 }
 
@@ -124,7 +134,11 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 		s.mu.Lock()
 	}
 	if st == nil {
-		if err == nil {
+		switch {
+		case err == nil && j.reply != nil:
+			s.commit(ctx, settlement{it: j.it, reply: j.reply}, nil)
+			return
+		case err == nil:
 			s.done(j.it)
 			return
 		}
@@ -147,8 +161,8 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 	case st.bad:
 		st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), j.made
 		s.commit(ctx, s.afterFailure(c, j.it, st.failed), st.failed.err)
-	case len(st.outputs) > 0:
-		s.commit(ctx, settlement{it: j.it, outputs: st.outputs}, nil)
+	case len(st.outputs) > 0 || st.reply != nil:
+		s.commit(ctx, settlement{it: j.it, outputs: st.outputs, reply: st.reply}, nil)
 	default:
 		s.done(j.it)
 	}

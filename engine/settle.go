@@ -21,8 +21,9 @@ type settlement struct {
 	it      item
 	park    *parkedEvent
 	outputs []output
-	dead    string     // the typed reason, if one of the outputs is its dead letter
-	state   *stateView // what the batch that it is of wrote; the same in all of them
+	reply   *event.Reply // to the item's producer, who asked for one
+	dead    string       // the typed reason, if one of the outputs is its dead letter
+	state   *stateView   // what the batch that it is of wrote; the same in all of them
 }
 
 // output is an event that a step appends to a topic.
@@ -51,6 +52,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			continue
 		}
 		kept = append(kept, st)
+		if !s.claimReply(&b, st) {
+			kept[len(kept)-1].reply = nil
+		}
 		state = st.state
 		for _, o := range st.outputs {
 			s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event})
@@ -80,6 +84,11 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	}
 
 	err := s.e.store.Commit(ctx, &b)
+	for _, st := range kept {
+		if st.reply != nil {
+			s.tellReply(st, err)
+		}
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -264,14 +264,14 @@ func (s *subscription) runStateful(ctx context.Context, h *chain) error {
 			if err = h.view.stand(ctx); err != nil {
 				break
 			}
-			if len(x.outputs) == 0 {
+			if len(x.outputs) == 0 && x.reply == nil {
 				dropped++
 			} else {
 				outputs++
 			}
 			p := it.rec.Partition()
 			h.view.latest[p] = max(h.view.latest[p], it.rec.Received())
-			sts = append(sts, settlement{it: it, outputs: x.outputs})
+			sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
 		}
 		h.view.fall()
 		if len(sts) > 0 {

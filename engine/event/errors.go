@@ -20,6 +20,7 @@ var (
 	ErrUnavailable = errors.New("unavailable") // draining, overloaded, or the store is read-only: try later
 	ErrFull        = errors.New("full")        // the topic (whenFull: reject) or the disk
 	ErrUnsupported = errors.New("not acted on by this build")
+	ErrFunction    = errors.New("the function failed")
 )
 
 // A Fault is one thing wrong in what somebody sent.

@@ -30,6 +30,8 @@ type Event struct {
 
 	Hops     uint32 // how many topics its ancestors passed; 0 from clients
 	ClientID bool   // the client gave ID: it takes part in the dedupe window
+
+	WantsReply bool // in: its record says that somebody waits for a reply
 }
 
 // An Attribute is an extension attribute. Names are lower-case letters and digits (CloudEvents 1.0,

@@ -220,6 +220,9 @@ func (e *Event) AppendRecord(dst []byte) []byte {
 	if e.Binary {
 		flags |= FlagBinary
 	}
+	if e.WantsReply {
+		flags |= FlagReply
+	}
 	h := dst[start:]
 	le.PutUint32(h[0:], uint32(len(h)))
 	le.PutUint16(h[4:], uint16(count))

@@ -181,6 +181,8 @@ type Delivery struct {
 	Topic        string // the topic of the event that the subscription read
 	Event        Record // what is sent: the event or an output of a function; read-only
 	Attempt      int    // 1 is the first
+
+	Reply *Reply // if not nil, somebody waits: the sink puts here what the receiver answers, where it takes answers
 }
 
 // Lease is a delivery handed to a puller until Deadline.

@@ -49,7 +49,7 @@ var (
 
 // laterSinkKeys are later keys of sinks, by kind; a sink whose options have the key acts on it.
 var laterSinkKeys = map[string][]later{
-	"webhook": {{"reply", "false"}, {"batch", ""}},
+	"webhook": {{"batch", ""}},
 }
 
 // fields checks a mapping's keys and returns their values. ok is false if it is no mapping; what is wrong

@@ -90,14 +90,13 @@ func TestLaterKeys(t *testing.T) {
 		{"    config: {field: email}\n", "    js: functions/redact.js\n", "js"},
 		{"    start: latest\n", "    order: key\n", "order"},
 		{"    start: latest\n", "    rate: 500/s\n", "rate"},
-		{"        timeout: 15s\n", "        reply: true\n", "reply"},
 		{"        timeout: 15s\n", "        batch: {events: 10}\n", "batch"},
 		{"    retry: {", "exponential: {factor: 2}, ", "exponential"},
 		{"    retry: {", "maxAge: 24h, ", "maxAge"},
 		{"    retry: {", "on4xx: reject, ", "on4xx"},
 	} {
 		text := string(full)
-		for _, has := range []string{"    order: none\n", "    rate: unlimited\n", "        reply: false\n"} {
+		for _, has := range []string{"    order: none\n", "    rate: unlimited\n"} {
 			if strings.Contains(has, " "+c.key+":") {
 				text = strings.Replace(text, has, "", 1)
 			}

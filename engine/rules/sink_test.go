@@ -20,6 +20,7 @@ type hook struct {
 	Secrets []string          `yaml:"secrets"`
 	Headers map[string]string `yaml:"headers"`
 	Timeout time.Duration     `yaml:"timeout"`
+	Reply   bool              `yaml:"reply"`
 	Dialer  any               `yaml:"-"`
 	Conns   int
 }

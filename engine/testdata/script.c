@@ -4,6 +4,8 @@
 //   d;           DROP                        r<ms>;         RETRY after ms
 //   1<ms>;       RETRY on the first attempt only, PASS afterwards
 //   x<code>;     REJECT                      t              trap
+//   a<status>=<body>;  REPLY, text/plain     h<status>;     REPLY whose content type has a line break
+//   b<bytes>;    REPLY 200 of so many bytes
 // Of the EMITs the data is a script for the next function.
 #include <stdint.h>
 #include <stdlib.h>
@@ -66,6 +68,12 @@ static void run(uint32_t i, uint32_t attempt, const char *s, const char *end) {
 			else put(i, 0, 0, 0, 0, 0, 0, 0);
 			break;
 		case 'x': put(i, 4, number(a, stop), 0, 0, 0, "refused here", 12); break;
+		case 'a':
+			eq = memchr(a, '=', stop - a);
+			put(i, 5, number(a, eq), 5, "text/plain", 10, eq + 1, stop - eq - 1);
+			break;
+		case 'h': put(i, 5, number(a, stop), 5, "text/html\r\nx-evil: 1", 20, "", 0); break;
+		case 'b': put(i, 5, 200, 5, "text/plain", 10, (char *)out + (2 << 20), number(a, stop)); break;
 		case 't': __builtin_trap();
 		default: put(i, 0, 0, 0, 0, 0, 0, 0);
 		}

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"github.com/valyala/fasthttp"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 const (
@@ -47,6 +49,8 @@ type lane struct {
 	head   []byte
 	buf    []byte // the request
 	answer []byte // the beginning of the last answer's body
+	listen bool   // the answer to come is a reply: its body is read whole, up to event.MaxReply
+	whole  bool   // the last answer's body is all there
 
 	// An end of the context must end a delivery at once, without a goroutine each: while contexts stay
 	// the same, as a subscription's do, one registration serves all deliveries of a lane.
@@ -250,12 +254,16 @@ func statusLine(br *bufio.Reader) (int, bool) {
 // nothing about the outcome. It reports whether the body ended.
 func (l *lane) readBody(ctx context.Context, deadline time.Time) bool {
 	l.answer = l.answer[:0]
-	if l.resp.Header.ConnectionClose() && l.resp.StatusCode() < 300 {
+	limit, wait := answerLimit, drainLimit
+	if l.whole = false; l.listen && l.resp.StatusCode() < 300 {
+		limit, wait = event.MaxReply+1, time.Until(deadline)
+	} else if l.resp.Header.ConnectionClose() && l.resp.StatusCode() < 300 {
 		return false
 	}
 	n := l.resp.Header.ContentLength()
 	switch code := l.resp.StatusCode(); {
 	case n == 0, code == fasthttp.StatusNoContent, code == fasthttp.StatusNotModified:
+		l.whole = true
 		return true
 	case code == fasthttp.StatusSwitchingProtocols:
 		return false
@@ -263,9 +271,10 @@ func (l *lane) readBody(ctx context.Context, deadline time.Time) bool {
 		b, _ := l.br.Peek(n)
 		l.answer = append(l.answer, b...)
 		_, err := l.br.Discard(n)
-		return err == nil
+		l.whole = err == nil
+		return l.whole
 	}
-	if l.until(ctx, earlier(deadline, time.Now().Add(drainLimit))) != nil {
+	if l.until(ctx, earlier(deadline, time.Now().Add(wait))) != nil {
 		return false
 	}
 	l.resp.StreamBody = true
@@ -277,10 +286,10 @@ func (l *lane) readBody(ctx context.Context, deadline time.Time) bool {
 	read, ended := 0, false
 	for !ended {
 		if read == len(l.answer) {
-			if read >= answerLimit {
+			if read >= limit {
 				break
 			}
-			l.answer = append(l.answer, make([]byte, min(read, answerLimit-read))...)
+			l.answer = append(l.answer, make([]byte, min(read, limit-read))...)
 		}
 		k, err := body.Read(l.answer[read:])
 		read += k
@@ -289,7 +298,7 @@ func (l *lane) readBody(ctx context.Context, deadline time.Time) bool {
 			break
 		}
 	}
-	l.answer = l.answer[:read]
+	l.answer, l.whole = l.answer[:read], ended
 	// Closing the stream itself would read on without bound.
 	return ended && n != -2 // -2: the body ends with the connection
 }

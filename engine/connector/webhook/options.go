@@ -28,6 +28,7 @@ type Options struct {
 	Secrets []string          `yaml:"secrets"` // whsec_…; all sign, the first first; none: unsigned
 	Headers map[string]string `yaml:"headers"` // sent besides the router's own
 	Timeout time.Duration     `yaml:"timeout"` // of one attempt, connecting included; 15 s
+	Reply   bool              `yaml:"reply"`   // an answer of 2xx is the reply to the event, where its producer asked for one
 
 	Dialer    Dialer           `yaml:"-"` // required
 	Now       func() time.Time `yaml:"-"` // for timestamps; time.Now

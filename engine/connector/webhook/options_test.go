@@ -20,6 +20,7 @@ format: binary
 secrets: [` + secretA + `]
 headers: {authorization: Bearer x}
 timeout: 2s
+reply: true
 `))
 	dec.KnownFields(true)
 	if err := dec.Decode(&o); err != nil {
@@ -28,11 +29,11 @@ timeout: 2s
 	if err := o.Validate(); err != nil {
 		t.Fatal(err)
 	}
-	if o.URL != "https://example.com/hook" || o.Format != Binary || o.Secrets[0] != secretA || o.Headers["authorization"] != "Bearer x" || o.Timeout != 2*time.Second {
+	if o.URL != "https://example.com/hook" || o.Format != Binary || o.Secrets[0] != secretA || o.Headers["authorization"] != "Bearer x" || o.Timeout != 2*time.Second || !o.Reply {
 		t.Errorf("%+v", o)
 	}
 	// Keys of the process, and those that this build does not act on, are not keys of the file.
-	for _, key := range []string{"reply: true", "batch: {events: 2}", "dialer: {}", "maxconns: 1", "useragent: x", "tls: {}"} {
+	for _, key := range []string{"batch: {events: 2}", "dialer: {}", "maxconns: 1", "useragent: x", "tls: {}"} {
 		dec := yaml.NewDecoder(strings.NewReader(key))
 		dec.KnownFields(true)
 		if err := dec.Decode(&o); err == nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -65,6 +66,30 @@ func (s *Sink) outcome(l *lane) error {
 		return event.Disable(code, err)
 	}
 	return &event.RetryAfter{Err: err, Code: code, Wait: retryAfter(string(l.resp.Header.Peek("Retry-After")), s.o.Now())}
+}
+
+// reply fills r in with what the receiver answered, if it took the delivery. What cannot be passed on as it is
+// becomes 502 in words.
+func (l *lane) reply(r *event.Reply) {
+	code := l.resp.StatusCode()
+	if code < 200 || code > 299 {
+		return
+	}
+	fail := func(format string, args ...any) {
+		*r = event.Reply{Status: http.StatusBadGateway, ContentType: "text/plain; charset=utf-8", Data: fmt.Appendf(nil, format+"\n", args...)}
+	}
+	l.resp.Header.SetNoDefaultContentType(true)
+	enc := string(l.resp.Header.ContentEncoding())
+	switch {
+	case len(l.answer) > event.MaxReply:
+		fail("the receiver's answer has over %d bytes and cannot be passed on", event.MaxReply)
+	case !l.whole:
+		fail("the receiver's answer %d broke off", code)
+	case enc != "" && !strings.EqualFold(enc, "identity"):
+		fail("the receiver's answer is encoded (%.20q) although no encoding was asked for", enc)
+	default:
+		*r = event.Reply{Status: code, ContentType: string(l.resp.Header.ContentType()), Data: append([]byte{}, l.answer...)}
+	}
 }
 
 // retryAfter reads seconds or an HTTP date (RFC 9110 section 10.2.3), clamped to 0 … 24 h; 0 if it is

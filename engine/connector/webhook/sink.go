@@ -92,6 +92,7 @@ func (s *Sink) deliver(ctx context.Context, d *event.Delivery) error {
 		return err
 	}
 	l.watch(ctx)
+	l.listen = d.Reply != nil
 	reused := l.conn != nil
 	for {
 		if l.conn == nil {
@@ -109,9 +110,15 @@ func (s *Sink) deliver(ctx context.Context, d *event.Delivery) error {
 		if err != nil {
 			return s.failed(ctx, err)
 		}
+		if d.Reply != nil {
+			l.reply(d.Reply)
+		}
 		return s.outcome(l)
 	}
 }
+
+// Replies reports whether Deliver fills in Delivery.Reply: an answer of 2xx, with its content type and body.
+func (s *Sink) Replies() bool { return s.o.Reply }
 
 // acquire takes an idle lane, rather with a connection, and makes one if there is none. It waits while
 // MaxConns are in use.

@@ -201,8 +201,8 @@ func (c *call) settling(verb string) (in settling, err error) {
 		return in, err
 	}
 	switch {
-	case in.Reply != nil:
-		return in, event.Bad(event.ErrUnsupported, "reply", "is not acted on by this build; leave it out")
+	case in.Reply != nil && verb != "ack":
+		return in, event.Invalid("reply", "goes with ack alone")
 	case in.Delay != "" && verb != "nack":
 		return in, event.Invalid("delay", "goes with nack alone")
 	case in.Deadline != "" && verb != "extend":
@@ -233,7 +233,11 @@ func (c *call) ack() error {
 	if err != nil {
 		return err
 	}
-	return c.settled(c.s.o.Backend.Ack(c.s.work, strings.Clone(c.params[0]), in.Leases))
+	reply, err := in.reply()
+	if err != nil {
+		return err
+	}
+	return c.settled(c.s.o.Backend.AckReply(c.s.work, strings.Clone(c.params[0]), in.Leases, reply))
 }
 
 // nack is POST /v1/subscriptions/{name}/nack.

@@ -64,7 +64,15 @@ func TestPull(t *testing.T) {
 		{"pull", `{"max": 0}`, 400, "1 to 1000"}, {"pull", `{"max": 1001}`, 400, "1 to 1000"}, {"pull", `{"wait": "31s"}`, 400, "0s to 30s"},
 		{"pull", `{"maximum": 3}`, 400, "maximum"}, {"pull", `{`, 400, "broken JSON"}, {"pull", `{"max":"x"}`, 400, "max"},
 		{"ack", `{}`, 400, "leases"}, {"ack", `{"leases":["a"],"delay":"1s"}`, 400, "nack"}, {"ack", `{"leases":["a"],"deadline":"1s"}`, 400, "extend"},
-		{"ack", `{"leases":["a"],"reply":{"status":200}}`, 501, "not acted on by this build"},
+		{"nack", `{"leases":["a"],"reply":{"status":200}}`, 400, "goes with ack alone"},
+		{"ack", `{"leases":["a"],"reply":{"status":199}}`, 400, "want 200 to 599"},
+		{"ack", `{"leases":["a"],"reply":{"status":"200"}}`, 400, "cannot unmarshal"},
+		{"ack", `{"leases":["a"],"reply":{"state":1}}`, 400, "unknown field"},
+		{"ack", `{"leases":["a"],"reply":[]}`, 400, "cannot unmarshal"},
+		{"ack", `{"leases":["a"],"reply":{"contentType":"text/plain\r\nx: y"}}`, 400, "a header cannot carry"},
+		{"ack", `{"leases":["a"],"reply":{"data":1,"data_base64":"eA=="}}`, 400, "stands beside data_base64"},
+		{"ack", `{"leases":["a"],"reply":{"data_base64":"?"}}`, 400, "is not base64"},
+		{"ack", `{"leases":["a"],"reply":{"contentType":"text/plain","data":{}}}`, 400, "want a string"},
 		{"nack", `{"leases":["a"],"delay":"25h"}`, 400, "24h"}, {"extend", `{"leases":["a"]}`, 400, "10s to 10m"}, {"extend", `{"leases":["a"],"deadline":"9s"}`, 400, "10s"},
 	} {
 		resp, body := do(t, "POST", u+tt.verb, tt.body, js...)

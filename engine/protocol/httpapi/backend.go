@@ -43,6 +43,15 @@ type Publisher interface {
 	// that a client left out (see event.Event) in the caller's events. Once it returns nil the events are durable. The
 	// events may be borrowed from a request; nothing is kept of them.
 	Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error
+	// Ask is Publish of one event whose producer waits for a reply until end closes; nil if none came by then, or
+	// none can come. Where too many wait already nothing is stored: event.ErrUnavailable.
+	Ask(ctx context.Context, topic string, evs []event.Event, pos []event.Position, end <-chan struct{}) (*event.Reply, error)
+	// Reply returns the reply to an event that asked for one, waiting until end closes: event.ErrNotFound if there is
+	// none yet, event.ErrGone if it is not kept any more.
+	Reply(ctx context.Context, topic string, pos event.Position, end <-chan struct{}) (*event.Reply, error)
+	// Invoke shows one event to a function and stores nothing; version "" is the one in force. A function that
+	// fails is event.ErrFunction, at the typed reason.
+	Invoke(ctx context.Context, function, version string, ev *event.Event) (*event.Invocation, error)
 	// DryRun stores nothing and says for every event which subscriptions of the topic would match and why.
 	DryRun(ctx context.Context, topic string, evs []event.Event) ([][]event.Match, error)
 }
@@ -76,8 +85,9 @@ type Reader interface {
 type Puller interface {
 	// Pull leases up to max deliveries, waiting up to wait for the first.
 	Pull(ctx context.Context, subscription string, max int, wait time.Duration) ([]event.Lease, error)
-	// Ack settles leases durably; lost lists those that were no longer held.
-	Ack(ctx context.Context, subscription string, leases []string) (lost []string, err error)
+	// AckReply settles leases durably; lost lists those that were no longer held. reply, if not nil, goes to
+	// the producers of those events that asked for one.
+	AckReply(ctx context.Context, subscription string, leases []string, reply *event.Reply) (lost []string, err error)
 	// Nack gives deliveries back, due again after delay.
 	Nack(ctx context.Context, subscription string, leases []string, delay time.Duration) (lost []string, err error)
 	// Extend moves the deadlines to d from now.

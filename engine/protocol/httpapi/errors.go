@@ -22,6 +22,7 @@ func statusOf(err error) (status int, kind string) {
 		{event.ErrTooLarge, 413, "too-large"},
 		{event.ErrSchema, 422, "schema"},
 		{event.ErrUnsupported, 501, "unsupported"},
+		{event.ErrFunction, 502, "function"},
 		{event.ErrUnavailable, 503, "unavailable"},
 		{event.ErrFull, 507, "full"},
 	} {

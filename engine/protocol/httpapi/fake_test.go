@@ -27,6 +27,14 @@ type fake struct {
 	notWell error
 	open    int // readers
 	waited  time.Duration
+
+	replies  chan *event.Reply // to whoever asks; nil: nobody replies
+	asking   int
+	replied  *event.Reply // with the last ack
+	invoked  event.Event
+	version  string
+	invoking *event.Invocation
+
 	fakeLogs
 }
 

@@ -158,7 +158,8 @@ func (f *fake) settle(leases []string) (lost []string, err error) {
 	return lost, nil
 }
 
-func (f *fake) Ack(ctx context.Context, sub string, leases []string) ([]string, error) {
+func (f *fake) AckReply(ctx context.Context, sub string, leases []string, reply *event.Reply) ([]string, error) {
+	f.replied = reply
 	return f.settle(leases)
 }
 

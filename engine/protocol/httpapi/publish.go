@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"strconv"
 	"strings"
 	"time"
 
@@ -148,18 +149,33 @@ func (c *call) publishShort() error {
 	return c.commit(topic, pref)
 }
 
-// preferences reads Prefer (RFC 7240): whether only the count is wanted.
-func (c *call) preferences() (minimal bool, err error) {
+// preferring is what the header Prefer asks for (RFC 7240).
+type preferring struct {
+	minimal bool // only the count
+	wait    int  // seconds for a reply; 0: none is wanted
+}
+
+// preferences reads Prefer. What is not known there is ignored, as RFC 7240 wants.
+func (c *call) preferences() (pref preferring, err error) {
+	if c.h.prefer == "" {
+		return pref, nil
+	}
 	for p := range strings.SplitSeq(c.h.prefer, ",") {
-		name, value, _ := strings.Cut(strings.TrimSpace(p), "=")
+		p, _, _ = strings.Cut(p, ";")
+		name, value, _ := strings.Cut(p, "=")
+		name, value = strings.TrimSpace(name), strings.Trim(strings.TrimSpace(value), `"`)
 		switch {
-		case strings.EqualFold(name, "wait"):
-			return false, event.Bad(event.ErrUnsupported, "Prefer", "wait (request and reply) is not acted on by this build; leave it out and read the reply from a topic")
+		case strings.EqualFold(name, "wait") && pref.wait == 0: // of several the first counts
+			n, err := strconv.Atoi(value)
+			if err != nil || n < 1 {
+				return pref, invalidf("Prefer", "wait is %.20q; want a number of seconds, 1 or more, such as wait=10", value)
+			}
+			pref.wait = min(n, int(maxWait/time.Second)) // Preference-Applied says so
 		case strings.EqualFold(name, "return"):
-			minimal = strings.EqualFold(strings.Trim(value, `"`), "minimal")
+			pref.minimal = strings.EqualFold(value, "minimal")
 		}
 	}
-	return minimal, nil
+	return pref, nil
 }
 
 // fill takes what the request says of all its events from the query and Idempotency-Key. What an event
@@ -207,7 +223,7 @@ func (c *call) fill() error {
 }
 
 // commit hands the events to the router and answers with what became of them.
-func (c *call) commit(topic string, minimal bool) error {
+func (c *call) commit(topic string, pref preferring) error {
 	if dry := c.query("dryRun"); dry != "" {
 		switch dry {
 		case "true":
@@ -222,13 +238,17 @@ func (c *call) commit(topic string, minimal bool) error {
 		c.pos = make([]event.Position, n)
 	}
 	c.pos = c.pos[:n]
-	if err := c.s.o.Backend.Publish(c.s.work, topic, c.events, c.pos); err != nil {
+	if pref.wait > 0 {
+		if replied, err := c.ask(topic, pref.wait); replied || err != nil {
+			return err
+		}
+	} else if err := c.s.o.Backend.Publish(c.s.work, topic, c.events, c.pos); err != nil {
 		return err
 	}
 	out := append(c.out[:0], `{"accepted":`...)
 	out = appendInt(out, n)
-	if minimal {
-		c.ctx.Response.Header.Set("Preference-Applied", "return=minimal")
+	if pref.minimal {
+		c.ctx.Response.Header.Add("Preference-Applied", "return=minimal")
 	} else {
 		out = append(out, `,"events":[`...)
 		for i := range c.events {

@@ -146,7 +146,8 @@ func TestPublishRefused(t *testing.T) {
 		{"unknown parameter", orders + "?typ=x", "1", js, 400, `?typ|type`},
 		{"parameter twice", orders + "?type=x&type=y", "1", js, 400, `twice`},
 		{"dryRun", orders + "?dryRun=1", "1", js, 400, `true or false`},
-		{"wait", orders, "1", append([]string{"Prefer", "return=minimal, wait=5"}, js...), 501, `not acted on by this build`},
+		{"wait", orders, "1", append([]string{"Prefer", "return=minimal, wait=soon"}, js...), 400, `want a number of seconds`},
+		{"wait with several", orders, "1 2", []string{"Content-Type", "application/x-ndjson", "Prefer", "wait=5"}, 400, `wait goes with one event and the request has 2`},
 		{"csv without rows", orders, "a,b\n", []string{"Content-Type", "text/csv"}, 400, `at least one row`},
 		{"csv short row", orders, "a,b\n1\n", []string{"Content-Type", "text/csv"}, 400, `line 2`},
 		{"csv name twice", orders, "a,a\n1,2\n", []string{"Content-Type", "text/csv"}, 400, `column 2`},
@@ -165,7 +166,7 @@ func TestPublishRefused(t *testing.T) {
 		{"short: array", "/v1/publish", `[]`, js, 400, `not an object`},
 		{"short: text", "/v1/publish", `{"topic":"orders","payload":1}`, []string{"Content-Type", "text/plain"}, 415, `application/json`},
 		{"nothing there", "/v1/nothing", "", nil, 404, `/v1/openapi.json`},
-		{"not yet routed", "/v1/topics/orders/events/0-0/reply", "", nil, 404, `openapi`},
+		{"not yet routed", "/v1/topics/orders/events/0-0/trace", "", nil, 404, `openapi`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFake("orders")

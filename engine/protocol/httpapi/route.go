@@ -28,6 +28,7 @@ func routes() []*route {
 		{method: "POST", path: "/v1/topics/{topic}/events", handle: (*call).publish, query: publish},
 		{method: "GET", path: "/v1/topics/{topic}/events", handle: (*call).poll, query: []string{"after", "since", "limit", "filter", "wait"}},
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}/reply", handle: (*call).readReply, query: []string{"wait"}},
 		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true},
 		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}},
 		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true},
@@ -45,6 +46,7 @@ func routes() []*route {
 		{method: "POST", path: "/v1/functions/{name}/rollback", handle: (*call).rollback},
 		{method: "GET", path: "/v1/functions/{name}/logs", handle: (*call).functionLogs, query: []string{"follow", "limit"}},
 		{method: "GET", path: "/v1/subscriptions/{name}/shadow", handle: (*call).shadow},
+		{method: "POST", path: "/v1/functions/{name}/invoke", handle: (*call).invoke, query: []string{"version", "id", "type", "subject", "key"}},
 		{method: "GET", path: "/v1/rules", handle: (*call).rules},
 		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
 		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi},
@@ -287,7 +289,7 @@ func (c *call) cors() {
 	}
 	h := &c.ctx.Response.Header
 	h.Set("Access-Control-Allow-Origin", c.h.origin)
-	h.Set("Access-Control-Expose-Headers", "Retry-After, Preference-Applied, Location, Allow")
+	h.Set("Access-Control-Expose-Headers", "Retry-After, Preference-Applied, Location, Content-Location, Allow")
 	h.Add("Vary", "Origin")
 }
 
