@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -423,12 +424,18 @@ func (h *chain) reply(in link, r *plugins.Result) {
 	}
 }
 
-// replyOf is what a function's REPLY says. It borrows nothing.
+// replyOf is what a function's REPLY says: status 200 and JSON unless it says otherwise. It borrows nothing.
 func replyOf(r *plugins.Result) *event.Reply {
 	own := &event.Reply{Status: int(r.Arg), From: "function"}
+	if own.Status == 0 {
+		own.Status = 200
+	}
+	if len(r.Data) > 0 {
+		own.ContentType = "application/json"
+	}
 	event.AttrsOf(r.Attrs, r.Count, func(a event.Attr) bool {
 		if a.Tag == event.TagDataContentType {
-			own.ContentType = string(append([]byte(nil), a.Value...))
+			own.ContentType = strings.Clone(a.Value)
 		}
 		return true
 	})

@@ -20,6 +20,7 @@ type metrics struct {
 	published *prometheus.CounterVec
 	bytes     prometheus.Counter
 	took      prometheus.Histogram
+	replies   replyMetrics
 	engine    func() *engine.Engine
 	store     func() storage.Stats
 }
@@ -39,6 +40,7 @@ func newMetrics() *metrics {
 			Name: "millrace_delivery_seconds", Help: "How long successful deliveries took at their sink.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
 	}
+	m.replies = newReplyMetrics(m.registry)
 	m.registry.MustRegister(m.published, m.bytes, m.took, m, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
@@ -53,6 +55,7 @@ func (m *metrics) observer() engine.Observer {
 			m.bytes.Add(float64(bytes))
 		},
 		Delivered: func(_ string, took time.Duration) { m.took.Observe(took.Seconds()) },
+		Replied:   m.replies.replied, ReplyDiscarded: m.replies.discarded,
 	}
 }
 
@@ -136,6 +139,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	gauge(descUsed, float64(s.DiskUsed))
 	gauge(descDedupe, float64(s.DedupeBytes))
 	gauge(descDegraded, truth(s.Degraded != ""))
+	gauge(descWaiters, float64(e.Waiters()))
 }
 
 func (m *metrics) collectTopics(e *engine.Engine, out chan<- prometheus.Metric) {

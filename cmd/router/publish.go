@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -27,6 +28,7 @@ type publishing struct {
 	contentType string
 	types       string
 	dryRun      bool
+	wait        time.Duration
 	query       map[string]*string // type, key, subject, id
 }
 
@@ -39,10 +41,13 @@ func publishCommand(p *program) *cobra.Command {
 The data is DATA, or what --file names, or what comes in on standard input.
 
 What fits into one request (10,000 events, 16 MiB) is stored whole or not at all; longer NDJSON and CSV is sent in several
-requests, each whole or not at all. A JSON text of NDJSON that has "specversion" is a CloudEvent, any other is data.`,
+requests, each whole or not at all. A JSON text of NDJSON that has "specversion" is a CloudEvent, any other is data.
+
+With --wait the first reply to the event, by a function, a webhook with "reply: true" or a puller, is printed as it is. Without one in time, or with one of 400 or more, it exits with 1; the event is stored all the same.`,
 		Example: `  router publish orders '{"total": 250, "country": "DE"}' --type order.created --key customer-7
   router publish orders --file orders.ndjson
-  tail -n 100 orders.csv | router publish orders --csv --file -`,
+  tail -n 100 orders.csv | router publish orders --csv --file -
+  router publish orders '{"total": 250}' --type order.ask --wait 5s`,
 		Args: cobra.RangeArgs(1, 2),
 	}
 	r := p.remoteFlags(cmd)
@@ -53,6 +58,7 @@ requests, each whole or not at all. A JSON text of NDJSON that has "specversion"
 	f.StringVar(&o.contentType, "content-type", "", "the data's `media type` (default: by the file's name, else JSON if it is JSON, else text)")
 	f.StringVar(&o.types, "types", "", "CSV: 'string' leaves every cell a string")
 	f.BoolVar(&o.dryRun, "dry-run", false, "store nothing; show which subscriptions would match and why")
+	f.DurationVar(&o.wait, "wait", 0, "wait for a reply to the event, up to 30s, and print it")
 	for _, name := range []string{"type", "key", "subject", "id"} {
 		o.query[name] = f.String(name, "", map[string]string{
 			"type":    "the event's type",
@@ -62,6 +68,7 @@ requests, each whole or not at all. A JSON text of NDJSON that has "specversion"
 		}[name])
 	}
 	cmd.MarkFlagsMutuallyExclusive("ndjson", "csv", "content-type")
+	cmd.MarkFlagsMutuallyExclusive("wait", "dry-run")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := p.client(cmd, r)
 		if err != nil {
@@ -73,6 +80,12 @@ requests, each whole or not at all. A JSON text of NDJSON that has "specversion"
 }
 
 func (p *program) publish(cmd *cobra.Command, c *client, o *publishing, args []string) error {
+	if o.wait < 0 || o.wait > maxReplyWait || o.wait > 0 && o.wait < time.Second {
+		return usagef(cmd, "--wait %s: want 1s to %s", o.wait, maxReplyWait)
+	}
+	if kind := o.kind(); o.wait > 0 && (kind == ndjsonType || kind == csvType) {
+		return usagef(cmd, "--wait goes with one event; NDJSON and CSV may hold many")
+	}
 	in, err := p.publishInput(cmd, o, args)
 	if err != nil {
 		return err
@@ -116,6 +129,9 @@ func (p *program) publish(cmd *cobra.Command, c *client, o *publishing, args []s
 		media := kind
 		if media == "" {
 			media = sniff(body)
+		}
+		if o.wait > 0 {
+			return p.publishAndWait(cmd, c, o, u, media, body)
 		}
 		answer, err := c.call(cmd.Context(), "POST", u, body, "Content-Type", media)
 		if err != nil {
