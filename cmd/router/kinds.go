@@ -9,6 +9,7 @@ import (
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/abi/native"
+	"github.com/millrace/millrace/plugins/abi/wasi"
 )
 
 // sinkKinds is every place this binary can push to: a new one is its folder and a line here.
@@ -25,4 +26,4 @@ func sinkKinds(dialer *egress.Dialer) map[string]rules.SinkKind {
 const maxSinkConns = 1024
 
 // abis is every calling convention that functions may use, in the order in which they are tried.
-func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}} }
+func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}, wasi.ABI{}} }

@@ -2,10 +2,10 @@ package native
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/abi"
 )
 
 // Layout of a result.
@@ -13,9 +13,6 @@ const (
 	resultHeader = 24
 	flagsKnown   = plugins.Inherit | plugins.SameData
 )
-
-// outputLimits bound the attributes of an Emit as those of a client; its data is bounded by the output.
-var outputLimits = event.Limits{Event: math.MaxInt}
 
 // results copies what handle returned to out and checks it: every event of the batch has results, in
 // order, in a combination that means something.
@@ -54,11 +51,8 @@ func (g *guest) results(b *plugins.Batch, packed uint64, out *plugins.Outcome) e
 
 // said is what the results so far say of the event that they have come to.
 type said struct {
-	index   int
-	first   int // of out.Results
-	emits   int
-	decided plugins.Verdict // Pass, Drop, Retry or Reject; Emit: none yet
-	replied bool
+	index int
+	abi.Said
 }
 
 // result reads one result at the start of buf, appends it and returns its size.
@@ -83,7 +77,7 @@ func (g *guest) result(b *plugins.Batch, at *said, buf []byte, out *plugins.Outc
 	case int(index) > at.index+1:
 		return 0, plugins.BadOutput(at.index+1, "no result for event %d: silence is an error; return DROP to drop an event", at.index+1)
 	case int(index) > at.index:
-		*at = said{index: int(index), first: len(out.Results), decided: plugins.Emit}
+		*at = said{int(index), abi.About(out)}
 	}
 	r := plugins.Result{Index: b.Index(at.index), Verdict: plugins.Verdict(buf[4]), Flags: buf[5],
 		Count: int(le.Uint16(buf[6:])), Arg: le.Uint32(buf[12:])}
@@ -93,11 +87,11 @@ func (g *guest) result(b *plugins.Batch, at *said, buf []byte, out *plugins.Outc
 	if err := cut(&r, buf); err != nil {
 		return 0, plugins.BadOutput(blame, "%s: %w", r.Verdict, err)
 	}
-	if err := at.add(&r, out); err != nil {
+	if err := at.Add(&r, out); err != nil {
 		return 0, plugins.BadOutput(blame, "%w", err)
 	}
 	if r.Verdict == plugins.Emit {
-		if err := g.check(&r, b.Event(at.index)); err != nil {
+		if err := abi.CheckEmit(&r, b.Event(at.index), &g.scratch); err != nil {
 			return 0, plugins.BadOutput(blame, "EMIT: %w", err)
 		}
 	}
@@ -123,74 +117,4 @@ func cut(r *plugins.Result, buf []byte) error {
 	}
 	r.Attrs = attrs[:size:size]
 	return nil
-}
-
-// add holds a verdict against those before it about the same event. A RETRY or REJECT discards EMITs.
-func (s *said) add(r *plugins.Result, out *plugins.Outcome) error {
-	switch {
-	case r.Verdict == plugins.Emit:
-	case r.Verdict == plugins.Reply && r.Flags == 0 && onlyContentType(r):
-	case r.Flags != 0 || r.Count != 0:
-		return fmt.Errorf("%s with flags %d and %d attributes; only EMIT has them, and REPLY one, datacontenttype", r.Verdict, r.Flags, r.Count)
-	}
-	switch r.Verdict {
-	case plugins.Emit:
-		if s.decided != plugins.Emit && s.decided != plugins.Pass {
-			return fmt.Errorf("EMIT after %s", s.decided)
-		}
-		s.emits++
-		return nil
-	case plugins.Reply:
-		if s.replied {
-			return fmt.Errorf("REPLY twice")
-		}
-		if r.Arg != 0 && (r.Arg < 200 || r.Arg > 599) {
-			return fmt.Errorf("REPLY with status %d; want 200 to 599, or 0 for 200", r.Arg)
-		}
-		s.replied = true
-		return nil
-	}
-	if s.decided != plugins.Emit {
-		return fmt.Errorf("%s after %s", r.Verdict, s.decided)
-	}
-	s.decided = r.Verdict
-	if s.emits == 0 {
-		return nil
-	}
-	if r.Verdict != plugins.Retry && r.Verdict != plugins.Reject {
-		return fmt.Errorf("%s after EMIT; only RETRY and REJECT may follow, and discard it", r.Verdict)
-	}
-	kept := out.Results[:s.first]
-	for _, x := range out.Results[s.first:] {
-		if x.Verdict != plugins.Emit {
-			kept = append(kept, x)
-		}
-	}
-	clear(out.Results[len(kept):])
-	out.Results = kept
-	return nil
-}
-
-// contentTypeTag is the tag of datacontenttype.
-const contentTypeTag = 5
-
-// onlyContentType reports whether a result's attributes are at most the type of its data.
-func onlyContentType(r *plugins.Result) bool {
-	return r.Count == 0 || r.Count == 1 && r.Attrs[0] == contentTypeTag && le.Uint32(r.Attrs[4:]) != event.NoValue
-}
-
-// check makes the event that an Emit stands for and holds it to CloudEvents 1.0.
-func (g *guest) check(r *plugins.Result, in event.Record) error {
-	e := &g.scratch
-	r.Event(in, e)
-	if e.ID == "" {
-		e.ID = "-" // the engine names it
-	}
-	topic := e.Topic
-	err := e.Validate(outputLimits)
-	if err == nil && topic != "" {
-		err = event.CheckName("topic", topic)
-	}
-	*e = event.Event{Extensions: e.Extensions[:0]}
-	return err
 }

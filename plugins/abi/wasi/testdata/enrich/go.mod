@@ -1,0 +1,3 @@
+module enrich
+
+go 1.24

@@ -1,0 +1,129 @@
+package wasi_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/abi/wasi"
+	"github.com/millrace/millrace/plugins/abitest"
+)
+
+func TestEnrichGo(t *testing.T) {
+	abitest.Run(t, abitest.Guest{Name: "Go program", Module: abitest.GoCommand(t, "testdata/enrich"), ABIs: []plugins.ABI{wasi.ABI{}}, Lacks: abitest.Text})
+}
+
+func open(t testing.TB, module []byte, def event.Function) *plugins.Function {
+	t.Helper()
+	ctx := context.Background()
+	h, err := plugins.NewHost(ctx, plugins.Options{ABIs: []plugins.ABI{wasi.ABI{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.Close(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	if def.Digest, err = h.Put(ctx, module); err != nil {
+		t.Fatal(err)
+	}
+	def.Name = "filter"
+	f, err := h.Open(ctx, def)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
+func call(t testing.TB, f *plugins.Function, datas ...string) *plugins.Outcome {
+	t.Helper()
+	c := &plugins.Call{}
+	for i, d := range datas {
+		e := event.Event{ID: "1", Source: "/t", Type: "t", Data: []byte(d)}
+		r := event.Record(e.AppendRecord(nil))
+		r.SetPlace(event.Position{Offset: uint64(i)}, 1e9)
+		c.Events = append(c.Events, r)
+	}
+	out := &plugins.Outcome{}
+	if err := f.Call(context.Background(), c, out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func show(out *plugins.Outcome) string {
+	var s []string
+	for i := range out.Results {
+		s = append(s, fmt.Sprintf("%d:%s(%s)", out.Results[i].Index, out.Results[i].Verdict, out.Results[i].Data))
+	}
+	for _, f := range out.Failures {
+		s = append(s, fmt.Sprintf("%d!%s %v", f.Index, f.Reason, f.Err))
+	}
+	return strings.Join(s, " ")
+}
+
+// An unmodified filter, whose lines are the events' data. What fails is found and fails alone.
+func TestFilter(t *testing.T) {
+	module := abitest.CCommand(t, "testdata/filter.c")
+	f := open(t, module, event.Function{Config: map[string]string{"wasi.input": "data"}, Limits: event.FunctionLimits{CPU: 50 * time.Millisecond}})
+	for _, c := range []struct{ data, want string }{
+		{"\"boom\"", "trap"}, {"\"exit\"", "the guest exited with status 3; it said: cannot go on"},
+		{"\"flood\"", "more than 4194304 bytes of output"}, {"\"spin\"", "deadline"},
+		{"\"mute\"", "0 lines of output for 1 events"}, {"\"twice\"", "more lines of output than the 1 events"},
+		{"\"broken\"", "the answer to event 0"},
+	} {
+		out := call(t, f, "1", c.data, "{\"a\":\n[2, 3]}")
+		got := show(out)
+		if want := `0:EMIT(1) 2:EMIT({"a": [2, 3]}) 1!`; !strings.HasPrefix(got, want) || !strings.Contains(got, c.want) || len(out.Failures) != 1 {
+			t.Errorf("%s: got %s", c.data, got)
+		}
+	}
+	if got := show(call(t, f, "null", "2")); got != "0:DROP() 1:EMIT(2)" {
+		t.Error(got)
+	}
+	st := f.Stats()
+	if st.Instances > 1 || st.Created < 5 {
+		t.Errorf("a program serves one run: %+v", st)
+	}
+}
+
+func TestPassesWhole(t *testing.T) {
+	f := open(t, abitest.CCommand(t, "testdata/filter.c"), event.Function{})
+	out := call(t, f, `{"n":1}`)
+	if len(out.Results) != 1 || out.Results[0].Verdict != plugins.Emit || out.Results[0].Flags != 0 || string(out.Results[0].Data) != `{"n":1}` {
+		t.Error(show(out))
+	}
+}
+
+func TestArguments(t *testing.T) {
+	f := open(t, abitest.CCommand(t, "testdata/filter.c"), event.Function{Config: map[string]string{"wasi.input": "data", "wasi.args": "-c\n.a b\n"}})
+	if got := show(call(t, f, `"args"`)); got != `0:EMIT(["3","filter","-c",".a b"])` {
+		t.Error(got)
+	}
+}
+
+// A program that reads nothing has as many lines to write as others.
+func TestNeverReads(t *testing.T) {
+	f := open(t, abitest.CCommand(t, "testdata/filter.c"), event.Function{Config: map[string]string{"mode": "deaf"}})
+	if got := show(call(t, f, "1", "2")); got != "0:DROP() 1:DROP()" { // alone each has its line
+		t.Error(got)
+	}
+}
+
+func TestStartRefuses(t *testing.T) {
+	for want, config := range map[string]map[string]string{
+		"want event":       {"wasi.input": "lines"},
+		"no setting":       {"wasi.stdin": "x"},
+		"zero byte":        {"a": "\x00"},
+		"both be MILLRACE": {"a.b": "1", "a-b": "2"},
+	} {
+		if _, _, err := (wasi.ABI{}).Start("f", config); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v: %v", config, err)
+		}
+	}
+}
