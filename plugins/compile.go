@@ -41,6 +41,9 @@ func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int
 	if memory < pageSize || memory > h.o.MaxMemory {
 		return nil, event.Bad(event.ErrInvalid, "limits.memory", fmt.Sprintf("is %d bytes; want %d to %d", memory, pageSize, h.o.MaxMemory))
 	}
+	if m.shared != "" {
+		digest = m.shared
+	}
 	key := fmt.Sprintf("%s/%d", digest, memory/pageSize)
 	if c, err := h.held(key); c != nil || err != nil {
 		return c, err

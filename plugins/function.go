@@ -22,6 +22,7 @@ type Function struct {
 	cfg    wazero.ModuleConfig // what all instances share
 	single bool                // an instance serves one run: see Programs
 	logs   logBudget
+	script []byte                          // what its engine runs; nil of a module
 	say    func(level int, message string) // takes what passes the budget
 
 	pace    atomic.Int64  // guest time of an event in ns, about; 0: unknown
@@ -105,7 +106,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	if def.Limits.Output < 0 {
 		return nil, event.Invalid("limits.output", fmt.Sprintf("is %d bytes; want 1 or more", def.Limits.Output))
 	}
-	f := &Function{host: h, def: def, say: say, abi: abi, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
+	f := &Function{host: h, def: def, say: say, abi: abi, script: m.script, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
 	if err := f.start(); err != nil {
@@ -118,6 +119,10 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	in, err := f.instantiate(ctx)
 	if err != nil {
 		h.freed()
+		var fault *GuestError
+		if f.script != nil && errors.As(err, &fault) { // its author knows nothing of the engine
+			err = fault
+		}
 		return nil, errors.Join(event.Bad(event.ErrInvalid, "module", err.Error()), h.release(ctx, f.code))
 	}
 	f.put(ctx, in)

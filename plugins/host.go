@@ -22,8 +22,9 @@ import (
 
 // Options say how a Host works. The zero value of a field means its default.
 type Options struct {
-	ABIs []ABI  // the conventions that it runs, in the order in which they are tried; none by default
-	Dir  string // modules and the compile cache live here, made if missing; "": memory only
+	Engines []Engine // what runs scripts; none by default
+	ABIs    []ABI    // the conventions that it runs, in the order in which they are tried; none by default
+	Dir     string   // modules and the compile cache live here, made if missing; "": memory only
 
 	MaxModule int   // bytes of a module; 64 MiB
 	MaxMemory int64 // bytes of linear memory that a function's limits may ask for; 1 GiB
@@ -171,6 +172,9 @@ func (h *Host) start(ctx context.Context) (err error) {
 		return err
 	}
 	if err := linkMeter(ctx, h.runtime); err != nil {
+		return err
+	}
+	if err := linkScript(ctx, h.runtime); err != nil {
 		return err
 	}
 	for _, abi := range h.o.ABIs {

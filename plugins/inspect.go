@@ -66,6 +66,9 @@ func (h *Host) inspect(file []byte) (*Module, ABI, error) {
 		}
 		return bad("is not WASM: it begins with % x, a module with % x; build one: %s", file[:min(len(file), 8)], preamble, HowToBuild)
 	}
+	if language, source, ok := ScriptOf(file); ok {
+		return h.engine(language, source)
+	}
 	m, err := parse(file)
 	if err != nil {
 		return nil, nil, err

@@ -28,6 +28,9 @@ type Module struct {
 	Imports []Extern
 	Exports []Extern
 
+	script []byte // source that the module runs; nil where the module is the function
+	shared string // the digest of the module where functions share it
+
 	bytes     []byte
 	types     []int // parameters of each function type
 	funcTypes []uint32

@@ -17,6 +17,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/js"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -454,7 +455,13 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 		}
 	}
 	switch base, _, _ := strings.Cut(contentType, ";"); strings.TrimSpace(base) {
-	case "application/wasm":
+	case "application/wasm", "text/javascript", "application/javascript":
+		if base = strings.TrimSpace(base); base != "application/wasm" {
+			var err error
+			if body, err = plugins.Script(js.Language, body); err != nil {
+				return nil, err
+			}
+		}
 		digest, err := d.host.Put(ctx, body)
 		if err != nil {
 			return nil, err
@@ -474,7 +481,7 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 			return nil, event.Invalid("module", "missing: push the module first as application/wasm, or name it by digest, sha256:…")
 		}
 	default:
-		return nil, event.Invalid("Content-Type", fmt.Sprintf("%.60q; a module is application/wasm, settings are application/json", contentType))
+		return nil, event.Invalid("Content-Type", fmt.Sprintf("%.60q; a module is application/wasm, a script text/javascript, settings are application/json", contentType))
 	}
 	doc, err := json.Marshal(settings)
 	if err != nil {

@@ -19,7 +19,7 @@ import (
 
 // authorHost is the host that runs functions for their authors: that of the router, one call at a time.
 func authorHost(ctx context.Context, o plugins.Options) (*plugins.Host, error) {
-	o.ABIs, o.Instances = abis(), 1
+	o.ABIs, o.Engines, o.Instances = abis(), engines(), 1
 	return plugins.NewHost(ctx, o)
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/abi/native"
 	"github.com/millrace/millrace/plugins/abi/wasi"
+	"github.com/millrace/millrace/plugins/js"
 )
 
 // sinkKinds is every place this binary can push to: a new one is its folder and a line here.
@@ -27,3 +28,6 @@ const maxSinkConns = 1024
 
 // abis is every calling convention that functions may use, in the order in which they are tried.
 func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}, wasi.ABI{}} }
+
+// engines is every language that functions may be written in without being compiled.
+func engines() []plugins.Engine { return []plugins.Engine{js.Engine()} }

@@ -87,7 +87,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	if r.host, err = plugins.NewHost(ctx, plugins.Options{
-		ABIs: abis(), Dir: filepath.Join(o.data, "functions"), Memory: o.memory.Functions,
+		ABIs: abis(), Engines: engines(), Dir: filepath.Join(o.data, "functions"), Memory: o.memory.Functions,
 		Compiler: o.compiler, Fetch: fetcher(dialer), Log: functionLog,
 	}); err != nil {
 		return r, err

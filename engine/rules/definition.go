@@ -14,6 +14,7 @@ import (
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
 )
 
 const (
@@ -272,8 +273,12 @@ func (p *parser) function(name string, key, n *node) *functionDef {
 	switch {
 	case wasm != nil:
 		p.module(d, wasm)
-	case !p.api && n.get("js") == nil:
-		p.badAt(n, "wasm", "missing; want the path of a module, sha256:… of one that was pushed, or pushed")
+	case f["js"] != nil:
+	case !p.api:
+		p.badAt(n, "wasm", "missing; want the path of a module, sha256:… of one that was pushed, or pushed; or js: with the path of a script")
+	}
+	if v := f["js"]; v != nil {
+		p.script(d, v, wasm)
 	}
 	if v := f["limits"]; v != nil {
 		l, _ := p.fields(v, limitsShape)
@@ -388,6 +393,38 @@ func (p *parser) module(d *functionDef, n *node) {
 		sum := sha256.Sum256(b)
 		d.Path, d.Module, d.Digest = s, b, "sha256:"+hex.EncodeToString(sum[:])
 	}
+}
+
+// script takes a file of JavaScript as a module that holds it.
+func (p *parser) script(d *functionDef, n, wasm *node) {
+	s, ok := p.str(n)
+	switch {
+	case !ok:
+		return
+	case wasm != nil:
+		p.bad(n, "stands beside \"wasm\"; a function is one or the other")
+		return
+	case p.api:
+		p.bad(n, "is a path, which is of no use here; push the script itself as text/javascript")
+		return
+	}
+	b, err := p.attached(n, s)
+	if err == nil {
+		b, err = plugins.Script("js", b)
+		if err == nil && p.o.CheckModule != nil {
+			err = p.o.CheckModule(b)
+		}
+		if err != nil {
+			err = fmt.Errorf("file %s: %w", n.shown(), err)
+		}
+	}
+	if err != nil {
+		p.bad(n, "%v", err)
+		return
+	}
+	p.attach(s, b)
+	sum := sha256.Sum256(b)
+	d.Path, d.Module, d.Digest = s, b, "sha256:"+hex.EncodeToString(sum[:])
 }
 
 func checkModule(b []byte) error {

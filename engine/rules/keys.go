@@ -29,8 +29,7 @@ var (
 	}
 	retainShape   = shape{keys: []string{"bytes", "age", "events"}}
 	functionShape = shape{
-		keys:  []string{"wasm", "limits", "config", "secrets", "allow"},
-		later: []later{{"js", ""}},
+		keys: []string{"wasm", "js", "limits", "config", "secrets", "allow"},
 	}
 	limitsShape       = shape{keys: []string{"cpu", "wall", "memory", "output", "fuel"}}
 	allowShape        = shape{keys: []string{"http", "kv"}}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/plugins"
 )
 
 func parseFull(t *testing.T) *Set {
@@ -87,7 +88,6 @@ func TestLaterKeys(t *testing.T) {
 		{"", "schedules: {nightly: {topic: jobs, cron: \"0 2 * * *\"}}\n", "schedules"},
 		{"", "tests: [{name: x}]\n", "tests"},
 		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
-		{"    config: {field: email}\n", "    js: functions/redact.js\n", "js"},
 		{"    start: latest\n", "    order: key\n", "order"},
 		{"    start: latest\n", "    rate: 500/s\n", "rate"},
 		{"        timeout: 15s\n", "        batch: {events: 10}\n", "batch"},
@@ -167,5 +167,41 @@ func TestBad(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A script is a module that holds it; what is wrong with it is said at its place.
+func TestScripts(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{"f.js": "export default () => pass()", "bad.js": "\xff"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(text string) string {
+		path := filepath.Join(dir, "rules.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	o := testOptions()
+	o.ReadFile = nil
+	set, err := Parse(t.Context(), write("version: 1\nfunctions:\n  f: {js: f.js}\n"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := set.Functions[0]
+	if language, source, ok := plugins.ScriptOf(f.Module); !ok || language != "js" || string(source) != "export default () => pass()" || f.Digest == "" || f.Path != "f.js" {
+		t.Errorf("%+v", f)
+	}
+	for text, want := range map[string]string{
+		"version: 1\nfunctions:\n  f: {js: none.js}\n":            "rules.yaml:3:11: functions.f.js: file \"none.js\"",
+		"version: 1\nfunctions:\n  f: {js: bad.js}\n":             "rules.yaml:3:11: functions.f.js: file \"bad.js\": module: the source is not UTF-8",
+		"version: 1\nfunctions:\n  f: {js: f.js, wasm: pushed}\n": "rules.yaml:3:11: functions.f.js: stands beside \"wasm\"",
+	} {
+		if _, err := Parse(t.Context(), write(text), o); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s\ngot  %v\nwant %s", text, err, want)
+		}
 	}
 }

@@ -283,6 +283,9 @@ func effectiveFunction(f Function) *doc {
 			d.set("wasm", s)
 		}
 	}
+	if s := f.source.get("js"); s != nil {
+		d.set("js", s)
+	}
 	limits := &doc{kind: mapping}
 	limits.set("cpu", text(formatDuration(f.Limits.CPU)))
 	limits.set("wall", text(formatDuration(f.Limits.Wall)))

@@ -19,12 +19,13 @@ import (
 
 // A Guest is the sample function as some toolchain has built it for some convention.
 type Guest struct {
-	Name   string
-	Module []byte
-	ABIs   []plugins.ABI
-	Config map[string]string // of the function, besides `field`
-	Limits event.FunctionLimits
-	Lacks  Lack
+	Name    string
+	Module  []byte
+	ABIs    []plugins.ABI
+	Engines []plugins.Engine  // where Module is a script
+	Config  map[string]string // of the function, besides `field`
+	Limits  event.FunctionLimits
+	Lacks   Lack
 }
 
 // Lack is what a convention or a guest cannot do. The sum of the lacks that a guest has decides what is
@@ -170,7 +171,7 @@ func (s *sample) event(offset uint64) event.Record {
 func Run(t *testing.T, g Guest) {
 	t.Helper()
 	ctx := context.Background()
-	h, err := plugins.NewHost(ctx, plugins.Options{ABIs: g.ABIs})
+	h, err := plugins.NewHost(ctx, plugins.Options{ABIs: g.ABIs, Engines: g.Engines})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,11 +1,13 @@
 package abitest_test
 
 import (
+	"os"
 	"testing"
 
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/abi/native"
 	"github.com/millrace/millrace/plugins/abitest"
+	"github.com/millrace/millrace/plugins/js"
 )
 
 const sdk = "../../sdk/"
@@ -32,4 +34,17 @@ func TestSamples(t *testing.T) {
 			abitest.Run(t, abitest.Guest{Name: s.name, Module: module, ABIs: []plugins.ABI{native.ABI{}}, Lacks: s.lacks})
 		})
 	}
+}
+
+// JavaScript needs no build: its script is the function.
+func TestJavaScriptSample(t *testing.T) {
+	source, err := os.ReadFile(sdk + "js/examples/enrich.js")
+	if err != nil {
+		t.Fatal(err)
+	}
+	module, err := plugins.Script(js.Language, source)
+	if err != nil {
+		t.Fatal(err)
+	}
+	abitest.Run(t, abitest.Guest{Name: "JavaScript", Module: module, ABIs: []plugins.ABI{native.ABI{}}, Engines: []plugins.Engine{js.Engine()}})
 }

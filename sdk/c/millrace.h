@@ -5,7 +5,8 @@
 //
 // and say what the function needs of its router before the include: MILLRACE_KV, MILLRACE_HTTP and
 // MILLRACE_SECRETS bring their functions, MILLRACE_REPLY says that replies matter. A router that lacks one refuses
-// the module instead of failing its events.
+// the module instead of failing its events; with MILLRACE_OPTIONAL the function is taken all the same, and sees
+// MR_DENIED.
 //
 // A handler must say something about every event. One that returns in silence has not dropped the event: the
 // router counts it as a failure, because silence is how bugs lose events. A trap fails the event at work, alone.
@@ -306,6 +307,7 @@ static mr_results mr_out;
 // The marker is called once, before any batch.
 MR_EXPORT(millrace_abi_v1) uint32_t millrace_abi_v1(void) {
 	uint32_t features = 0;
+#ifndef MILLRACE_OPTIONAL
 #ifdef MILLRACE_KV
 	features |= 1;
 #endif
@@ -317,6 +319,7 @@ MR_EXPORT(millrace_abi_v1) uint32_t millrace_abi_v1(void) {
 #endif
 #ifdef MILLRACE_SECRETS
 	features |= 8;
+#endif
 #endif
 	millrace_start();
 	return features;

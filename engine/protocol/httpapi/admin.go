@@ -123,8 +123,10 @@ func (c *call) shown(status int, doc []byte, err error) error {
 // pushFunction is PUT /v1/functions/{name}.
 func (c *call) pushFunction() error {
 	kind := media(c.h.contentType)
-	if kind != "application/wasm" && kind != "application/json" {
-		return refuse(fasthttp.StatusUnsupportedMediaType, "a function is application/wasm (a module) or application/json (its settings), not %.80q: "+
+	switch kind {
+	case "application/wasm", "text/javascript", "application/javascript", "application/json":
+	default:
+		return refuse(fasthttp.StatusUnsupportedMediaType, "a function is application/wasm (a module), text/javascript (a script) or application/json (its settings), not %.80q: "+
 			"curl -T function.wasm -H 'Content-Type: application/wasm'", kind)
 	}
 	body, err := c.decompressed()
