@@ -102,6 +102,18 @@ func (a *Answers) Add(b *plugins.Batch, i int, m Mode, doc []byte, out *plugins.
 	return nil
 }
 
+// Replace appends an event like event i of b with other data, which is copied.
+func (a *Answers) Replace(b *plugins.Batch, i int, data []byte, out *plugins.Outcome) error {
+	c := answering{Answers: a, b: b, i: i, in: b.Event(i), out: out, said: About(out)}
+	if data == nil {
+		data = []byte{}
+	}
+	if err := c.add(plugins.Result{Verdict: plugins.Emit, Flags: plugins.Inherit, Data: c.keep(data)}); err != nil {
+		return plugins.BadOutput(i, "the output for event %d: %w", i, err)
+	}
+	return nil
+}
+
 // An answering reads what is said of one event.
 type answering struct {
 	*Answers
