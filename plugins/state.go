@@ -60,7 +60,9 @@ type staging struct {
 	list   []StateWrite
 	at     map[string]int // index in list
 	kept   int            // of list, made by runs that ended well
-	undo   []undone       // what the run under way has changed of those
+	undo   []undone       // what the run under way has changed of those, as it was before
+	run    int            // the run under way,
+	by     []int          // and which one wrote each of list last
 	bytes  int
 
 	reads, writes uint64
@@ -75,7 +77,7 @@ func (s *staging) reset() {
 	clear(s.list)
 	clear(s.at)
 	clear(s.undo)
-	s.reader, s.list, s.undo, s.kept, s.bytes = nil, s.list[:0], s.undo[:0], 0, 0
+	s.reader, s.list, s.by, s.undo, s.kept, s.bytes, s.run = nil, s.list[:0], s.by[:0], s.undo[:0], 0, 0, 0
 	s.reads, s.writes = 0, 0
 }
 
@@ -83,6 +85,7 @@ func (s *staging) reset() {
 func (s *staging) keep() {
 	clear(s.undo)
 	s.kept, s.undo = len(s.list), s.undo[:0]
+	s.run++
 }
 
 // discard forgets what the run wrote.
@@ -92,7 +95,7 @@ func (s *staging) discard() {
 		s.bytes -= w.size()
 	}
 	clear(s.list[s.kept:])
-	s.list = s.list[:s.kept]
+	s.list, s.by = s.list[:s.kept], s.by[:s.kept]
 	for i := len(s.undo) - 1; i >= 0; i-- {
 		u := s.undo[i]
 		s.bytes += u.write.size() - s.list[u.at].size()
@@ -130,10 +133,10 @@ func (s *staging) stage(key []byte, value []byte, expires int64, deleted bool) e
 	w := StateWrite{Value: append([]byte(nil), value...), Expires: expires, Deleted: deleted}
 	if staged {
 		w.Key = s.list[i].Key
-		if i < s.kept {
+		if i < s.kept && s.by[i] != s.run { // once: a guest in a loop must not fill the host with what it overwrites
 			s.undo = append(s.undo, undone{i, s.list[i]})
 		}
-		s.list[i] = w
+		s.list[i], s.by[i] = w, s.run
 		return nil
 	}
 	if s.at == nil {
@@ -141,7 +144,7 @@ func (s *staging) stage(key []byte, value []byte, expires int64, deleted bool) e
 	}
 	w.Key = string(key)
 	s.at[w.Key] = len(s.list)
-	s.list = append(s.list, w)
+	s.list, s.by = append(s.list, w), append(s.by, s.run)
 	return nil
 }
 
