@@ -235,10 +235,10 @@ func (b *replies) drain() {
 	}
 }
 
-// wait returns the reply to an event, nil if end closes or the router drains before there is one, and
+// waitReply returns the reply to an event, nil if end closes, the router drains or the topic is deleted before there is one, and
 // event.ErrGone if there was one. Whoever calls it has a slot, or does not wait: end nil.
-func (e *Engine) waitReply(ctx context.Context, key replyKey, end <-chan struct{}) (*event.Reply, error) {
-	b := e.replies
+func (e *Engine) waitReply(ctx context.Context, t *topic, pos event.Position, end <-chan struct{}) (*event.Reply, error) {
+	b, key := e.replies, replyKey{t.serial, pos}
 	b.mu.Lock()
 	k := b.known[key]
 	switch {
@@ -267,6 +267,7 @@ func (e *Engine) waitReply(ctx context.Context, key replyKey, end <-chan struct{
 		return r, nil
 	case <-end:
 	case <-b.ended:
+	case <-t.ended:
 	case <-ctx.Done():
 	}
 	b.mu.Lock()
@@ -307,10 +308,9 @@ func (e *Engine) Ask(ctx context.Context, name string, evs []event.Event, pos []
 	if err != nil {
 		return nil, nil // deleted at this moment
 	}
-	key := replyKey{t.serial, pos[0]}
 	if ev.ClientID {
 		// It may repeat an event that is stored already: that one has a reply, or did not ask for one.
-		r, err := e.waitReply(ctx, key, nil)
+		r, err := e.waitReply(ctx, t, pos[0], nil)
 		if r != nil {
 			return r, nil
 		}
@@ -324,7 +324,7 @@ func (e *Engine) Ask(ctx context.Context, name string, evs []event.Event, pos []
 	if !t.answers(rec) {
 		return nil, nil
 	}
-	r, err := e.waitReply(ctx, key, end)
+	r, err := e.waitReply(ctx, t, pos[0], end)
 	if err != nil {
 		e.o.Log.Warn("a reply cannot be read", "topic", name, "position", pos[0], "error", err)
 	}
@@ -362,8 +362,7 @@ func (e *Engine) Reply(ctx context.Context, name string, pos event.Position, end
 	if err != nil {
 		return nil, err
 	}
-	key := replyKey{t.serial, pos}
-	if r, err := e.waitReply(ctx, key, nil); r != nil || err != nil {
+	if r, err := e.waitReply(ctx, t, pos, nil); r != nil || err != nil {
 		return r, err
 	}
 	rec, err := e.Event(ctx, name, pos)
@@ -377,7 +376,7 @@ func (e *Engine) Reply(ctx context.Context, name string, pos event.Position, end
 		return nil, err
 	}
 	defer e.replies.leave()
-	r, err := e.waitReply(ctx, key, end)
+	r, err := e.waitReply(ctx, t, pos, end)
 	if r == nil && err == nil {
 		err = event.Bad(event.ErrNotFound, "reply", fmt.Sprintf("event %s has none yet; ask again, or wait for it with ?wait=10s", pos))
 	}
@@ -514,4 +513,35 @@ func (e *Engine) replyTo(ctx context.Context, s *subscription, held []*lease, re
 		}
 		s.mu.Unlock()
 	}
+}
+
+// gathered are settlements that are committed together.
+type gathered struct {
+	sts  []settlement
+	done chan struct{}
+}
+
+// settleReply settles a delivery that succeeded and was answered, together with those that come while the
+// commit before is under way: senders reply side by side, and each commit waits for the disk. The caller holds
+// s.mu, which is released meanwhile.
+func (s *subscription) settleReply(ctx context.Context, st settlement) {
+	g := s.gathered
+	if g != nil {
+		g.sts = append(g.sts, st)
+		s.mu.Unlock()
+		<-g.done
+		s.mu.Lock()
+		return
+	}
+	g = &gathered{sts: []settlement{st}, done: make(chan struct{})}
+	s.gathered = g
+	s.mu.Unlock()
+	s.replying.Lock()
+	s.mu.Lock()
+	s.gathered = nil
+	s.mu.Unlock()
+	s.settleUntil(ctx, g.sts)
+	s.replying.Unlock()
+	close(g.done)
+	s.mu.Lock()
 }

@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/storage"
@@ -108,6 +111,7 @@ func TestFunctionReplies(t *testing.T) {
 	for _, c := range []struct{ data, want, then string }{
 		{"a201=made", "201 text/plain made", ""},
 		{"ea203=by the second", "203 text/plain by the second", ""},
+		{"ew", "200 text/plain wanted", ""},
 		{"a200=with the rest;p", "200 text/plain with the rest", "with"}, // the second function replies to its input, too
 		{"oelsewhere;a200=beside a topic", "200 text/plain beside a topic", ""},
 		{"a204=nothing", "204  ", ""},
@@ -143,7 +147,7 @@ func TestFunctionReplies(t *testing.T) {
 	if _, err := w.later("orders", event.Position{Offset: uint64(len(w.records("orders")) - 1)}, 0); !errors.Is(err, event.ErrNotFound) || !strings.Contains(err.Error(), "did not ask") {
 		t.Errorf("the reply to an event that did not ask: %v", err)
 	}
-	if got, want := n.counts(), "map[function:8] map[second:1 unasked:1]"; got != want {
+	if got, want := n.counts(), "map[function:9] map[second:1 unasked:1]"; got != want {
 		t.Errorf("counted %s, want %s", got, want)
 	}
 }
@@ -486,7 +490,9 @@ func TestReplyWaitsForTheCommit(t *testing.T) {
 	o := Options{}
 	w := newWorld(t, o)
 	b := w.e.replies
-	key := replyKey{1, event.Position{Offset: 3}}
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})
+	topic := w.e.plan.Load().topics["orders"]
+	key := replyKey{topic.serial, event.Position{Offset: 3}}
 	r := &event.Reply{Status: 200}
 	var batch storage.Batch
 	if !b.claim(&batch, key, r, time.Now()) || b.claim(&batch, key, r, time.Now()) || len(batch.Ops) != 1 {
@@ -494,7 +500,7 @@ func TestReplyWaitsForTheCommit(t *testing.T) {
 	}
 	done := make(chan *event.Reply, 1)
 	go func() {
-		got, _ := w.e.waitReply(t.Context(), key, t.Context().Done())
+		got, _ := w.e.waitReply(t.Context(), topic, key.pos, t.Context().Done())
 		done <- got
 	}()
 	eventually(t, "one waits", func() bool { b.mu.Lock(); defer b.mu.Unlock(); return len(b.waiting[key]) == 1 })
@@ -510,6 +516,127 @@ func TestReplyWaitsForTheCommit(t *testing.T) {
 	b.settled(key, r, nil)
 	if got := <-done; got != r {
 		t.Errorf("answered %v", got)
+	}
+}
+
+// Receivers that answer side by side share commits; each answer reaches its own producer.
+func TestRepliesShareCommits(t *testing.T) {
+	var commits atomic.Int64
+	w := &world{t: t, fs: vfs.NewMem(), o: Options{}}
+	w.wrap = func(s storage.Store) storage.Store { return &slowCommits{Store: s, n: &commits} }
+	w.open()
+	t.Cleanup(w.stop)
+	var here sync.WaitGroup // all deliveries are under way before one ends
+	const events = 16
+	here.Add(events)
+	w.apply(specOf(push("s", "orders", "", &answering{say: func(d event.Delivery) *event.Reply {
+		here.Done()
+		here.Wait()
+		return &event.Reply{Status: 200, Data: bytes.Clone(d.Event.Data())}
+	}})))
+	var all sync.WaitGroup
+	for i := range events {
+		all.Go(func() {
+			if a := w.ask(t.Context(), "orders", "", fmt.Sprint(i), long); says(a.reply, a.err) != fmt.Sprintf("200  %d", i) {
+				t.Errorf("%d: %s", i, says(a.reply, a.err))
+			}
+		})
+	}
+	all.Wait()
+	eventually(t, "all settled", func() bool { return w.settled("s") })
+	if n := commits.Load(); n == 0 || n > events/2 {
+		t.Errorf("%d commits held %d replies", n, events)
+	}
+	if n := w.e.replies.count; n != events {
+		t.Errorf("%d replies are kept", n)
+	}
+}
+
+// slowCommits counts commits with replies in them and makes them last.
+type slowCommits struct {
+	storage.Store
+	n *atomic.Int64
+}
+
+func (s *slowCommits) Commit(ctx context.Context, b *storage.Batch) error {
+	if slices.ContainsFunc(b.Ops, func(o storage.Op) bool { return o.Table == tableReplies && o.Kind == storage.Put }) {
+		s.n.Add(1)
+		pause(ctx, 20*time.Millisecond)
+	}
+	return s.Store.Commit(ctx, b)
+}
+
+// A reply whose commit the store refuses is told to nobody; it comes once the commit is through.
+func TestReplyOfARefusedCommit(t *testing.T) {
+	store := &refusing{}
+	w := &world{t: t, fs: vfs.NewMem()}
+	w.wrap = func(s storage.Store) storage.Store { store.Store = s; return store }
+	w.open()
+	t.Cleanup(w.stop)
+	w.apply(specOf(push("s", "orders", "", &answering{say: func(event.Delivery) *event.Reply {
+		return &event.Reply{Status: 200, Data: []byte("at last")}
+	}})))
+	store.refuse.Store(true)
+	done := make(chan asked, 1)
+	go func() { done <- w.ask(t.Context(), "orders", "", "x", time.Hour) }()
+	eventually(t, "two refusals", func() bool { return store.refused.Load() >= 2 })
+	select {
+	case a := <-done:
+		t.Fatalf("answered %s before it was stored", says(a.reply, a.err))
+	default:
+	}
+	store.refuse.Store(false)
+	if a := <-done; says(a.reply, a.err) != "200  at last" || says(w.later("orders", a.pos, 0)) != "200  at last" {
+		t.Error(says(a.reply, a.err))
+	}
+}
+
+// refusing refuses commits with replies in them.
+type refusing struct {
+	storage.Store
+	refuse  atomic.Bool
+	refused atomic.Int64
+}
+
+func (s *refusing) Commit(ctx context.Context, b *storage.Batch) error {
+	if s.refuse.Load() && slices.ContainsFunc(b.Ops, func(o storage.Op) bool { return o.Table == tableReplies && o.Kind == storage.Put }) {
+		s.refused.Add(1)
+		return errors.New("disk full")
+	}
+	return s.Store.Commit(ctx, b)
+}
+
+func TestTopicDeletedWhileOneWaits(t *testing.T) {
+	w := newWorld(t, Options{})
+	spec := specOf(pullSpec("s", "orders", ""))
+	w.apply(spec)
+	done := make(chan asked, 1)
+	go func() { done <- w.ask(t.Context(), "orders", "", "x", time.Hour) }()
+	eventually(t, "one waits", func() bool { return w.e.Waiters() == 1 })
+	w.apply(Spec{Topics: spec.Topics})
+	if err := w.e.DeleteTopic(t.Context(), "orders"); err != nil {
+		t.Fatal(err)
+	}
+	if a := <-done; a.reply != nil || a.err != nil {
+		t.Error(says(a.reply, a.err))
+	}
+}
+
+// A function that keeps state replies in the commit that keeps it.
+func TestStatefulFunctionReplies(t *testing.T) {
+	w, digest := functionWorld(t, Options{})
+	sink := &outputs{}
+	spec := through(digest, 1, sink, nil)
+	spec.Functions[0].Allow.KV = true
+	w.apply(spec)
+	for _, c := range [][2]string{{"a200=alone", "200 text/plain alone"}, {"a200=beside;p", "200 text/plain beside"}} {
+		if a := w.ask(t.Context(), "orders", "", c[0], long); says(a.reply, a.err) != c[1] {
+			t.Errorf("%s: %s", c[0], says(a.reply, a.err))
+		}
+	}
+	eventually(t, "what it passed on arrives", func() bool { return len(sink.sorted()) == 1 })
+	if d := w.info("s").Dropped; d != 0 {
+		t.Errorf("%d events count as dropped", d)
 	}
 }
 
@@ -573,6 +700,24 @@ func TestInvoke(t *testing.T) {
 		t.Errorf("one too many: %s", got)
 	}
 	w.e.invoking.all.Add(-invokeQueue)
+}
+
+// State of an invoked function begins empty and ends with the call; what deliveries keep stays out of its sight.
+func TestInvokeKeepsNoState(t *testing.T) {
+	w, digests := stateWorld(t)
+	w.apply(keeping(through(digests[0], 1, nil, copies)))
+	w.publish("orders", "1=ahits=40")
+	eventually(t, "it is settled", func() bool { return w.rest("s") })
+	before := w.rows(tableState)
+	for range 2 {
+		in, err := w.e.Invoke(t.Context(), "f0", "", &event.Event{Data: []byte("ahits=2;ghits")})
+		if err != nil || len(in.Results) != 1 || !strings.Contains(string(in.Results[0].Event.Data()), "2") || strings.Contains(string(in.Results[0].Event.Data()), "4") {
+			t.Fatalf("%v, %+v", err, in)
+		}
+	}
+	if after := w.rows(tableState); before != 1 || after != before {
+		t.Errorf("%d keys before, %d after", before, after)
+	}
 }
 
 // Another version than those that are open is opened for the call, and closed after it.

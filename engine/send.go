@@ -136,7 +136,7 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 	if st == nil {
 		switch {
 		case err == nil && j.reply != nil:
-			s.commit(ctx, settlement{it: j.it, reply: j.reply}, nil)
+			s.settleReply(ctx, settlement{it: j.it, reply: j.reply})
 			return
 		case err == nil:
 			s.done(j.it)

@@ -47,6 +47,8 @@ type subscription struct {
 	parked   parkedSize
 	state    stateSize
 	leases   leaseBook
+	gathered *gathered  // replies whose commit has not begun
+	replying sync.Mutex // one commit of gathered replies at a time; taken before commits
 	workers  sync.WaitGroup
 	c        counters
 }

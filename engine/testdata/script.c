@@ -5,7 +5,7 @@
 //   1<ms>;       RETRY on the first attempt only, PASS afterwards
 //   x<code>;     REJECT                      t              trap
 //   a<status>=<body>;  REPLY, text/plain     h<status>;     REPLY whose content type has a line break
-//   b<bytes>;    REPLY 200 of so many bytes
+//   b<bytes>;    REPLY 200 of so many bytes  w;             REPLY if one is wanted, else DROP
 // Of the EMITs the data is a script for the next function.
 #include <stdint.h>
 #include <stdlib.h>
@@ -47,7 +47,7 @@ static uint32_t number(const char *s, const char *end) {
 	return n;
 }
 
-static void run(uint32_t i, uint32_t attempt, const char *s, const char *end) {
+static void run(uint32_t i, uint32_t attempt, uint16_t flags, const char *s, const char *end) {
 	int said = 0;
 	while (s < end) {
 		const char *stop = memchr(s, ';', end - s), *eq;
@@ -72,6 +72,10 @@ static void run(uint32_t i, uint32_t attempt, const char *s, const char *end) {
 			eq = memchr(a, '=', stop - a);
 			put(i, 5, number(a, eq), 5, "text/plain", 10, eq + 1, stop - eq - 1);
 			break;
+		case 'w':
+			if (flags & 1) put(i, 5, 200, 5, "text/plain", 10, "wanted", 6);
+			else put(i, 2, 0, 0, 0, 0, 0, 0);
+			break;
 		case 'h': put(i, 5, number(a, stop), 5, "text/html\r\nx-evil: 1", 20, "", 0); break;
 		case 'b': put(i, 5, 200, 5, "text/plain", 10, (char *)out + (2 << 20), number(a, stop)); break;
 		case 't': __builtin_trap();
@@ -89,12 +93,14 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 	len = 0;
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t size, off, dlen, attempt;
+		uint16_t flags;
 		memcpy(&size, at, 4);
+		memcpy(&flags, at + 6, 2);
 		memcpy(&attempt, at + 24, 4);
 		memcpy(&off, at + 32, 4);
 		memcpy(&dlen, at + 36, 4);
 		*cursor = i;
-		run(i, attempt, (char *)at + off, (char *)at + off + dlen);
+		run(i, attempt, flags, (char *)at + off, (char *)at + off + dlen);
 		at += size;
 	}
 	*cursor = count;
