@@ -11,9 +11,11 @@ import (
 	"github.com/tetratelabs/wazero/experimental"
 )
 
-// Programs is an ABI whose guests are programs: every instance serves one run, and is closed after it.
+// Programs is an ABI whose guests are programs, with arguments and an environment.
 type Programs interface {
 	ABI
+	// Once reports whether a program ends with its run, so that its instance serves no other.
+	Once() bool
 	// Start gives a program its arguments, of which the first is its name, and its environment, each as
 	// name=value, by the function's name and configuration. An error says what is wrong with these.
 	Start(name string, config map[string]string) (args, env []string, err error)
@@ -26,6 +28,10 @@ type Companions interface {
 	// known under it. It is closed with the guest; Instance.Companion returns it.
 	Companion(ctx context.Context, r wazero.Runtime) (name string, m api.Module, err error)
 }
+
+// A Starter is a Guest that has something to do before its first run. Start is called once, as part of making the
+// instance; an error means that the module is unhealthy.
+type Starter interface{ Start() error }
 
 // An Ender is a Guest that holds more than its memory. End is called once, before its instance is closed.
 type Ender interface{ End() }
@@ -49,7 +55,7 @@ func (f *Function) start() error {
 	if err != nil {
 		return err
 	}
-	f.single = true
+	f.single = p.Once()
 	f.cfg = f.cfg.WithArgs(args...)
 	for _, e := range env {
 		name, value, _ := strings.Cut(e, "=")

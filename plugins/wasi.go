@@ -79,6 +79,12 @@ func (in *Instance) initialize() (err error) {
 		in.flush()
 		return err
 	}
+	if s, ok := in.guest.(Starter); ok {
+		if err := s.Start(); err != nil {
+			in.flush()
+			return err
+		}
+	}
 	in.flush()
 	in.size = in.memory.Size()
 	in.count()

@@ -10,6 +10,7 @@ import (
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/abi/extism"
 	"github.com/millrace/millrace/plugins/abi/native"
+	"github.com/millrace/millrace/plugins/abi/redpanda"
 	"github.com/millrace/millrace/plugins/abi/wasi"
 	"github.com/millrace/millrace/plugins/js"
 )
@@ -28,7 +29,7 @@ func sinkKinds(dialer *egress.Dialer) map[string]rules.SinkKind {
 const maxSinkConns = 1024
 
 // abis is every calling convention that functions may use, in the order in which they are tried.
-func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}, extism.ABI{}, wasi.ABI{}} }
+func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}, extism.ABI{}, redpanda.ABI{}, wasi.ABI{}} }
 
 // engines is every language that functions may be written in without being compiled.
 func engines() []plugins.Engine { return []plugins.Engine{js.Engine()} }

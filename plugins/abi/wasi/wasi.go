@@ -46,6 +46,9 @@ func (ABI) Check(m *plugins.Module) error {
 // Link makes nothing known: the host's WASI is all that programs import.
 func (ABI) Link(context.Context, wazero.Runtime) error { return nil }
 
+// Once reports that a program ends with its input.
+func (ABI) Once() bool { return true }
+
 // Start gives a program the lines of wasi.args as arguments, and every key of the configuration that is not the
 // host's as MILLRACE_CONFIG_<KEY>, in upper case and with _ for what is no letter or digit.
 func (ABI) Start(name string, config map[string]string) (args, env []string, err error) {
