@@ -19,11 +19,18 @@ import (
 	"github.com/millrace/millrace/storage"
 )
 
+// awaited is how many events' replies are waited for: those events are stored.
+func (w *world) awaited() int {
+	w.e.replies.mu.Lock()
+	defer w.e.replies.mu.Unlock()
+	return len(w.e.replies.waiting)
+}
+
 func TestWaitersAreBoundedAndEnd(t *testing.T) {
 	w := newWorld(t, Options{Waiters: 10})
 	w.apply(specOf(pullSpec("s", "orders", "")))
 	before := runtime.NumGoroutine()
-	for range 100 {
+	for round := range 100 {
 		var gone sync.WaitGroup
 		ctx, cancel := context.WithCancel(t.Context())
 		for range 10 {
@@ -33,8 +40,8 @@ func TestWaitersAreBoundedAndEnd(t *testing.T) {
 				}
 			})
 		}
-		eventually(t, "all wait", func() bool { return w.e.Waiters() == 10 })
-		stored := len(w.records("orders"))
+		stored := 10 * (round + 1)
+		eventually(t, "all wait", func() bool { return w.e.Waiters() == 10 && len(w.records("orders")) == stored })
 		if err := w.ask(t.Context(), "orders", "", "x", long).err; !errors.Is(err, event.ErrUnavailable) {
 			t.Fatalf("one too many: %v", err)
 		}
@@ -44,17 +51,14 @@ func TestWaitersAreBoundedAndEnd(t *testing.T) {
 		cancel()
 		gone.Wait()
 	}
-	w.e.replies.mu.Lock()
-	left := len(w.e.replies.waiting)
-	w.e.replies.mu.Unlock()
-	if left != 0 || w.e.Waiters() != 0 {
-		t.Errorf("%d are waited for, %d wait", left, w.e.Waiters())
+	if w.awaited() != 0 || w.e.Waiters() != 0 {
+		t.Errorf("%d are waited for, %d wait", w.awaited(), w.e.Waiters())
 	}
 	eventually(t, "no goroutine stays", func() bool { return runtime.NumGoroutine() <= before+5 })
 
 	ended := make(chan asked, 1)
 	go func() { ended <- w.ask(t.Context(), "orders", "", "x", time.Hour) }()
-	eventually(t, "one waits", func() bool { return w.e.Waiters() == 1 })
+	eventually(t, "one waits", func() bool { return w.awaited() == 1 })
 	w.e.Drain()
 	if a := <-ended; a.reply != nil || a.err != nil {
 		t.Errorf("at the drain: %s", says(a.reply, a.err))
@@ -233,7 +237,7 @@ func TestTopicDeletedWhileOneWaits(t *testing.T) {
 	w.apply(spec)
 	done := make(chan asked, 1)
 	go func() { done <- w.ask(t.Context(), "orders", "", "x", time.Hour) }()
-	eventually(t, "one waits", func() bool { return w.e.Waiters() == 1 })
+	eventually(t, "one waits", func() bool { return w.awaited() == 1 })
 	w.apply(Spec{Topics: spec.Topics})
 	if err := w.e.DeleteTopic(t.Context(), "orders"); err != nil {
 		t.Fatal(err)
