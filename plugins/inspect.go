@@ -90,7 +90,7 @@ func (h *Host) inspect(file []byte) (*Module, ABI, error) {
 			return nil, nil, event.Bad(event.ErrUnsupported, "module", f.what+", a convention that this build does not run; write it with this router's SDK: "+HowToBuild)
 		}
 	}
-	return bad("exports nothing that the router could call: a function exports millrace_abi_v1, millrace_buffer and millrace_handle (docs/functions.md); %s", HowToBuild)
+	return bad("exports nothing that the router could call: a function exports millrace_abi_v1, millrace_buffer and millrace_handle (docs/abi.md), or is a program, a plug-in of Extism or a data transform of Redpanda (docs/abi-others.md); %s", HowToBuild)
 }
 
 // checkImports refuses by name what no host module offers.
@@ -103,6 +103,8 @@ func (h *Host) checkImports(m *Module) error {
 		at := fmt.Sprintf("import %.60q %.60q", e.Module, e.Name)
 		host := h.runtime.Module(e.Module)
 		switch {
+		case e.Module == "extism:host/user":
+			f.List = append(f.List, event.Fault{At: at, Detail: "is a function of the program that the plug-in was written for; this router has only those of Extism itself"})
 		case host == nil:
 			f.List = append(f.List, event.Fault{At: at, Detail: fmt.Sprintf("this router has no module %.60q to import from", e.Module)})
 		case e.Kind != Func:

@@ -54,6 +54,9 @@ func (ABI) Check(m *plugins.Module) error {
 	if !m.Export(plugins.Memory, memoryOf) {
 		f.List = append(f.List, event.Fault{At: "export " + memoryOf, Detail: "is missing; the host reads and writes the guest's memory"})
 	}
+	if m.Export(plugins.Func, "_start") && !m.Export(plugins.Func, "_initialize") {
+		f.List = append(f.List, event.Fault{At: "export _initialize", Detail: "is missing while there is _start: the module was built as a program, whose runtime would never begin; build it so: " + plugins.HowToBuild + " (C: -mexec-model=reactor)"})
+	}
 	if len(f.List) > 0 {
 		return f
 	}

@@ -37,6 +37,9 @@ func (ABI) Speaks(m *plugins.Module) bool { return m.Export(plugins.Func, startF
 
 // Check wants the memory under its name.
 func (ABI) Check(m *plugins.Module) error {
+	if m.ImportsFrom("millrace_v1") {
+		return event.Invalid("export _start", "makes the module a program, but it imports millrace_v1, which functions of the SDKs do; build those so: "+plugins.HowToBuild+" (C: -mexec-model=reactor)")
+	}
 	if !m.Export(plugins.Memory, "memory") {
 		return event.Invalid("export memory", "is missing; a WASI command exports its memory")
 	}

@@ -3,12 +3,17 @@ package wasi_test
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/abi/extism"
+	"github.com/millrace/millrace/plugins/abi/native"
+	"github.com/millrace/millrace/plugins/abi/redpanda"
 	"github.com/millrace/millrace/plugins/abi/wasi"
 	"github.com/millrace/millrace/plugins/abitest"
 )
@@ -124,6 +129,34 @@ func TestStartRefuses(t *testing.T) {
 	} {
 		if _, _, err := (wasi.ABI{}).Start("f", config); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%v: %v", config, err)
+		}
+	}
+}
+
+// What was meant to be something else is told so when it is uploaded, not by each of its events.
+func TestRefusedUploads(t *testing.T) {
+	ctx := context.Background()
+	h, err := plugins.NewHost(ctx, plugins.Options{ABIs: []plugins.ABI{native.ABI{}, extism.ABI{}, redpanda.ABI{}, wasi.ABI{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(ctx)
+	const imports = `__attribute__((import_module("%s"), import_name("f"))) void f(void); int main(void) { f(); }`
+	const exported = `__attribute__((export_name("%s"))) int f(void) { return 0; } int main(void) { return 0; }`
+	for _, c := range []struct{ source, want string }{
+		{fmt.Sprintf(imports, "millrace_v1"), "-buildmode=c-shared"},
+		{fmt.Sprintf(imports, "extism:host/user"), "the program that the plug-in was written for"},
+		{fmt.Sprintf(imports, "extism:host/env"), "no such host function"},
+		{fmt.Sprintf(imports, "redpanda_transform"), "no such host function"},
+		{fmt.Sprintf(imports, "elsewhere"), "no module"},
+		{fmt.Sprintf(exported, "millrace_abi_v1"), "built as a program"},
+	} {
+		file := filepath.Join(t.TempDir(), "f.c")
+		if err := os.WriteFile(file, []byte(c.source), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := h.Put(ctx, abitest.CCommand(t, file)); err == nil || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s: %v", c.source, err)
 		}
 	}
 }
