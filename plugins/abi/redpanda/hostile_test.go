@@ -167,3 +167,29 @@ func TestStartRefuses(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkCall(b *testing.B) {
+	for name, module := range map[string][]byte{"C": abitest.CCommand(b, "testdata/transform.c"), "Go": abitest.GoCommand(b, "testdata/enrich")} {
+		b.Run(name, func(b *testing.B) {
+			f, end, err := open(b, module, event.Function{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer end()
+			c := &plugins.Call{}
+			for i := range 64 {
+				e := event.Event{ID: "1", Source: "/t", Type: "t", Data: []byte(`{"email":"a@b","note":"` + strings.Repeat("x", 1000) + `"}`)}
+				r := event.Record(e.AppendRecord(nil))
+				r.SetPlace(event.Position{Offset: uint64(i)}, 1e9)
+				c.Events = append(c.Events, r)
+			}
+			var out plugins.Outcome
+			for b.Loop() {
+				if err := f.Call(context.Background(), c, &out); err != nil || len(out.Failures) > 0 || f.Stats().Reruns > 0 {
+					b.Fatal(err, out.Failures)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*64), "ns/event")
+		})
+	}
+}

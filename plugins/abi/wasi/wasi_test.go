@@ -160,3 +160,24 @@ func TestRefusedUploads(t *testing.T) {
 		}
 	}
 }
+
+func BenchmarkCall(b *testing.B) {
+	for name, module := range map[string][]byte{"C": abitest.CCommand(b, "testdata/filter.c"), "Go": abitest.GoCommand(b, "testdata/enrich")} {
+		b.Run(name, func(b *testing.B) {
+			f := open(b, module, event.Function{})
+			c := &plugins.Call{}
+			for range 256 {
+				e := event.Event{ID: "1", Source: "/t", Type: "t", Data: []byte(`{"email":"a@b","note":"` + strings.Repeat("x", 1000) + `"}`)}
+				c.Events = append(c.Events, event.Record(e.AppendRecord(nil)))
+			}
+			var out plugins.Outcome
+			for b.Loop() {
+				if err := f.Call(context.Background(), c, &out); err != nil || len(out.Failures) > 0 {
+					b.Fatal(err, out.Failures)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*256), "ns/event")
+			b.ReportMetric(256*float64(b.N)/float64(f.Stats().Created), "events/run")
+		})
+	}
+}
