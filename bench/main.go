@@ -13,10 +13,11 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/millrace/millrace/plugins"
 )
 
 func main() {
@@ -42,6 +43,16 @@ type options struct {
 
 // doMain is main with its surroundings; it returns the exit code.
 func doMain(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if len(args) > 0 && args[0] == compileCommand {
+		return plugins.CompileMain(args[1:], stdin, stderr)
+	}
+	if len(args) > 0 && args[0] == idleCommand {
+		if err := openAndIdle(ctx, args[1:], stdout); err != nil {
+			fmt.Fprintln(stderr, "bench functions:", err)
+			return 1
+		}
+		return 0
+	}
 	if len(args) > 0 && args[0] == nothingCommand {
 		if err := serveNothing(ctx, args[1:], stdin, stdout); err != nil {
 			fmt.Fprintln(stderr, "bench nothing:", err)
@@ -88,7 +99,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
 	f.IntVar(&o.rounds, "rounds", 3, "rounds over all measurements; medians are shown")
 	f.Float64Var(&o.seconds, "seconds", 2, "`s` that each measurement takes in a round")
 	f.BoolVar(&o.quick, "quick", false, "one short round: shows that everything runs; its figures mean little")
-	f.StringVar(&o.only, "only", "", "measure these `rows` alone, by key, separated by commas; \"list\" prints the keys")
+	f.StringVar(&o.only, "only", "", "measure these `rows` alone, by key or group, separated by commas; \"list\" prints them")
 	f.BoolVar(&o.json, "json", false, "print JSON")
 	f.BoolVar(&o.check, "check", false, "exit with 1 if a floor is missed")
 	f.StringVar(&o.dir, "dir", "", "make data directories in this `folder`, on the disk to measure (the system's for temporary files)")
@@ -100,7 +111,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
 	}
 	if o.only == "list" {
 		for _, r := range rows() {
-			fmt.Fprintf(stdout, "%-18s %s\n", r.key, r.name)
+			fmt.Fprintf(stdout, "%-18s %-10s %s\n", r.key, r.group, r.name)
 		}
 		return o, flag.ErrHelp
 	}
@@ -120,7 +131,7 @@ func parseOptions(args []string, stdout, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
-// chosen returns the rows named by only, all if it is empty.
+// chosen returns the rows named by only, each for itself or as a group; all if it is empty.
 func chosen(only string) ([]row, error) {
 	all := rows()
 	if only == "" {
@@ -128,11 +139,16 @@ func chosen(only string) ([]row, error) {
 	}
 	var picked []row
 	for _, key := range strings.Split(only, ",") {
-		i := slices.IndexFunc(all, func(r row) bool { return r.key == strings.TrimSpace(key) })
-		if i < 0 {
-			return nil, fmt.Errorf("-only: there is no row %q; -only list prints them", key)
+		key = strings.TrimSpace(key)
+		n := len(picked)
+		for _, r := range all {
+			if r.key == key || r.group == key && key != "" {
+				picked = append(picked, r)
+			}
 		}
-		picked = append(picked, all[i])
+		if len(picked) == n {
+			return nil, fmt.Errorf("-only: there is no row or group %q; -only list prints them", key)
+		}
 	}
 	return picked, nil
 }

@@ -17,13 +17,13 @@ const (
 // measurements are all there are, in the order of a round; what one needs stands before it. What is compared with each
 // other stands side by side.
 func measurements() []measurement {
-	return []measurement{
+	return append([]measurement{
 		measureIdle(), measureFsync(), measurePost(),
 		measureNothing(64), measureAccept(64), measureNothing(256), measureAccept(256), measureRedis(256), measureBatch(),
 		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter),
 		measurePebble(64), measureStore(64), measurePebble(256), measureStore(256),
 		measureFilters(), measureWritten(), measureBacklog(),
-	}
+	}, functionMeasurements()...)
 }
 
 func value(name string) func(func(string) float64) float64 {
@@ -45,7 +45,7 @@ func rows() []row {
 	}
 	limit := func(of func(string) float64) float64 { return composite(of("accept-64"), of("webhook")) }
 	latency := func(of func(string) float64, p string) float64 { return of("fsync-"+p) + of("post-"+p) }
-	return []row{
+	return append([]row{
 		pair("accept-64", "durable accept / do-nothing server, 64 connections", "accept-64", "nothing-64", row{floor: 0.40, aim: 0.55}),
 		pair("accept-256", "durable accept / do-nothing server, 256 connections", "accept-256", "nothing-256", row{floor: 0.50, aim: 0.70}),
 		pair("redis", "durable accept / Redis Streams synced always, 256 connections", "accept-256", "redis-256", row{floor: 0.9, aim: 1.1}),
@@ -95,5 +95,5 @@ func rows() []row {
 		pair("backlog-rss", "resident memory with the backlog / before it", "rss-after", "rss-before", row{show: mebibytes, ratio: times, lower: true}),
 		pair("behind", "a subscription that is behind reads / live rate", "behind", "accept-64", row{ratio: times, floor: 3,
 			note: "It reads the backlog with a filter that looks at the data and lets nothing pass. Live rate: durable accept, 64 connections."}),
-	}
+	}, functionRows()...)
 }

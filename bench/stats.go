@@ -82,6 +82,14 @@ func micros(v float64) string {
 	return fmt.Sprintf("%.3g µs", v)
 }
 
+// nanos writes nanoseconds.
+func nanos(v float64) string {
+	if v >= 999.5 {
+		return micros(v / 1e3)
+	}
+	return fmt.Sprintf("%.3g ns", v)
+}
+
 func mebibytes(v float64) string { return fmt.Sprintf("%.4g MiB", v) }
 
 func plain(v float64) string { return fmt.Sprintf("%.2f", v) }

@@ -14,6 +14,7 @@ import (
 // A row is one line of the table: a figure beside its limit.
 type row struct {
 	key, name string
+	group     string                                // -only takes it for all its rows; empty: none
 	values    []string                              // what it is made of
 	figure    func(of func(string) float64) float64 // of a round
 	limit     func(of func(string) float64) float64 // of a round; nil: there is none to compare with
