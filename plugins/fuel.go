@@ -17,6 +17,13 @@ import (
 // took longer was put off by the machine, which is no fault of the guest's.
 const longestSlice = time.Millisecond
 
+// What host functions do costs no fuel, so the time that they take is looked at by itself: once they have done
+// workSlice bytes of work, each of which counts no more than longestByte.
+const (
+	workSlice   = 64 << 10
+	longestByte = 4 * time.Nanosecond
+)
+
 // callShare is how many events' worth of guest time a call of many events has.
 const callShare = 10
 
@@ -26,6 +33,7 @@ type spending struct {
 	all    time.Duration // guest time: what the guest waits for is not in it
 	event  time.Duration // of it since the cursor moved
 	cursor int           // the event it counts for
+	work   int64         // of host functions since mark, in bytes
 	mark   time.Duration // when the guest had control last, on the host's monotonic clock
 	start  time.Duration
 	budget struct {
@@ -52,6 +60,16 @@ func (in *Instance) tick(spent int64) int64 {
 	s := &in.spent
 	s.fuel += spent
 	in.granted = 0
+	in.check()
+	if s.all > aimedRun { // whoever waits, the collector's workers among them, need not wait for a time slice's end
+		runtime.Gosched()
+		s.mark = in.fn.host.now()
+	}
+	return in.grant()
+}
+
+// check ends the run if its time is over.
+func (in *Instance) check() {
 	in.meet()
 	if err := in.ctx.Err(); err != nil {
 		in.End(err)
@@ -59,11 +77,16 @@ func (in *Instance) tick(spent int64) int64 {
 	if err := in.overspent(); err != nil {
 		in.End(err)
 	}
-	if s.all > aimedRun { // whoever waits, the collector's workers among them, need not wait for a time slice's end
-		runtime.Gosched()
-		s.mark = in.fn.host.now()
+}
+
+// Work counts n bytes that a host function is about to read, write or look through for the guest; what takes
+// longer for other reasons counts as bytes that take as long. If the work before this has used up the time of
+// the call, it ends the call and does not return. Do work of many pages in parts, and count each.
+func (in *Instance) Work(n int) {
+	if in.spent.work >= workSlice {
+		in.check()
 	}
-	return in.grant()
+	in.spent.work += int64(n)
 }
 
 // grant is the next slice: whole, or what is left of the run's fuel, so that where a run ends does not
@@ -80,8 +103,8 @@ func (in *Instance) grant() int64 {
 func (in *Instance) meet() {
 	s := &in.spent
 	now := in.fn.host.now()
-	d := min(now-s.mark, longestSlice)
-	s.mark = now
+	d := min(now-s.mark, longestSlice+time.Duration(s.work)*longestByte)
+	s.mark, s.work = now, 0
 	s.all += d
 	s.event += d
 	if in.guest != nil {

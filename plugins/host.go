@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/tetratelabs/wazero"
-	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -168,7 +167,7 @@ func (h *Host) start(ctx context.Context) (err error) {
 		}
 	}
 	h.runtime = wazero.NewRuntimeWithConfig(ctx, config(h.o.MaxMemory).WithCompilationCache(h.cache))
-	if _, err := wasi_snapshot_preview1.Instantiate(ctx, h.runtime); err != nil {
+	if err := linkWASI(ctx, h.runtime); err != nil {
 		return err
 	}
 	if err := linkMeter(ctx, h.runtime); err != nil {

@@ -137,6 +137,7 @@ func (in *Instance) Name() string { return in.fn.def.Name }
 
 // Config is a value of the function's configuration.
 func (in *Instance) Config(key []byte) (string, bool) {
+	in.Work(len(key))
 	v, ok := in.fn.def.Config[string(key)]
 	return v, ok
 }
@@ -163,7 +164,12 @@ func (in *Instance) Random(p []byte) {
 	if in.random == nil || at != in.seeded {
 		in.reseed(at)
 	}
-	_, _ = in.random.Read(p) // never fails
+	for len(p) > 0 {
+		part := p[:min(len(p), workSlice)]
+		in.Work(len(part))
+		_, _ = in.random.Read(part) // never fails
+		p = p[len(part):]
+	}
 }
 
 func (in *Instance) reseed(at int) {

@@ -61,7 +61,7 @@ func (f *Function) log(level int, message []byte) {
 
 // lines turns what a guest prints into messages, one a line.
 type lines struct {
-	f     *Function
+	in    *Instance
 	level int
 	buf   []byte    // the line under way
 	head  []byte    // the first line of a call
@@ -73,7 +73,16 @@ func (l *lines) Write(p []byte) (int, error) {
 	if l.to != nil {
 		return l.to.Write(p)
 	}
-	n := len(p)
+	for rest := p; len(rest) > 0; { // in parts: a guest may hand over its whole memory a million times at once
+		part := rest[:min(len(rest), workSlice)]
+		l.in.Work(len(part))
+		l.take(part)
+		rest = rest[len(part):]
+	}
+	return len(p), nil
+}
+
+func (l *lines) take(p []byte) {
 	for len(p) > 0 {
 		line, rest, whole := bytes.Cut(p, []byte("\n"))
 		fit := min(len(line), maxMessage-len(l.buf))
@@ -83,7 +92,6 @@ func (l *lines) Write(p []byte) (int, error) {
 		}
 		p = rest
 	}
-	return n, nil
 }
 
 // end finishes a line.
@@ -96,7 +104,7 @@ func (l *lines) end() {
 	}
 	// The words of the runtimes of Go and Rust when memory.grow says no.
 	l.oom = l.oom || bytes.Contains(l.buf, []byte("out of memory")) || bytes.Contains(l.buf, []byte("memory allocation of"))
-	l.f.log(l.level, l.buf)
+	l.in.fn.log(l.level, l.buf)
 	l.buf = l.buf[:0]
 }
 

@@ -39,11 +39,13 @@ type Response struct {
 // Bounds of what functions may do beyond their memory.
 const (
 	maxCounters = 64 // of one function
+	maxCounter  = 64 // bytes of a counter's name
 	maxFetches  = 32 // requests of one call
 )
 
 // Secret is a value of the function's secrets.
 func (in *Instance) Secret(key []byte) (string, bool) {
+	in.Work(len(key))
 	v, ok := in.fn.def.Secrets[string(key)]
 	return v, ok
 }
@@ -52,8 +54,12 @@ func (in *Instance) Secret(key []byte) (string, bool) {
 // delta below zero is no count: what does not fit is left out and logged.
 func (in *Instance) Count(name []byte, delta int64) {
 	f := in.fn
+	in.Work(len(name))
 	f.mu.Lock()
-	n, known := f.counted[string(name)]
+	n, known := uint64(0), false
+	if len(name) <= maxCounter { // longer ones are not worth a look
+		n, known = f.counted[string(name)]
+	}
 	ok := delta >= 0 && (known || len(f.counted) < maxCounters && metricName(name))
 	if ok {
 		if f.counted == nil {
@@ -67,17 +73,20 @@ func (in *Instance) Count(name []byte, delta int64) {
 	}
 	f.mu.Unlock()
 	if !ok {
-		in.Log(2, fmt.Appendf(nil, "counter %.80q was not counted (delta %d): want a name of a-z, A-Z, 0-9 and _ that begins with no digit, up to 64 of them, and no negative delta", name, delta))
+		in.Log(2, fmt.Appendf(nil, "counter %q was not counted (delta %d): want a name of a-z, A-Z, 0-9 and _ that begins with no digit, of %d bytes at most, up to %d names, and no negative delta", name[:min(len(name), maxCounter+16)], delta, maxCounter, maxCounters))
 	}
 }
 
 func metricName(name []byte) bool {
+	if len(name) == 0 || len(name) > maxCounter {
+		return false
+	}
 	for i, c := range name {
 		if c != '_' && (c|0x20 < 'a' || c|0x20 > 'z') && (i == 0 || c < '0' || c > '9') {
 			return false
 		}
 	}
-	return len(name) > 0 && len(name) <= 64
+	return true
 }
 
 // Fetch sends a request of the function, if its definition allows the host, within timeout (0: none) and the

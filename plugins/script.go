@@ -91,6 +91,7 @@ func linkScript(ctx context.Context, r wazero.Runtime) error {
 		in := InstanceOf(ctx)
 		source := in.fn.script
 		if uint64(len(source)) <= uint64(uint32(s[1])) {
+			in.Work(len(source))
 			in.module.Memory().Write(uint32(s[0]), source) // out of bounds it is the guest that is none the wiser
 		}
 		s[0] = uint64(len(source))

@@ -15,6 +15,7 @@ const (
 	MaxStateKey    = 512                          // bytes of a key; at least 1
 	MaxStateValue  = 64 << 10                     // bytes of a value
 	MaxStateStaged = 1 << 20                      // bytes of keys and values that one call may leave written
+	stateWork      = 8 << 10                      // bytes that a look at the state counts as
 	maxStateTTL    = 100 * 365 * 24 * 3600 * 1000 // ms; longer is for ever
 )
 
@@ -162,6 +163,7 @@ func (in *Instance) state(key []byte) (s *staging, now int64, err error) {
 	case len(key) > MaxStateKey:
 		return nil, 0, ErrStateTooBig
 	}
+	in.Work(stateWork)
 	return in.staged, in.Now(), nil
 }
 
@@ -205,6 +207,7 @@ func (in *Instance) StatePut(key, value []byte, ttl int64) error {
 		expires = now + ttl*1e6
 	}
 	s.writes++
+	in.Work(len(value))
 	return s.stage(key, value, expires, false)
 }
 

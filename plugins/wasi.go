@@ -4,10 +4,14 @@ import (
 	"context"
 	"crypto/sha256"
 	"fmt"
+	"strings"
 	"time"
 	"unsafe"
 
+	"github.com/tetratelabs/wazero"
 	"github.com/tetratelabs/wazero/api"
+	"github.com/tetratelabs/wazero/experimental"
+	"github.com/tetratelabs/wazero/imports/wasi_snapshot_preview1"
 	"github.com/tetratelabs/wazero/sys"
 
 	"github.com/millrace/millrace/plugins/meter"
@@ -22,8 +26,8 @@ func (f *Function) instantiate(ctx context.Context) (*Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	in.stdout = lines{f: f, level: 1}
-	in.stderr = lines{f: f, level: 2}
+	in.stdout = lines{in: in, level: 1}
+	in.stderr = lines{in: in, level: 2}
 	if err := in.accompany(ctx); err != nil {
 		f.drop()
 		return nil, err
@@ -90,6 +94,50 @@ func (in *Instance) initialize() (err error) {
 	in.count()
 	return nil
 }
+
+// linkWASI makes WASI's functions known. Those that do as much as a parameter says are counted as Work.
+func linkWASI(ctx context.Context, r wazero.Runtime) error {
+	_, err := wasi_snapshot_preview1.Instantiate(experimental.WithFunctionListenerFactory(ctx, laborious{}), r)
+	return err
+}
+
+// laborious finds the functions of WASI whose work has no bound of its own, by the names of their parameters.
+type laborious struct{}
+
+func (laborious) NewFunctionListener(def api.FunctionDefinition) experimental.FunctionListener {
+	var l labour
+	for i, name := range def.ParamNames() {
+		switch {
+		case name == "iovs_len":
+			l = append(l, portion{i, 8})
+		case name == "nsubscriptions":
+			l = append(l, portion{i, 64})
+		case strings.HasSuffix(name, "path_len") && !strings.HasPrefix(name, "result."):
+			l = append(l, portion{i, 1})
+		}
+	}
+	if l == nil {
+		return nil
+	}
+	return l
+}
+
+// labour is what a function of WASI does: for each of some parameters so many bytes.
+type labour []portion
+
+type portion struct {
+	param int
+	bytes uint64
+}
+
+func (l labour) Before(ctx context.Context, _ api.Module, _ api.FunctionDefinition, params []uint64, _ experimental.StackIterator) {
+	for _, p := range l {
+		InstanceOf(ctx).Work(int(uint64(uint32(params[p.param])) * p.bytes))
+	}
+}
+
+func (labour) After(context.Context, api.Module, api.FunctionDefinition, []uint64) {}
+func (labour) Abort(context.Context, api.Module, api.FunctionDefinition, error)    {}
 
 // sleep is WASI's. It takes of the wall time only.
 func (in *Instance) sleep(ns int64) {

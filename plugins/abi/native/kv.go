@@ -60,6 +60,7 @@ func kvGet(ctx context.Context, s []uint64) {
 		s[0] = code(stateCode(err))
 		return
 	}
+	in.Work(len(value))
 	s[0] = uint64(len(value))
 	if uint64(len(value)) <= uint64(room) && len(value) > 0 && !in.Memory().Write(buf, value) {
 		s[0] = code(badArgument)

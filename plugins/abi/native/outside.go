@@ -32,6 +32,7 @@ func give(in *plugins.Instance, value string, buf, room uint32) uint64 {
 	if uint64(len(value)) > uint64(room) {
 		return uint64(len(value))
 	}
+	in.Work(len(value))
 	if len(value) > 0 && !in.Memory().WriteString(buf, value) {
 		return code(badArgument)
 	}
