@@ -27,7 +27,7 @@ func debian() []string {
 func rustGuest(t testing.TB, dir string) []byte {
 	t.Helper()
 	return guestOf(t, dir, func(out string) *exec.Cmd {
-		c := exec.Command("sh", "-c", "cargo build --locked --offline --quiet --release --target wasm32-unknown-unknown && "+
+		c := exec.Command("sh", "-c", `export CARGO_TARGET_DIR="$0.target"; `+"cargo build --locked --offline --quiet --release --target wasm32-unknown-unknown && "+
 			`cp "$CARGO_TARGET_DIR"/wasm32-unknown-unknown/release/*.wasm "$0"`, out)
 		c.Dir, c.Env = dir, debian()
 		return c
