@@ -168,6 +168,34 @@ func TestStartRefuses(t *testing.T) {
 	}
 }
 
+// Fuel is granted while the transform waits in the middle of a call, and counts all the same.
+func TestFuel(t *testing.T) {
+	module := abitest.CCommand(t, "testdata/transform.c")
+	free, end, err := open(t, module, event.Function{})
+	defer end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	call(t, free, "1", "2", "3", "4")
+	each := free.Stats().Fuel / 4
+	f, end, err := open(t, module, event.Function{Limits: event.FunctionLimits{Fuel: 10 * each}})
+	defer end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		if got := call(t, f, "1", "2", "3"); got != "0:EMIT(1) 1:EMIT(2) 2:EMIT(3)" {
+			t.Fatal(got)
+		}
+	}
+	if got := call(t, f, "1", "z"); !strings.HasPrefix(got, "0:EMIT(1) 1!fuel limits.fuel") {
+		t.Error(got)
+	}
+	if each < 10 {
+		t.Errorf("an event costs %d", each)
+	}
+}
+
 func BenchmarkCall(b *testing.B) {
 	for name, module := range map[string][]byte{"C": abitest.CCommand(b, "testdata/transform.c"), "Go": abitest.GoCommand(b, "testdata/enrich")} {
 		b.Run(name, func(b *testing.B) {
