@@ -177,7 +177,8 @@ func (in *Instance) Wait(do func(ctx context.Context) error) error {
 	in.meet()
 	s := &in.spent
 	rest := s.budget.wall - (s.mark - s.start)
-	ctx, cancel := context.WithTimeout(&in.ctx, rest)
+	// Not the instance's own context, which changes after the run: what do leaves behind may still look at it.
+	ctx, cancel := context.WithTimeout(in.ctx.Context, rest)
 	err := do(ctx)
 	late := errors.Is(ctx.Err(), context.DeadlineExceeded) && in.ctx.Err() == nil
 	cancel()

@@ -68,8 +68,14 @@ func (c *guestContext) Value(key any) any {
 // InstanceOf returns the instance that called a host function.
 func InstanceOf(ctx context.Context) *Instance { return ctx.(*guestContext).in }
 
-// Memory is the guest's memory. It may be read after a fault.
-func (in *Instance) Memory() api.Memory { return in.memory }
+// Memory is the guest's memory. It may be read after a fault. A host function that a module's start function
+// calls finds none: that ends the start.
+func (in *Instance) Memory() api.Memory {
+	if in.memory == nil {
+		in.End(errors.New("its start function calls a host function that needs the memory, which is not there yet; call it from _initialize or later"))
+	}
+	return in.memory
+}
 
 // Export returns an exported function; nil if there is none.
 func (in *Instance) Export(name string) api.Function { return in.module.ExportedFunction(name) }

@@ -116,6 +116,9 @@ func (in *Instance) fetch(r *Request, timeout time.Duration) (answer *Response, 
 	}
 	in.fetches++
 	r.MaxBody = in.fn.def.Limits.Output
+	if r.Header == nil {
+		r.Header = http.Header{}
+	}
 	err = in.Wait(func(ctx context.Context) (err error) {
 		if timeout > 0 {
 			var cancel context.CancelFunc
@@ -125,6 +128,9 @@ func (in *Instance) fetch(r *Request, timeout time.Duration) (answer *Response, 
 		answer, err = in.fn.host.o.Fetch(ctx, r)
 		return err
 	})
+	if u := (*url.Error)(nil); errors.As(err, &u) { // it repeats the whole URL, whose query may hold secrets
+		err = u.Err
+	}
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("%w: %w", ErrNoAnswer, err)
 	}

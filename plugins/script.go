@@ -92,7 +92,7 @@ func linkScript(ctx context.Context, r wazero.Runtime) error {
 		source := in.fn.script
 		if uint64(len(source)) <= uint64(uint32(s[1])) {
 			in.Work(len(source))
-			in.module.Memory().Write(uint32(s[0]), source) // out of bounds it is the guest that is none the wiser
+			in.Memory().Write(uint32(s[0]), source) // out of bounds it is the guest that is none the wiser
 		}
 		s[0] = uint64(len(source))
 	}), []api.ValueType{i32, i32}, []api.ValueType{i32}).Export("source").
@@ -102,7 +102,7 @@ func linkScript(ctx context.Context, r wazero.Runtime) error {
 		if uint32(s[0]) == 1 {
 			g.Reason = ReasonMemory
 		}
-		if text, ok := in.module.Memory().Read(uint32(s[1]), uint32(s[2])); ok {
+		if text, ok := in.Memory().Read(uint32(s[1]), uint32(s[2])); ok {
 			g.Err = errors.New(bounded(string(text)))
 		}
 		in.End(g)

@@ -1,6 +1,7 @@
 package native
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -54,6 +55,14 @@ const (
 	httpVersion    = 1
 )
 
+// Bounds of an http request beside its body, which the guest's memory bounds: what is parsed takes several times
+// its size.
+const (
+	maxMethod  = 32
+	maxURL     = 8 << 10
+	maxHeaders = 64 << 10
+)
+
 // httpCall is http(req, reqlen, buf, cap) -> size. An answer that does not fit is kept until the next event or
 // request; reqlen 0 fetches it.
 func httpCall(ctx context.Context, s []uint64) {
@@ -73,6 +82,7 @@ func httpCall(ctx context.Context, s []uint64) {
 			s[0] = code(badArgument)
 			return
 		}
+		in.Work(len(raw))
 		r, timeout, ok := parseRequest(raw)
 		if !ok {
 			s[0] = code(badArgument)
@@ -113,18 +123,18 @@ func parseRequest(b []byte) (r *plugins.Request, timeout time.Duration, ok bool)
 	}
 	method, rest := int(le.Uint16(b[2:])), b[requestHeader:]
 	lens := [4]int{method, int(le.Uint32(b[4:])), int(le.Uint32(b[8:])), int(le.Uint32(b[12:]))}
-	var parts [4]string
-	for i, n := range lens {
-		if n > len(rest) {
+	var parts [4][]byte
+	for i, most := range [4]int{maxMethod, maxURL, maxHeaders, len(rest)} {
+		if n := lens[i]; n > most || n > len(rest) {
 			return nil, 0, false
 		}
-		parts[i], rest = string(rest[:n]), rest[n:]
+		parts[i], rest = rest[:lens[i]], rest[lens[i]:]
 	}
-	r = &plugins.Request{Method: parts[0], URL: parts[1], Header: http.Header{}, Body: []byte(parts[3])}
+	r = &plugins.Request{Method: string(parts[0]), URL: string(parts[1]), Header: http.Header{}, Body: bytes.Clone(parts[3])}
 	if r.Method == "" {
 		r.Method = http.MethodGet
 	}
-	for line := range strings.SplitSeq(parts[2], "\r\n") {
+	for line := range strings.SplitSeq(string(parts[2]), "\r\n") {
 		if line == "" {
 			continue
 		}

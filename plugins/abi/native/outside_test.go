@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/url"
+	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -85,6 +88,70 @@ func TestHTTP(t *testing.T) {
 				t.Errorf("asked %q, want %q", asked[0], want)
 			}
 		}
+	}
+}
+
+// The error of a connection repeats the URL, in whose query there may be secrets; the log does not.
+func TestHTTPErrorsKeepTheQueryToThemselves(t *testing.T) {
+	var said []string
+	f := hostile(t, plugins.Options{
+		Log: func(_ string, _ int, m string) { said = append(said, m) },
+		Fetch: func(_ context.Context, r *plugins.Request) (*plugins.Response, error) {
+			return nil, &url.Error{Op: "Get", URL: r.URL, Err: errors.New("connection refused")}
+		},
+	}, event.Function{Allow: event.Allow{HTTP: []string{"h.example"}}})
+	call(t, f, "Hhttp://h.example/path?token=s3cret")
+	if all := strings.Join(said, "\n"); !strings.Contains(all, "http GET http://h.example/path: connection refused") || strings.Contains(all, "s3cret") {
+		t.Errorf("%q", all)
+	}
+}
+
+// A request is parsed only if it is of a sensible size.
+func TestHTTPRequestsAreBounded(t *testing.T) {
+	f := open(t, newHost(t, plugins.Options{}), cGuest(t, "labour.c"), event.Function{Limits: event.FunctionLimits{CPU: 10 * time.Second}})
+	if got := call(t, f, "h"); show(got) != "0!output" {
+		t.Errorf("%s %v", show(got), got.Failures)
+	}
+}
+
+// What a request leaves behind, as dialers do, may look at its context when the instance is at the next call.
+func TestHTTPContextOutlivesTheCall(t *testing.T) {
+	seen := make(chan context.Context, 1)
+	var left sync.WaitGroup
+	f := hostile(t, plugins.Options{Instances: 1, Fetch: func(ctx context.Context, _ *plugins.Request) (*plugins.Response, error) {
+		left.Go(func() {
+			for range 1000 {
+				_, _ = ctx.Deadline()
+				_ = ctx.Value("key")
+			}
+		})
+		seen <- ctx
+		return &plugins.Response{Status: 200}, nil
+	}}, event.Function{Allow: event.Allow{HTTP: []string{"h"}}})
+	type key struct{}
+	for i := range 20 {
+		var out plugins.Outcome
+		if err := f.Call(context.WithValue(context.Background(), key{}, i), &plugins.Call{Events: []event.Record{record(1, "Hhttp://h/")}}, &out); err != nil {
+			t.Fatal(err)
+		}
+		if ctx := <-seen; ctx.Value(key{}) != i || ctx.Err() == nil {
+			t.Errorf("call %d: the context of its request is of %v and ended with %v", i, ctx.Value(key{}), ctx.Err())
+		}
+	}
+	left.Wait()
+}
+
+// A start function runs before there is a memory that host functions could use.
+func TestStartFunctionHasNoMemory(t *testing.T) {
+	module := guestOf(t, "start.wat", func(out string) *exec.Cmd { return exec.Command("wat2wasm", "testdata/start.wat", "-o", out) })
+	h := newHost(t, plugins.Options{})
+	digest, err := h.Put(context.Background(), module)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = h.Open(context.Background(), event.Function{Name: "f", Digest: digest})
+	if !errors.Is(err, event.ErrInvalid) || !strings.Contains(err.Error(), "call it from _initialize or later") {
+		t.Error(err)
 	}
 }
 

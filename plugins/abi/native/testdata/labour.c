@@ -10,6 +10,7 @@ IMPORT("secret_get") int64_t host_secret(const void *k, uint32_t klen, void *buf
 IMPORT("random") void host_random(void *p, uint32_t n);
 IMPORT("counter_add") void host_count(const void *name, uint32_t n, int64_t delta);
 IMPORT("kv_put") int32_t host_put(const void *k, uint32_t klen, const void *v, uint32_t vlen, int64_t ttl);
+IMPORT("http") int64_t host_http(const void *req, uint32_t n, void *buf, uint32_t cap);
 IMPORT("kv_get") int64_t host_get(const void *k, uint32_t klen, void *buf, uint32_t cap);
 
 #define BIG (32 << 20)
@@ -42,6 +43,14 @@ EXPORT("millrace_handle") uint64_t handle(uint8_t *ptr, uint32_t n) {
 	case 'z': __wasi_fd_write(1, none, MANY, &size); break;
 	case 'y': __wasi_poll_oneoff(subs, events, MANY, &size); break;
 	case 'o': for (int i = 0; i < BIG - 1; i++) big[i] = 'a' + (i & 1); while (1) __wasi_path_open(3, 0, (char *)big, 0, 0, 0, 0, &fd); break;
+	case 'h': { // a request with a million headers; an answer of another code than -6 is a trap
+		uint32_t head[5] = {1 | 3 << 16, 18, BIG / 2, 0, 0};
+		__builtin_memcpy(big, head, 20);
+		__builtin_memcpy(big + 20, "GEThttp://h.example/x", 21);
+		for (int i = 0; i < BIG / 2; i++) big[41 + i] = "ab: c\r\n\r"[i % 7];
+		if (host_http(big, 41 + BIG / 2, 0, 0) != -6) __builtin_trap();
+		return 0;
+	}
 	default: return 0;
 	}
 }
