@@ -60,11 +60,10 @@ func (l *lab) build(ctx context.Context, name string, r recipe) ([]byte, error) 
 	if b, err := os.ReadFile(out); !errors.Is(err, fs.ErrNotExist) {
 		return b, err
 	}
-	said, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/millrace/millrace").Output()
+	root, err := repository(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("find the module's folder: %w", err)
+		return nil, err
 	}
-	root := strings.TrimSpace(string(said))
 	if needs := r.needs; needs != "" {
 		if !filepath.IsAbs(needs) {
 			needs = filepath.Join(root, needs)
@@ -87,6 +86,15 @@ func (l *lab) build(ctx context.Context, name string, r recipe) ([]byte, error) 
 		return nil, fmt.Errorf("build the function in %s: %w\n%s", r.dir, err, said)
 	}
 	return os.ReadFile(out)
+}
+
+// repository is the folder of the router's module.
+func repository(ctx context.Context) (string, error) {
+	said, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "github.com/millrace/millrace").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module's folder: %w", err)
+	}
+	return strings.TrimSpace(string(said)), nil
 }
 
 // host is a host of functions as the router makes it.

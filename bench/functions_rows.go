@@ -14,7 +14,7 @@ func functionMeasurements() []measurement {
 	for _, s := range samples {
 		all = append(all, measureMeter(s.name))
 	}
-	return append(all, measureDeadline(), measureCollection(), measureCold(), measureManyIdle())
+	return append(all, measureDeadline(), measureCollection(), measureCold(), measureManyIdle(), measureExtism())
 }
 
 // functionRows are the rows about functions. Where the limit is a bound, the floor is to stay within it.
@@ -66,6 +66,7 @@ func functionRows() []row {
 			fmt.Sprintf("More than before they were opened, in a process of its own with the functions' share of --memory 512MiB, once their instances were given up: "+
 				"after %s here, a minute in a router (-quick: 8 functions). Each has a module of its own, was opened and called once.", idleFor)),
 		bound("fn-idle-code", "the same once their machine code was given up too / bound", "idle-functions-code", 64, mebibytes, "After ten times as long."))
+	rows = append(rows, extismRows()...)
 	for i := range rows {
 		rows[i].group = functionsGroup
 	}

@@ -159,3 +159,10 @@ func TestPassIsStrict(t *testing.T) {
 		}
 	}
 }
+
+func TestNanosOfEvents(t *testing.T) {
+	got := nanosOfEvents("goos: linux\nBenchmarkPlugin/C/router-2 \t 100\t 50 ns/op\t 3.5 ns/event\nBenchmarkPlugin/Go/extism-16  7  9 ns/event  1 ns/op\nPASS\nns/event\n")
+	if len(got) != 2 || got["BenchmarkPlugin/C/router"] != 3.5 || got["BenchmarkPlugin/Go/extism"] != 9 {
+		t.Errorf("%v", got)
+	}
+}
