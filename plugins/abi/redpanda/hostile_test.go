@@ -3,7 +3,6 @@ package redpanda_test
 import (
 	"context"
 	"fmt"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -138,25 +137,6 @@ func TestUnhealthy(t *testing.T) {
 			}
 		}
 		end()
-	}
-}
-
-// A transform waits in the middle of a host function, and must not be left there.
-func TestNothingIsLeft(t *testing.T) {
-	module := abitest.CCommand(t, "testdata/transform.c")
-	before := runtime.NumGoroutine()
-	for range 20 {
-		f, end, err := open(t, module, event.Function{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		call(t, f, "1", "t")
-		end()
-	}
-	for deadline := time.Now().Add(10 * time.Second); runtime.NumGoroutine() > before+5; runtime.Gosched() {
-		if time.Now().After(deadline) {
-			t.Fatalf("%d goroutines, %d before", runtime.NumGoroutine(), before)
-		}
 	}
 }
 

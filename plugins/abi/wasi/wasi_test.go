@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -94,6 +95,28 @@ func TestFilter(t *testing.T) {
 	st := f.Stats()
 	if st.Instances > 1 || st.Created < 5 {
 		t.Errorf("a program serves one run: %+v", st)
+	}
+}
+
+// A call of many events is several runs, each of an instance of its own, and no run is in vain.
+func TestRuns(t *testing.T) {
+	f := open(t, abitest.CCommand(t, "testdata/filter.c"), event.Function{})
+	datas := make([]string, 600)
+	for i := range datas {
+		datas[i] = "1"
+	}
+	out := call(t, f, datas...)
+	if st := f.Stats(); len(out.Results) != 600 || st.Reruns != 0 || st.Created < 3 || st.Retired != 0 {
+		t.Errorf("%d results: %+v", len(out.Results), st)
+	}
+}
+
+// What limits.cpu allows an event, a run of several may take for each.
+func TestTimeOfRun(t *testing.T) {
+	f := open(t, abitest.CCommand(t, "testdata/filter.c"), event.Function{Config: map[string]string{"wasi.input": "data"}, Limits: event.FunctionLimits{CPU: 200 * time.Millisecond}})
+	slow := slices.Repeat([]string{`"slow"`}, 10)
+	if out := call(t, f, slow...); len(out.Results) != 10 || f.Stats().Reruns != 0 {
+		t.Errorf("%s: %+v", show(out), f.Stats())
 	}
 }
 

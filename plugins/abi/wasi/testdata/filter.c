@@ -21,6 +21,7 @@ int main(int argc, char **argv) {
 		}
 		if (strstr(line, "flood")) for (;;) puts("[{\"verdict\":\"pass\"}]");
 		if (strstr(line, "spin")) for (volatile int i = 0;; i++) {}
+		if (strstr(line, "slow")) for (volatile int i = 0; i < 20000000; i++) {}
 		if (strstr(line, "mute")) continue;
 		if (strstr(line, "twice")) fputs("null\n", stdout);
 		if (strstr(line, "broken")) {
