@@ -74,6 +74,7 @@ func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int
 	h.mu.Lock()
 	h.compiled[key] = c
 	h.mu.Unlock()
+	h.bytes.Add(c.size)
 	return c, nil
 }
 
@@ -147,6 +148,7 @@ func (h *Host) release(ctx context.Context, c *compiled) error {
 	}
 	h.mu.Unlock()
 	if last {
+		h.bytes.Add(-c.size)
 		return c.code.Close(ctx)
 	}
 	return nil
@@ -196,20 +198,30 @@ func (h *Host) vet(ctx context.Context, code []byte) error {
 	}
 	sum := sha256.Sum256(code)
 	mark := filepath.Join(h.cacheDir(), "vetted", compilerVersion()+"-"+hex.EncodeToString(sum[:]))
+	before := func() bool {
+		if h.o.Dir != "" {
+			_, err := os.Stat(mark)
+			return err == nil
+		}
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		return h.vetted[sum]
+	}
+	if before() { // code that comes back waits for nobody's new module
+		return nil
+	}
 	h.vetting.Lock()
 	defer h.vetting.Unlock()
-	if h.o.Dir != "" {
-		if _, err := os.Stat(mark); err == nil {
-			return nil
-		}
-	} else if h.vetted[sum] {
+	if before() {
 		return nil
 	}
 	if err := h.compileApart(ctx, code); err != nil {
 		return err
 	}
 	if h.o.Dir == "" {
+		h.mu.Lock()
 		h.vetted[sum] = true
+		h.mu.Unlock()
 		return nil
 	}
 	// Losing the mark costs a compilation, so it is not synced.

@@ -90,3 +90,95 @@ func TestCompilesApart(t *testing.T) {
 		t.Errorf("two bombs took %s", took)
 	}
 }
+
+// Machine code counts for the memory of all functions: who was not called for longest gives it up.
+func TestMachineCodeCountsAsMemory(t *testing.T) {
+	ctx := context.Background()
+	h, err := plugins.NewHost(ctx, plugins.Options{Memory: 4 << 20, ABIs: []plugins.ABI{native.ABI{}}, Dir: t.TempDir()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(ctx)
+	var all []*plugins.Function
+	for i, n := range []int{800, 801} { // some 2.5 MiB of code each, and a page of memory
+		digest, err := h.Put(ctx, heavy(n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := h.Open(ctx, event.Function{Name: "f" + string(rune('a'+i)), Digest: digest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, f)
+	}
+	if all[0].Compiled() || !all[1].Compiled() {
+		t.Errorf("compiled: the first %v, the second %v", all[0].Compiled(), all[1].Compiled())
+	}
+}
+
+// While a new module is compiled apart, code that was given up comes back.
+func TestCodeComesBackBesideACompilation(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	began, hold := filepath.Join(dir, "began"), filepath.Join(dir, "hold")
+	h, err := plugins.NewHost(ctx, plugins.Options{Idle: time.Millisecond, ABIs: []plugins.ABI{native.ABI{}}, Dir: dir,
+		Compiler: []string{"sh", "-c", `if [ -e "$2" ]; then : > "$1"; fi; while [ -e "$2" ]; do sleep 0.02; done; self=$3; shift 3; exec "$self" compile "$@"`, "sh", began, hold, self}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.Close(context.Background())
+	digest, err := h.Put(ctx, heavy(1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := h.Open(ctx, event.Function{Name: "f", Digest: digest})
+	if err != nil {
+		t.Fatal(err)
+	}
+	until := func(done func() bool) {
+		t.Helper()
+		for !done() {
+			if ctx.Err() != nil {
+				t.Fatal("it takes over a minute")
+			}
+			time.Sleep(time.Millisecond) // polls: there is nothing to wait on
+		}
+	}
+	until(func() bool { return !f.Compiled() })
+	if err := os.WriteFile(hold, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	put := make(chan error, 1)
+	go func() {
+		_, err := h.Put(ctx, heavy(2))
+		put <- err
+	}()
+	until(func() bool { _, err := os.Stat(began); return err == nil })
+	short, stop := context.WithTimeout(ctx, 20*time.Second)
+	defer stop()
+	e := event.Event{ID: "1", Source: "s", Type: "t", Topic: "t"}
+	back := make(chan error, 1)
+	go func() {
+		var out plugins.Outcome
+		back <- f.Call(short, &plugins.Call{Events: []event.Record{event.Record(e.AppendRecord(nil))}}, &out)
+	}()
+	select {
+	case err := <-back:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-short.Done():
+		t.Error("the call waits for another module's compilation")
+	}
+	if err := os.Remove(hold); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-put; err != nil {
+		t.Error(err)
+	}
+}

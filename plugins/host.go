@@ -125,7 +125,7 @@ type Host struct {
 
 	compiling sync.Mutex // one module at a time: compiling takes all the memory and CPU that it can get
 	vetting   sync.Mutex // one child process at a time
-	vetted    map[[sha256.Size]byte]bool
+	vetted    map[[sha256.Size]byte]bool // under mu
 
 	mu       sync.Mutex
 	closed   bool
