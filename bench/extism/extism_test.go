@@ -1,5 +1,5 @@
 // Package extism measures plug-ins of Extism in this router beside the same in Extism's own host for Go. It is a module
-// of its own, so that the router does not depend on that. Run it by: go test -bench . ./bench/extism
+// of its own, so that the router does not depend on that. Run it by: cd bench/extism && go test -bench .
 package extism
 
 import (
