@@ -18,6 +18,7 @@ import (
 const (
 	stateBytes = 4 << 20
 	stateTime  = 20 * time.Millisecond
+	rowBytes   = 256 // that a row takes beside its key and value, about
 )
 
 // sweepRows bounds how many expired rows a commit removes in each partition.
@@ -106,14 +107,15 @@ func (v *stateView) LoadState(ctx context.Context, key []byte) ([]byte, int64, b
 	if w, ok := v.item[string(v.key)]; ok {
 		return w.Value, w.Expires, !w.Deleted, nil
 	}
-	r, err := v.row(ctx, v.key)
+	r, err := v.row(ctx, v.key, true)
 	if err != nil {
 		return nil, 0, false, err
 	}
 	return r.now.value, r.now.expires, r.now.ok, nil
 }
 
-func (v *stateView) row(ctx context.Context, key []byte) (*stateRow, error) {
+// row is a row of the batch. One that is only read is not always kept.
+func (v *stateView) row(ctx context.Context, key []byte, read bool) (*stateRow, error) {
 	if r := v.rows[string(key)]; r != nil {
 		return r, nil
 	}
@@ -123,8 +125,11 @@ func (v *stateView) row(ctx context.Context, key []byte) (*stateRow, error) {
 	}
 	r := &stateRow{was: parseStateRow(row)}
 	r.now = r.was
+	if read && v.bytes >= 2*stateBytes { // one event may read all that there is, or is not
+		return r, nil
+	}
 	v.rows[string(key)] = r
-	v.bytes += len(key) + len(row)
+	v.bytes += len(key) + len(row) + rowBytes
 	return r, nil
 }
 
@@ -138,7 +143,7 @@ func (v *stateView) stage(writes []plugins.StateWrite) {
 // stand makes what the item at work wrote the batch's.
 func (v *stateView) stand(ctx context.Context) error {
 	for key, w := range v.item {
-		r, err := v.row(ctx, []byte(key))
+		r, err := v.row(ctx, []byte(key), false)
 		if err != nil {
 			return err
 		}
@@ -178,7 +183,7 @@ func (v *stateView) sweep(ctx context.Context) error {
 		for _, key := range expired {
 			var r *stateRow
 			if err == nil {
-				r, err = v.row(ctx, key)
+				r, err = v.row(ctx, key, false)
 			}
 			if err == nil && r.now.ok && r.now.expires != 0 && r.now.expires <= now {
 				r.dirty, r.now = true, stateValue{}

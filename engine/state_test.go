@@ -397,3 +397,35 @@ func TestStepsAgainstAModel(t *testing.T) {
 		})
 	}
 }
+
+// roomy is a store in which every key has a value of 64 KiB.
+type roomy struct{ storage.Store }
+
+func (roomy) Load(context.Context, storage.Table, []byte) ([]byte, error) {
+	return make([]byte, 8+plugins.MaxStateValue), nil
+}
+
+// A function may read more state for one event than the router wants in memory: what is only read is let go.
+func TestStateThatIsReadIsNotAllKept(t *testing.T) {
+	v := newStateView(&subscription{e: &Engine{store: roomy{}}})
+	v.of(0, "f")
+	for i := range 1000 { // 64 MiB
+		if value, _, ok, err := v.LoadState(t.Context(), []byte(strconv.Itoa(i))); err != nil || !ok || len(value) != plugins.MaxStateValue {
+			t.Fatalf("key %d: %d bytes, %v, %v", i, len(value), ok, err)
+		}
+	}
+	kept := 0
+	for key, r := range v.rows {
+		kept += len(key) + len(r.was.value)
+	}
+	if kept > 4*stateBytes || len(v.rows) == 0 {
+		t.Errorf("%d rows with %d bytes are kept", len(v.rows), kept)
+	}
+	v.stage([]plugins.StateWrite{{Key: "999", Value: []byte("new")}})
+	if err := v.stand(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if value, _, _, _ := v.LoadState(t.Context(), []byte("999")); string(value) != "new" {
+		t.Errorf("what was written is %.9q", value)
+	}
+}

@@ -123,8 +123,8 @@ type Host struct {
 	busy    atomic.Int64 // instances at work or being made
 	waiters atomic.Int64 // calls that wait for room
 
-	compiling sync.Mutex // one module at a time: compiling takes all the memory and CPU that it can get
-	vetting   sync.Mutex // one child process at a time
+	compiling sync.Mutex                 // one module at a time: compiling takes all the memory and CPU that it can get
+	vetting   sync.Mutex                 // one child process at a time
 	vetted    map[[sha256.Size]byte]bool // under mu
 
 	mu       sync.Mutex
