@@ -183,3 +183,23 @@ func TestWhichFunction(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestDataAllocatesNothing(t *testing.T) {
+	f, err := open(t, host(t, plugins.Options{}), abitest.C(t, "testdata/plugin.c"), event.Function{Config: data(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &plugins.Call{}
+	for range 16 {
+		e := event.Event{ID: "1", Source: "/t", Type: "t", Data: []byte(strings.Repeat("1", 1024))}
+		c.Events = append(c.Events, event.Record(e.AppendRecord(nil)))
+	}
+	var out plugins.Outcome
+	if n := testing.AllocsPerRun(100, func() {
+		if err := f.Call(context.Background(), c, &out); err != nil || len(out.Results) != 16 {
+			t.Fatal(err, out.Failures)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations a batch of 16", n)
+	}
+}

@@ -201,3 +201,26 @@ func BenchmarkCall(b *testing.B) {
 		})
 	}
 }
+
+func TestCallAllocatesNothing(t *testing.T) {
+	f, end, err := open(t, abitest.CCommand(t, "testdata/transform.c"), event.Function{})
+	defer end()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &plugins.Call{}
+	for i := range 16 {
+		e := event.Event{ID: "1", Source: "/t", Type: "t", Data: []byte(strings.Repeat("1", 1024))}
+		r := event.Record(e.AppendRecord(nil))
+		r.SetPlace(event.Position{Offset: uint64(i)}, 1e9)
+		c.Events = append(c.Events, r)
+	}
+	var out plugins.Outcome
+	if n := testing.AllocsPerRun(100, func() {
+		if err := f.Call(context.Background(), c, &out); err != nil || len(out.Results) != 16 {
+			t.Fatal(err, out.Failures)
+		}
+	}); n > 0 {
+		t.Errorf("%v allocations a batch of 16", n)
+	}
+}
