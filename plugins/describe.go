@@ -10,7 +10,8 @@ import (
 
 // A Description is what a module says of itself, for people who look at it before they upload it.
 type Description struct {
-	ABI     ABI // who speaks its language; nil if nobody does or the module is refused
+	Script  string // the language of a script, of which the rest describes the engine; "" of a module
+	ABI     ABI    // who speaks its language; nil if nobody does or the module is refused
 	Digest  string
 	Bytes   int
 	Imports []Extern
@@ -34,6 +35,7 @@ type Bounds struct {
 // throws it away. An error is why the router would refuse it; the description then holds what could be read.
 func (h *Host) Describe(ctx context.Context, file []byte, def event.Function) (Description, error) {
 	d := Description{Digest: digestOf(file), Bytes: len(file)}
+	d.Script, _, _ = ScriptOf(file)
 	if len(file) > len(preamble) && string(file[:len(preamble)]) == string(preamble) {
 		if m, err := parse(file); err == nil {
 			d.fill(m)

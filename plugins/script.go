@@ -34,6 +34,9 @@ const scriptModule = "millrace_script"
 
 const maxScript = 4 << 20
 
+// ScriptName is what engines call a script's file where they say what is wrong with it, and at which line.
+const ScriptName = "function.js"
+
 // Script makes a file of source text that is kept, pushed and versioned as modules are: a WASM module without code.
 func Script(language string, source []byte) ([]byte, error) {
 	switch {

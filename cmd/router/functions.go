@@ -5,8 +5,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/plugins"
+	"github.com/millrace/millrace/plugins/js"
 )
 
 func functionsCommand(p *program) *cobra.Command {
@@ -27,10 +32,11 @@ const maxModule = 64 << 20
 
 func functionsPush(p *program) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:     "push NAME FILE",
-		Short:   "Upload a module as a function's new version",
-		Example: `  router functions push redact redact.wasm`,
-		Args:    cobra.ExactArgs(2),
+		Use:   "push NAME FILE",
+		Short: "Upload a module or a script as a function's new version",
+		Example: `  router functions push redact redact.wasm
+  router fn push mask mask.js`,
+		Args: cobra.ExactArgs(2),
 	}
 	r := p.remoteFlags(cmd)
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -54,7 +60,7 @@ func functionsPush(p *program) *cobra.Command {
 	return cmd
 }
 
-// readModule reads a file and checks that it is WASM at all.
+// readModule reads a file and checks that it is WASM at all. A script becomes the module that holds it.
 func readModule(file string) ([]byte, error) {
 	b, err := readFile(file, maxModule+1)
 	if err != nil {
@@ -63,10 +69,26 @@ func readModule(file string) ([]byte, error) {
 	if len(b) > maxModule {
 		return nil, fmt.Errorf("%s has over %s; a module must be smaller", file, sizeText(maxModule))
 	}
+	if isScript(file) {
+		if b, err = plugins.Script(js.Language, b); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+	}
 	if !bytes.HasPrefix(b, []byte("\x00asm")) {
 		return nil, fmt.Errorf("%s is not a WASM module (it does not begin with \\0asm); 'router functions build' makes one", file)
 	}
 	return b, nil
+}
+
+// isScript tells source that the router runs as it is by the file's name.
+func isScript(file string) bool {
+	ext := filepath.Ext(file)
+	return ext == ".js" || ext == ".mjs"
+}
+
+// placedAt is what is wrong with a script, in words that name its file instead of the name that the engine has for it.
+func placedAt(err error, file string) string {
+	return strings.ReplaceAll(err.Error(), plugins.ScriptName+":", file+":")
 }
 
 // readFile reads at most so many bytes of a file.

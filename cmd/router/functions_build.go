@@ -90,6 +90,7 @@ var toolchains = map[string]toolchain{
 			return []string{tool, "assembly/index.ts", "--outFile", target}, nil // asconfig.json has the rest
 		},
 	},
+	"js": {title: "JavaScript", marks: []string{"*.js", "*.mjs"}, suffix: ".js", source: true},
 }
 
 // built is what building came to.
@@ -109,7 +110,7 @@ func functionsBuild(p *program) *cobra.Command {
 		Short: "Compile a function's project to WASM",
 		Long: `Build compiles the project in DIR, by default the working directory, to a module for 'functions push' or a rules file. It
 tells the language by the project's files, runs that language's own toolchain and prints the command; where the toolchain is
-missing it says what to install.`,
+missing it says what to install. A project in JavaScript is its source: build loads that once, to find its mistakes.`,
 		Example: `  router functions build ./redact
   router fn build ./redact --out redact.wasm`,
 		Args: cobra.MaximumNArgs(1),
@@ -128,9 +129,20 @@ missing it says what to install.`,
 		if pr.language == "" {
 			return usagef(cmd, "%s is a file; name the folder of the project", args[0])
 		}
+		if toolchains[pr.language].source {
+			if err := p.checkScript(cmd.Context(), pr); err != nil {
+				return err
+			}
+		}
 		if out != "" {
+			from := pr.module
 			if pr.module, err = filepath.Abs(out); err != nil {
 				return err
+			}
+			if toolchains[pr.language].source {
+				if err := copyModule(from, pr.module); err != nil {
+					return err
+				}
 			}
 		}
 		b, err := p.build(cmd.Context(), pr, !asJSON)
@@ -181,12 +193,38 @@ func (p *program) build(ctx context.Context, pr *project, show bool) (*built, er
 			}
 		}
 	}
-	text, err := os.ReadFile(pr.module)
+	module, err := readModule(pr.module)
 	if err != nil {
 		return nil, err
 	}
-	b.Bytes, b.Digest = len(text), digestOf(text)
+	b.Bytes, b.Digest = len(module), digestOf(module)
 	return b, nil
+}
+
+// checkScript loads a script once: what no compiler has read may have mistakes that only this shows.
+func (p *program) checkScript(ctx context.Context, pr *project) error {
+	module, err := readModule(pr.module)
+	if err != nil {
+		return err
+	}
+	def, err := pr.definition("sha256:" + strings.Repeat("0", 64)) // Describe knows the true one
+	if err != nil {
+		return err
+	}
+	_, refused, err := p.describeModule(ctx, module, def)
+	if refused != nil {
+		return fmt.Errorf("%s: %s", shortPath(pr.module), placedAt(refused, shortPath(pr.module)))
+	}
+	return err
+}
+
+// copyModule writes what pushing a file would send.
+func copyModule(from, to string) error {
+	module, err := readModule(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, module, 0o666)
 }
 
 // digestOf is a module's version.

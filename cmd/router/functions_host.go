@@ -41,7 +41,7 @@ func abiName(abi plugins.ABI) string {
 
 // loadModule reads the module of a project, building it first where there is source that is newer.
 func (p *program) loadModule(ctx context.Context, pr *project, show bool) ([]byte, error) {
-	if pr.language != "" && !pr.upToDate() {
+	if pr.language != "" && !toolchains[pr.language].source && !pr.upToDate() {
 		if _, err := p.build(ctx, pr, show); err != nil {
 			return nil, err
 		}

@@ -36,6 +36,7 @@ type inspected struct {
 	Module      string   `json:"module"`
 	Bytes       int      `json:"bytes"`
 	Digest      string   `json:"digest"`
+	Script      string   `json:"script,omitempty"`
 	ABI         string   `json:"abi,omitempty"`
 	Uses        []string `json:"uses"`
 	Imports     []string `json:"imports"`
@@ -52,8 +53,8 @@ type inspected struct {
 func functionsInspect(p *program) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use:   "inspect MODULE",
-		Short: "Show what a module is, what it asks for, and whether the router would take it",
+		Use:   "inspect FILE",
+		Short: "Show what a module or a script is, what it asks for, and whether the router would take it",
 		Long: `Inspect reads a module as an upload would, compiles it and makes one instance of it. It exits with 1 if the router would
 refuse the module, and says why.`,
 		Example: `  router functions inspect redact.wasm
@@ -70,6 +71,11 @@ refuse the module, and says why.`,
 		if err != nil {
 			return err
 		}
+		if isScript(args[0]) {
+			if file, err = readModule(args[0]); err != nil {
+				return err
+			}
+		}
 		pr, err := openProject(args)
 		if err != nil {
 			return err
@@ -84,7 +90,7 @@ refuse the module, and says why.`,
 		}
 		in := inspectedOf(args[0], d, def)
 		if refused != nil {
-			in.Refused = refused.Error()
+			in.Refused = placedAt(refused, args[0])
 		}
 		if asJSON {
 			doc, err := json.Marshal(in)
@@ -123,8 +129,11 @@ func (p *program) describeModule(ctx context.Context, file []byte, def event.Fun
 }
 
 func inspectedOf(file string, d plugins.Description, def event.Function) *inspected {
-	in := &inspected{Module: file, Bytes: d.Bytes, Digest: d.Digest, ABI: abiName(d.ABI), Functions: d.Funcs, Used: d.Used,
+	in := &inspected{Module: file, Bytes: d.Bytes, Digest: d.Digest, Script: d.Script, ABI: abiName(d.ABI), Functions: d.Funcs, Used: d.Used,
 		Uses: []string{}, Imports: []string{}, Exports: []string{}, Tables: []string{}}
+	if d.Script != "" { // the rest is its engine's, which tells nothing of what the script uses
+		d.Imports, d.Exports, d.Tables, d.Funcs = nil, nil, nil, 0
+	}
 	for _, a := range asks {
 		for _, e := range d.Imports {
 			if slices.Contains(a.imports, e.Name) && !slices.Contains(in.Uses, a.feature) {
@@ -190,12 +199,18 @@ func (in *inspected) print(p *program) {
 	row("size", sizeText(int64(in.Bytes)))
 	row("digest", in.Digest)
 	row("ABI", in.ABI)
-	some("uses", in.Uses)
-	some("imports", in.Imports)
-	some("exports", in.Exports)
-	row("functions", fmt.Sprint(in.Functions))
+	if in.Script != "" {
+		row("script", fmt.Sprintf("%s, run by the router's engine; size and digest are those of the module that holds it", toolchains[in.Script].title))
+	} else {
+		some("uses", in.Uses)
+		some("imports", in.Imports)
+		some("exports", in.Exports)
+		row("functions", fmt.Sprint(in.Functions))
+	}
 	row("memory", in.Memory)
-	some("tables", in.Tables)
+	if in.Script == "" {
+		some("tables", in.Tables)
+	}
 	row("compiles in", in.Compile)
 	row("starts in", in.Instantiate)
 	if in.Used > 0 {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -51,10 +52,29 @@ func openProject(args []string) (*project, error) {
 	if pr.language, err = languageOf(full); err != nil {
 		return nil, err
 	}
-	if suffix := toolchains[pr.language].suffix; suffix != "" {
-		pr.module = filepath.Join(full, pr.name+suffix)
+	if tc := toolchains[pr.language]; tc.source {
+		pr.module, err = tc.sourceIn(full, pr.name)
 	}
-	return pr, nil
+	return pr, err
+}
+
+// sourceIn is the file that is pushed as it is: the one with the project's name, or the only one there is.
+func (tc toolchain) sourceIn(dir, name string) (string, error) {
+	var all []string
+	for _, pattern := range tc.marks {
+		found, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return "", err
+		}
+		all = append(all, found...)
+	}
+	if named := filepath.Join(dir, name+tc.suffix); len(all) == 1 || slices.Contains(all, named) {
+		if len(all) == 1 {
+			return all[0], nil
+		}
+		return named, nil
+	}
+	return "", fmt.Errorf("%s has %d files in %s and none is %s%s; name the file instead of the folder, or give the function's that name", dir, len(all), tc.title, name, tc.suffix)
 }
 
 // languageOf tells a project's language by the files that its tools look for.
@@ -88,7 +108,7 @@ func (pr *project) settings() (map[string]any, error) {
 	if err := yaml.Unmarshal(b, &doc); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	for _, key := range []string{"name", "wasm", "module"} {
+	for _, key := range []string{"name", "wasm", "js", "module"} {
 		if _, ok := doc[key]; ok {
 			return nil, fmt.Errorf("%s: has %q; the settings are config, limits and the like: name and module are those of the folder", path, key)
 		}

@@ -29,7 +29,9 @@ func sinkKinds(dialer *egress.Dialer) map[string]rules.SinkKind {
 const maxSinkConns = 1024
 
 // abis is every calling convention that functions may use, in the order in which they are tried.
-func abis() []plugins.ABI { return []plugins.ABI{native.ABI{}, extism.ABI{}, redpanda.ABI{}, wasi.ABI{}} }
+func abis() []plugins.ABI {
+	return []plugins.ABI{native.ABI{}, extism.ABI{}, redpanda.ABI{}, wasi.ABI{}}
+}
 
 // engines is every language that functions may be written in without being compiled.
 func engines() []plugins.Engine { return []plugins.Engine{js.Engine()} }

@@ -1,9 +1,15 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"strings"
+
 	"github.com/spf13/cobra"
 
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/plugins"
 )
 
 func rulesCommand(p *program) *cobra.Command {
@@ -15,10 +21,37 @@ func rulesCommand(p *program) *cobra.Command {
 	return cmd
 }
 
-// parseRules reads rules as serve would, without opening anything that they name.
-func (p *program) parseRules(cmd *cobra.Command, path string) (*rules.Set, error) {
+// parseRules reads rules as serve would, without opening anything that they name: check, if it is not nil, looks at
+// the modules.
+func (p *program) parseRules(cmd *cobra.Command, path string, check func(module []byte) error) (*rules.Set, error) {
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	return rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv})
+	return rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv, CheckModule: check})
+}
+
+// scriptChecker returns what loads the scripts among modules, whose mistakes nothing else would find before a router
+// starts. Its host is made for the first of them; done closes it.
+func scriptChecker(ctx context.Context) (check func(module []byte) error, done func() error) {
+	var host *plugins.Host
+	check = func(module []byte) (err error) {
+		if _, _, ok := plugins.ScriptOf(module); !ok {
+			return nil
+		}
+		if host == nil {
+			if host, err = authorHost(ctx, plugins.Options{}); err != nil {
+				return err
+			}
+		}
+		if _, err = host.Describe(ctx, module, event.Function{Name: "script"}); err != nil {
+			return errors.New(strings.TrimPrefix(err.Error(), "function script: ")) // the rules say which
+		}
+		return nil
+	}
+	return check, func() error {
+		if host == nil {
+			return nil
+		}
+		return host.Close(ctx)
+	}
 }
 
 func rulesValidate(p *program) *cobra.Command {
@@ -26,12 +59,13 @@ func rulesValidate(p *program) *cobra.Command {
 		Use:   "validate PATH",
 		Short: "Check a rules file, or a folder of them, without a router",
 		Long: `Validate reads rules as 'serve' does and prints everything wrong with them, each as file:line:column. Variables are
-those of this shell.`,
+those of this shell. Scripts are loaded once, which finds their mistakes.`,
 		Example: `  router rules validate millrace.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			set, err := p.parseRules(cmd, args[0])
-			if err != nil {
+			check, done := scriptChecker(cmd.Context())
+			set, err := p.parseRules(cmd, args[0], check)
+			if err = errors.Join(err, done()); err != nil {
 				return err
 			}
 			say(p.stdout, "%s: good (%s, %s, %s)", clean(args[0]), plural(len(set.Topics), "topic"),
@@ -67,7 +101,7 @@ every key is printed, with its default where the file leaves it out. Secrets are
 			doc, err = c.call(cmd.Context(), "GET", c.path("rules"), nil)
 		} else {
 			var set *rules.Set
-			if set, err = p.parseRules(cmd, args[0]); err == nil {
+			if set, err = p.parseRules(cmd, args[0], nil); err == nil {
 				doc = set.JSON(effective)
 			}
 		}

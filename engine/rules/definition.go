@@ -415,7 +415,7 @@ func (p *parser) script(d *functionDef, n, wasm *node) {
 			err = p.o.CheckModule(b)
 		}
 		if err != nil {
-			err = fmt.Errorf("file %s: %w", n.shown(), err)
+			err = fmt.Errorf("file %s: %s", n.shown(), strings.ReplaceAll(err.Error(), plugins.ScriptName+":", s+":"))
 		}
 	}
 	if err != nil {

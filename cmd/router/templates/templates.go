@@ -62,10 +62,10 @@ func Project(language, name string) ([]File, error) {
 			return nil, err
 		}
 		for _, f := range a.Files {
-			files = append(files, File{f.Name, []byte(fill.Replace(string(f.Data)))})
+			files = append(files, File{fill.Replace(f.Name), []byte(fill.Replace(string(f.Data)))})
 		}
 	}
-	if a, err := read("sdk-" + language); err == nil { // JavaScript needs none
+	if a, err := read("sdk-" + language); err == nil {
 		for _, f := range a.Files {
 			files = append(files, File{path.Join(SDKDir, f.Name), f.Data})
 		}
