@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"time"
 
@@ -36,6 +37,8 @@ type Instance struct {
 	fetches   int   // requests of the run
 	counts    int64 // bytes of memory as the function's stats have them
 	runs      int
+	stackAt   int  // the field of its exports that holds their stack, from 1
+	deep      bool // a stack has grown beyond maxStack
 
 	batch   Batch // batch.call is nil outside a run
 	random  *rand.ChaCha8
@@ -78,13 +81,37 @@ func (in *Instance) Memory() api.Memory {
 }
 
 // Export returns an exported function; nil if there is none.
-func (in *Instance) Export(name string) api.Function { return in.module.ExportedFunction(name) }
+func (in *Instance) Export(name string) api.Function {
+	fn := in.module.ExportedFunction(name)
+	if fn != nil {
+		in.stackAt = stackField(fn)
+	}
+	return fn
+}
+
+// maxStack is how many bytes of machine stack an instance may keep from call to call. It is host memory that no
+// memory limit counts, up to some 80 MiB for each export, and never shrinks.
+const maxStack = 2 << 20
+
+// stackField finds the field of wazero's functions that holds their stack: its index from 1, 0 if this engine has
+// none. No method tells its size.
+func stackField(fn api.Function) int {
+	if t := reflect.TypeOf(fn); t.Kind() == reflect.Pointer && t.Elem().Kind() == reflect.Struct {
+		for i := range t.Elem().NumField() {
+			if f := t.Elem().Field(i); f.Name == "stack" && f.Type.Kind() == reflect.Slice {
+				return i + 1
+			}
+		}
+	}
+	return 0
+}
 
 // Invoke calls an export with its parameters in stack, which then holds its results. An error is a
 // *GuestError, or the context's if that ended the call; the instance is then spent.
 func (in *Instance) Invoke(fn api.Function, stack []uint64) error {
 	err := fn.CallWithStack(&in.ctx, stack)
 	if err == nil {
+		in.deep = in.deep || in.stackAt > 0 && reflect.ValueOf(fn).Elem().Field(in.stackAt-1).Len() > maxStack
 		return nil
 	}
 	if in.ended != nil {
@@ -266,6 +293,9 @@ func split(err error) (fault *GuestError, other error) {
 
 // grown reports whether the guest has taken most of what it may since it was made.
 func (in *Instance) grown() bool {
+	if in.deep {
+		return true
+	}
 	limit := in.fn.def.Limits.Memory
 	return in.memory.Size() > in.size && int64(in.memory.Size()) > limit/4*3
 }

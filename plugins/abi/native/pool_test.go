@@ -3,6 +3,7 @@ package native_test
 import (
 	"context"
 	"fmt"
+	"os/exec"
 	"sync"
 	"testing"
 	"time"
@@ -111,5 +112,23 @@ func TestRunsFollowThePace(t *testing.T) {
 	}
 	if _, largest := runs(60, "nJ100000"); largest > 32 {
 		t.Errorf("slow events go %d at once; want some", largest)
+	}
+}
+
+// A stack is host memory beyond the memory limit, and stays as deep as it ever was: who recursed deep is not kept.
+func TestDeepStacksAreNotKept(t *testing.T) {
+	h := newHost(t, plugins.Options{})
+	module := guestOf(t, "deep.wat", func(out string) *exec.Cmd { return exec.Command("wat2wasm", "testdata/deep.wat", "-o", out) })
+	for _, c := range []struct {
+		depth string
+		kept  int
+	}{{"1000", 1}, {"800000", 0}} {
+		f := open(t, h, module, event.Function{Config: map[string]string{"depth": c.depth}, Name: "deep" + c.depth})
+		if got := show(call(t, f, "p")); got != "0:PASS" {
+			t.Fatal(got)
+		}
+		if s := f.Stats(); s.Instances != c.kept {
+			t.Errorf("depth %s: %d instances are kept, want %d", c.depth, s.Instances, c.kept)
+		}
 	}
 }

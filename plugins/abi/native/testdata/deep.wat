@@ -1,0 +1,21 @@
+;; A guest that calls itself as deep as the decimal number in its configuration, and passes the event.
+(module
+  (import "millrace_v1" "config_get" (func $config (param i32 i32 i32 i32) (result i64)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "depth")
+  (func (export "millrace_abi_v1") (result i32) (i32.const 0))
+  (func (export "millrace_buffer") (param i32) (result i32) (i32.const 1024))
+  (func $down (param i32) (result i64)
+    (if (result i64) (local.get 0)
+      (then (i64.add (call $down (i32.sub (local.get 0) (i32.const 1))) (i64.const 1)))
+      (else (i64.const 0))))
+  (func (export "millrace_handle") (param i32 i32) (result i64) (local $n i32) (local $at i32) (local $end i32)
+    (local.set $at (i32.const 32))
+    (local.set $end (i32.add (i32.const 32) (i32.wrap_i64 (call $config (i32.const 16) (i32.const 5) (i32.const 32) (i32.const 16)))))
+    (loop $digits
+      (local.set $n (i32.add (i32.mul (local.get $n) (i32.const 10)) (i32.sub (i32.load8_u (local.get $at)) (i32.const 48))))
+      (local.set $at (i32.add (local.get $at) (i32.const 1)))
+      (br_if $digits (i32.lt_u (local.get $at) (local.get $end))))
+    (drop (call $down (local.get $n)))
+    (i32.store (i32.const 64) (i32.const 24))
+    (i64.or (i64.shl (i64.const 64) (i64.const 32)) (i64.const 24))))
