@@ -1,6 +1,7 @@
 #!/bin/sh
 # Builds quickjs.wasm, the engine of functions in JavaScript: QuickJS as Debian keeps its source, engine.c and prelude.js.
-# Needs clang-19, lld-19, wasi-libc and libclang-rt-19-dev-wasm32, curl and xz. `build.sh OUT` writes to OUT.
+# Needs clang-19, lld-19, wasi-libc, libclang-rt-19-dev-wasm32 and xz. `build.sh OUT` writes to OUT. The source is the file that
+# QUICKJS_SOURCE names, quickjs_2025.04.26.orig.tar.xz of Debian's source package, or what apt-get fetches of it.
 set -eu
 cd "$(dirname "$0")"
 out=${1:-quickjs.wasm}
@@ -12,7 +13,9 @@ trap 'rm -rf "$dir"' EXIT
 if [ -n "${QUICKJS_SOURCE-}" ]; then
 	cp "$QUICKJS_SOURCE" "$dir/source.tar.xz"
 else
-	curl -sSfL -o "$dir/source.tar.xz" "http://deb.debian.org/debian/pool/main/q/quickjs/quickjs_$version.orig.tar.xz"
+	(cd "$dir" && apt-get source --download-only "quickjs=$version-1" >/dev/null) ||
+		{ echo "Name quickjs_$version.orig.tar.xz with QUICKJS_SOURCE, or let apt-get know of deb-src lines that have it." >&2; exit 1; }
+	mv "$dir/quickjs_$version.orig.tar.xz" "$dir/source.tar.xz"
 fi
 echo "$sum  $dir/source.tar.xz" | sha256sum -c --quiet
 tar -xJf "$dir/source.tar.xz" -C "$dir" --strip-components 1 --one-top-level=source
