@@ -285,7 +285,7 @@ func TestCompileBombs(t *testing.T) {
 		}
 	}
 	start := time.Now()
-	_, err := h.Put(context.Background(), bomb(900, 2))
+	_, err := h.Put(context.Background(), bomb(500, 2))
 	t.Logf("below the bounds: compiled in %v", time.Since(start))
 	if err != nil {
 		t.Error(err)

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Everything that must hold, closing with "N passed, N failed"; exits with 1 if anything failed. Each test runs once:
-# under the race detector where there are goroutines, else without; tests that count allocations run without it
+# under the race detector where goroutines share memory, else without; tests that count allocations run without it
 # everywhere, since it makes sync.Pool forget and so allocates by itself.
 set -eu
 cd "$(dirname "$0")/.."
@@ -78,7 +78,16 @@ if [ -n "$counting" ]; then
 	[ -z "$dirs" ] || tests "allocations" . -run "^($counting)\$" $dirs
 fi
 
-tests "race detector" . -race -skip "^(${counting:-none})\$" $($GO list ./... | grep -vE "$plain")
+# Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
+# whose tests spend their time there run without it, but for the tests in which goroutines share the host;
+# so do the scripts and pages of the command line that build functions.
+guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
+sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
+building='TestTutorial|TestScript/functions'
+tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
+tests "functions on the command line" . -run "$building" ./cmd/router
+tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
+tests "race detector" . -race -skip "^(${counting:-none})\$|$building" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed
