@@ -34,7 +34,7 @@ type compiled struct {
 
 // codePerByte is about how many bytes of memory the compiler makes of one of a module's: measured with
 // guests of Go, Rust and C.
-const codePerByte = 4
+const codePerByte = 6
 
 // compile returns machine code of m under a memory limit; release it.
 func (h *Host) compile(ctx context.Context, m *Module, digest string, memory int64) (*compiled, error) {

@@ -30,7 +30,8 @@ type Options struct {
 	Instances int   // of one function at work at once; GOMAXPROCS
 	Memory    int64 // bytes of linear memory and machine code that all functions aim to stay within; 256 MiB
 
-	// Idle is how long an instance is kept that nobody calls; 1 min. Machine code is kept ten times as long.
+	// Idle is how long an instance is kept that nobody calls; 1 min. Machine code is kept ten times as long
+	// where that of all functions together is little.
 	Idle time.Duration
 
 	// Compiler is the command, with its arguments, that compiles modules which this host has not compiled

@@ -10,8 +10,12 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// coldAfter is how many times longer than its instances a function's machine code is kept unused.
-const coldAfter = 10
+// Machine code that nobody uses is kept ten times as long as instances are, where that is little: beyond warmCode
+// of all functions together it goes with the instances.
+const (
+	coldAfter = 10
+	warmCode  = 40 << 20
+)
 
 // take returns an idle instance or a new one.
 func (f *Function) take(ctx context.Context) (*Instance, error) {
@@ -230,8 +234,10 @@ func (h *Host) reap() {
 		}
 		h.mu.Unlock()
 		_ = h.release(context.Background(), cold) // no instance has it alone
+		slices.SortFunc(open, func(a, b *Function) int { return cmp.Compare(a.used.Load(), b.used.Load()) })
 		for _, f := range open {
-			f.expel(context.Background(), now-h.o.Idle, f.used.Load() < int64(now-coldAfter*h.o.Idle))
+			idle := now - time.Duration(f.used.Load())
+			f.expel(context.Background(), now-h.o.Idle, idle > coldAfter*h.o.Idle || idle > h.o.Idle && h.bytes.Load() > warmCode)
 		}
 	}
 }

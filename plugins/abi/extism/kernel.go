@@ -85,7 +85,9 @@ func (k *call) block(offset uint64) []byte {
 	if err := k.kernel.ExportedFunction("length").CallWithStack(k.ctx, stack[:]); err != nil {
 		k.fail("block %d: %v", offset, err)
 	}
-	return read(k.kernel.Memory(), offset, stack[0])
+	b := read(k.kernel.Memory(), offset, stack[0])
+	k.in.Work(len(b))
+	return b
 }
 
 func read(m api.Memory, offset, n uint64) []byte {
@@ -101,6 +103,7 @@ func (k *call) put(b string) uint64 {
 	if b == "" {
 		return 0
 	}
+	k.in.Work(len(b))
 	stack := [1]uint64{uint64(len(b))}
 	if err := k.kernel.ExportedFunction("alloc").CallWithStack(k.ctx, stack[:]); err != nil {
 		full(k, nil)

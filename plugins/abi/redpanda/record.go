@@ -69,6 +69,7 @@ func (g *guest) readNextRecord(s []uint64) {
 		s[0] = code(-2)
 		return
 	}
+	g.in.Work(len(g.payload))
 	m := g.in.Memory()
 	if !m.WriteByte(uint32(s[0]), 0) || !m.WriteUint64Le(uint32(s[1]), uint64(r.Received()/1e6)) ||
 		!m.WriteUint64Le(uint32(s[2]), r.Offset()) || !m.Write(uint32(s[3]), g.payload) {
@@ -89,6 +90,7 @@ func (g *guest) writeRecordWithOptions(s []uint64) {
 	if !ok {
 		g.in.End(plugins.BadOutput(g.at, "options of %d bytes at %d, outside of the memory", uint32(s[3]), uint32(s[2])))
 	}
+	g.in.Work(len(raw))
 	topic := ""
 	for o := (cutter{b: raw}); len(o.b) > 0; {
 		key := o.b[0]
@@ -115,6 +117,7 @@ func (g *guest) write(at, n uint32, topic string) uint64 {
 	if g.written += int(n); g.written > g.b.MaxOutput {
 		bad("more than %d bytes of output of one call (limits.output)", g.b.MaxOutput)
 	}
+	g.in.Work(len(raw))
 	c := cutter{b: raw}
 	key, hasKey := c.sized()
 	value, hasValue := c.sized()

@@ -59,6 +59,7 @@ __attribute__((export_name("handle"))) int32_t handle(void) {
 	case 'a': for (;;) ext_alloc(1 << 20);
 	case 'A': ext_alloc(UINT64_MAX); return 0;
 	case 'z': for (;;) {}
+	case 'Z': for (uint64_t big = ext_alloc(30 << 20);;) config_get(big); // the host looks through it each time
 	case 'f': // what is freed is no block, and its room serves again
 		o = text("gone");
 		ext_free(o);
