@@ -1,9 +1,13 @@
 // What a function in JavaScript sees beside the language. Name this file in a project for completion and checks:
 // /// <reference path="millrace.d.ts" />
 
-/** The event at work. Reading `data` decodes it; the methods that take a path scan and change its text. */
+/**
+ * The event at work, until its call is over. Reading `data` decodes it, and what it is then counts; the methods that take
+ * a path scan its text and change nothing else in it.
+ */
 interface MillraceEvent {
-	readonly data: any;
+	data: any;
+	/** The data as text, with the changes of `set` and its like. */
 	readonly text: string | undefined;
 	readonly bytes: Uint8Array | undefined;
 	/** The value at a path such as "customer.email" or "items[0].price"; undefined if there is none. */
@@ -45,6 +49,8 @@ interface MillraceEvent {
 	/** Whether somebody waits for reply(…). */
 	readonly replyWanted: boolean;
 	readonly binary: boolean;
+	/** As CloudEvents in JSON have it. */
+	toJSON(): any;
 }
 
 /** An event to make. Other members are attributes and extensions; null removes one. At most one of the four of data. */
@@ -62,8 +68,9 @@ interface MillraceDescription {
 interface MillraceResponse {
 	readonly status: number;
 	readonly ok: boolean;
+	/** By names in lower case. */
 	readonly headers: Record<string, string>;
-	readonly bytes: ArrayBuffer;
+	readonly bytes: Uint8Array;
 	readonly text: string;
 	json(): any;
 }
@@ -80,6 +87,8 @@ interface MillraceContext {
 	/** State; needs `allow: {kv: true}`. ttl in ms or as "5m". */
 	readonly kv: {
 		get(key: string): string | undefined;
+		bytes(key: string): Uint8Array | undefined;
+		/** Text and bytes as they are, anything else as JSON. */
 		put(key: string, value: any, ttl?: number | string): void;
 		delete(key: string): boolean;
 		add(key: string, delta?: number): number;
@@ -89,7 +98,9 @@ interface MillraceContext {
 }
 
 /** What a handler returns: the event, one of the functions below, or an array of these. */
-interface MillraceResult { readonly kind: number }
+interface MillraceResult {
+	readonly verdict: "pass" | "emit" | "drop" | "retry" | "reject" | "reply";
+}
 type MillraceAnswer = MillraceEvent | MillraceResult | (MillraceEvent | MillraceResult)[];
 type MillraceHandler = (event: MillraceEvent, ctx: MillraceContext) => MillraceAnswer | Promise<MillraceAnswer>;
 
@@ -97,7 +108,10 @@ type MillraceHandler = (event: MillraceEvent, ctx: MillraceContext) => MillraceA
 declare function pass(): MillraceResult;
 /** Is done with the event; nothing is delivered. */
 declare function drop(): MillraceResult;
-/** Delivers an event with the input's attributes except id and topic, and its data where none is given. */
+/**
+ * Delivers an event with the input's attributes except id and topic, and its data where none is given. Given the event,
+ * it delivers that as it has been changed so far.
+ */
 declare function emit(event: MillraceEvent | MillraceDescription): MillraceResult;
 /** Delivers an event of its own; it needs source and type. */
 declare function create(event: MillraceDescription): MillraceResult;

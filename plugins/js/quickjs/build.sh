@@ -20,16 +20,17 @@ fi
 echo "$sum  $dir/source.tar.xz" | sha256sum -c --quiet
 tar -xJf "$dir/source.tar.xz" -C "$dir" --strip-components 1 --one-top-level=source
 src=$dir/source
-# A guest has one thread, no setjmp (which one file names and does not use), and an allocator that does not tell sizes.
+# A guest has one thread, and no setjmp (which one file names and does not use).
 sed -i 's/^#define CONFIG_ATOMICS$//' "$src/quickjs.c"
 sed -i '/<setjmp.h>/d' "$src/dtoa.c"
 # Without -O the linker's driver leaves the module alone: what else is installed must not change it.
 for f in engine.c "$src/quickjs.c" "$src/libregexp.c" "$src/libunicode.c" "$src/cutils.c" "$src/dtoa.c"; do
-	clang-19 --target=wasm32-wasi -O2 -mbulk-memory -DNDEBUG '-Dmalloc_usable_size(p)=0' -D_GNU_SOURCE -DCONFIG_VERSION="\"$version\"" \
+	clang-19 --target=wasm32-wasi -O2 -mbulk-memory -DNDEBUG -D_GNU_SOURCE -include malloc.h -DCONFIG_VERSION="\"$version\"" \
 		-Wno-c23-extensions -Wno-sign-compare -ffile-prefix-map="$src"=quickjs -I"$src" -I../../../sdk/c -c -o "$dir/$(basename "$f" .c).o" "$f" &
 done
 wait
-clang-19 --target=wasm32-wasi -mexec-model=reactor -Wl,--strip-all -Wl,-z,stack-size=1048576 -o "$out" \
+# The stack lies below everything: one that is too deep traps instead of writing over data.
+clang-19 --target=wasm32-wasi -mexec-model=reactor -Wl,--strip-all -Wl,--stack-first -Wl,-z,stack-size=1048576 -o "$out" \
 	"$dir/engine.o" "$dir/quickjs.o" "$dir/libregexp.o" "$dir/libunicode.o" "$dir/cutils.o" "$dir/dtoa.o"
 # What it was made of, which a test compares.
 [ "$out" != "$PWD/quickjs.wasm" ] || sha256sum build.sh engine.c prelude.js quickjs.wasm ../../../sdk/c/millrace.h ../../../sdk/c/millrace_json.h >SUMS

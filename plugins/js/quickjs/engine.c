@@ -1,7 +1,9 @@
 // A guest that runs functions written in JavaScript: QuickJS behind the C SDK. The source comes from the router when
 // the guest starts; prelude.js is what the source sees. Built by build.sh.
+#include <malloc.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <stdnoreturn.h>
 #include <string.h>
 
 #include "quickjs.h"
@@ -13,7 +15,7 @@
 #include "millrace.h"
 
 __attribute__((import_module("millrace_script"), import_name("source"))) int32_t host_source(void *buf, uint32_t room);
-__attribute__((import_module("millrace_script"), import_name("fail"), noreturn)) void host_fail(int32_t memory, const void *p, uint32_t n);
+__attribute__((import_module("millrace_script"), import_name("fail"))) noreturn void host_fail(int32_t memory, const void *p, uint32_t n);
 
 static const char prelude[] = {
 #embed "prelude.js"
@@ -30,26 +32,90 @@ static bool edited;
 
 static mr_str view(const char *p, size_t n) { return (mr_str){(const uint8_t *)p, n}; }
 
-// die ends the call with what was thrown: its text and where.
-static void die(JSContext *c) {
+// What QuickJS allocates. It is told sizes, by which it decides when to look for garbage in cycles; starved says that
+// there was no memory during the event at work, since there may be none for an error that says so either.
+static bool starved;
+
+static void *mem_alloc(JSMallocState *m, size_t n) {
+	void *p = malloc(n);
+	if (p) m->malloc_count++, m->malloc_size += malloc_usable_size(p);
+	else starved = true;
+	return p;
+}
+static void mem_free(JSMallocState *m, void *p) {
+	if (!p) return;
+	m->malloc_count--, m->malloc_size -= malloc_usable_size(p);
+	free(p);
+}
+static void *mem_realloc(JSMallocState *m, void *p, size_t n) {
+	if (!p) return n ? mem_alloc(m, n) : 0;
+	if (!n) return mem_free(m, p), (void *)0;
+	size_t had = malloc_usable_size(p);
+	void *q = realloc(p, n);
+	if (q) m->malloc_size += malloc_usable_size(q) - had;
+	else starved = true;
+	return q;
+}
+static size_t mem_size(const void *p) { return malloc_usable_size((void *)p); }
+
+// die ends the call with what was thrown: its text and where. It takes no memory, of which there may be none.
+static noreturn void die(JSContext *c) {
+	static char said[4096];
 	JSValue e = JS_GetException(c);
-	const char *what = JS_ToCString(c, e);
-	mr_buf b = {0};
-	bool memory = !what || strstr(what, "out of memory");
-	mr_append(&b, what ? view(what, strlen(what)) : MR("out of memory"));
+	const char *what = JS_IsNull(e) && starved ? 0 : JS_ToCString(c, e);
+	bool memory = what ? !strcmp(what, "InternalError: out of memory") : starved;
+	int n = snprintf(said, sizeof said, "%s", what ? what : memory ? "InternalError: out of memory" : "something was thrown that cannot be shown as text");
+	if (n > (int)sizeof said / 2) n = sizeof said / 2; // the place is worth as much as the words
 	if (what && JS_IsError(c, e)) {
 		JSValue stack = JS_GetPropertyStr(c, e, "stack");
 		const char *s = JS_IsString(stack) ? JS_ToCString(c, stack) : 0;
 		while (s && *s == ' ') s++;
-		if (s && *s) {
-			mr_append(&b, MR(" "));
-			mr_append(&b, view(s, strlen(s)));
-		}
+		int end = s ? (int)strlen(s) : 0;
+		while (end && s[end - 1] == '\n') end--;
+		if (end) n += snprintf(said + n, sizeof said - (size_t)n, " %.*s", end, s);
 	}
-	host_fail(memory, b.p, (uint32_t)b.n);
+	host_fail(memory, said, n < (int)sizeof said ? (uint32_t)n : sizeof said - 1);
+}
+
+// What promises were rejected with while nothing was there to handle it. What still is here when the event is over
+// fails it: an error that nobody sees would lose events.
+static JSValue rejected[16][2];
+static int rejections;
+
+static void on_rejection(JSContext *c, JSValueConst promise, JSValueConst reason, JS_BOOL handled, void *opaque) {
+	(void)opaque;
+	if (!handled) {
+		if (rejections == sizeof rejected / sizeof *rejected) return; // those before it are enough to fail
+		rejected[rejections][0] = JS_DupValue(c, promise);
+		rejected[rejections++][1] = JS_DupValue(c, reason);
+		return;
+	}
+	for (int i = 0; i < rejections; i++) {
+		if (JS_VALUE_GET_PTR(rejected[i][0]) != JS_VALUE_GET_PTR(promise)) continue;
+		JS_FreeValue(c, rejected[i][0]), JS_FreeValue(c, rejected[i][1]);
+		rejections--;
+		rejected[i][0] = rejected[rejections][0], rejected[i][1] = rejected[rejections][1];
+		return;
+	}
 }
 
 static JSValue text(mr_str s) { return s.p ? JS_NewStringLen(ctx, (const char *)s.p, s.n) : JS_UNDEFINED; }
+
+// bytes is a copy as a Uint8Array.
+static JSValue bytes(mr_str s) {
+	if (!s.p) return JS_UNDEFINED;
+	JSValue b = JS_NewArrayBufferCopy(ctx, s.p, s.n);
+	if (JS_IsException(b)) return b;
+	JSValue args[3] = {b, JS_UNDEFINED, JS_UNDEFINED}; // all of them are read, whatever their number
+	JSValue a = JS_NewTypedArray(ctx, 1, args, JS_TYPED_ARRAY_UINT8);
+	JS_FreeValue(ctx, b);
+	return a;
+}
+
+// add puts an element at the end of a list that nothing else has seen yet; false if it could not be made.
+static bool add(JSValue list, uint32_t at, JSValue v) {
+	return !JS_IsException(v) && JS_DefinePropertyValueUint32(ctx, list, at, v, JS_PROP_C_W_E) >= 0;
+}
 
 // arg is an argument as text; free it with JS_FreeCString.
 static bool arg(JSValueConst v, mr_str *s) {
@@ -74,33 +140,53 @@ static JSValue refused(const char *what, int64_t code) {
 
 FN(host_text) { return text(data()); }
 FN(host_edited) { return JS_NewBool(c, edited); }
-FN(host_is_object) { return JS_NewBool(c, mr_is_object(data())); }
-FN(host_bytes) {
-	mr_str d = data();
-	if (!d.p) return JS_UNDEFINED;
-	JSValue b = JS_NewArrayBufferCopy(c, d.p, d.n);
-	if (JS_IsException(b)) return b;
-	JSValue args[1] = {b}, a = JS_NewTypedArray(c, 1, args, JS_TYPED_ARRAY_UINT8);
-	JS_FreeValue(c, b);
-	return a;
+FN(host_bytes) { return bytes(data()); }
+
+// within is what to look into: the text that is given, else the event's data. Free what was given.
+static bool within(int argc, int at, JSValueConst *argv, mr_str *given, mr_str *in) {
+	*given = MR_NONE;
+	if (argc > at && !arg(argv[at], given)) return false;
+	*in = argc > at ? *given : data();
+	return true;
+}
+
+#define LOOK(at) \
+	mr_str given, in; \
+	if (!within(argc, at, argv, &given, &in)) return JS_EXCEPTION
+#define LOOKED \
+	if (given.p) done(given)
+
+FN(host_is_object) {
+	LOOK(0);
+	JSValue v = JS_NewBool(c, mr_is_object(in));
+	LOOKED;
+	return v;
 }
 FN(host_get) {
 	ONE(path);
-	JSValue v = text(mr_get(data(), path));
+	LOOK(1);
+	JSValue v = text(mr_get(in, path));
 	done(path);
+	LOOKED;
 	return v;
 }
 FN(host_has) {
 	ONE(path);
-	JSValue v = JS_NewBool(c, mr_has(data(), path));
+	LOOK(1);
+	JSValue v = JS_NewBool(c, mr_has(in, path));
 	done(path);
+	LOOKED;
 	return v;
 }
 
 static JSValue apply(const mr_edit *edit) {
 	mr_buf *to = &docs[!doc];
 	to->n = 0;
-	if (mr_apply(to, data(), edit, 1) != MR_OK) return JS_ThrowTypeError(ctx, "the data has no place for this path, or is no JSON");
+	switch (mr_apply(to, data(), edit, 1)) {
+	case MR_OK: break;
+	case MR_ERR_JSON: return JS_ThrowTypeError(ctx, "the data is not JSON");
+	default: return JS_ThrowTypeError(ctx, "the data has no place for the path %.*s", edit->path.n < 100 ? (int)edit->path.n : 100, (const char *)edit->path.p);
+	}
 	doc = !doc;
 	edited = true;
 	return JS_UNDEFINED;
@@ -122,12 +208,15 @@ FN(host_remove) {
 }
 FN(host_elements) {
 	ONE(path);
-	mr_scan s = mr_elements(data(), path);
+	LOOK(1);
+	mr_scan s = mr_elements(in, path);
 	mr_str item;
 	JSValue list = JS_NewArray(c);
-	for (uint32_t i = 0; mr_next(&s, &item); i++) JS_SetPropertyUint32(c, list, i, text(item));
+	bool ok = !JS_IsException(list);
+	for (uint32_t i = 0; ok && mr_next(&s, &item); i++) ok = add(list, i, text(item));
 	done(path);
-	return list;
+	LOOKED;
+	return ok ? list : JS_EXCEPTION;
 }
 FN(host_attribute) {
 	int32_t tag;
@@ -141,12 +230,13 @@ FN(host_extensions) {
 	JSValue list = JS_NewArray(c);
 	const uint8_t *a = event->rec + mr_u32(event->rec + 40);
 	uint32_t n = 0;
-	for (uint16_t left = mr_u16(event->rec + 4); left; left--) {
+	bool ok = !JS_IsException(list);
+	for (uint16_t left = mr_u16(event->rec + 4); ok && left; left--) {
 		uint32_t klen = mr_u16(a + 2), vlen = mr_u32(a + 4);
-		if (a[0] == 0) JS_SetPropertyUint32(c, list, n++, text((mr_str){a + 8, klen}));
+		if (a[0] == 0) ok = add(list, n++, text((mr_str){a + 8, klen}));
 		a += (8 + klen + vlen + 3) & ~3u;
 	}
-	return list;
+	return ok ? list : JS_EXCEPTION;
 }
 FN(host_number) {
 	int32_t which;
@@ -198,14 +288,14 @@ FN(host_result) { // kind, flags, arg, data, attributes
 		attrs[i].tag = (uint8_t)t;
 		JS_FreeValue(c, a), JS_FreeValue(c, name), JS_FreeValue(c, v);
 	}
-	mr_str bytes = MR_NONE;
-	if (ok && JS_IsBool(argv[3])) bytes = data();
-	else if (ok && !JS_IsUndefined(argv[3])) ok = raw(argv[3], &bytes, &is_text);
+	mr_str body = MR_NONE;
+	if (ok && JS_IsBool(argv[3])) body = data();
+	else if (ok && !JS_IsUndefined(argv[3])) ok = raw(argv[3], &body, &is_text);
 	if (ok) {
-		if (!bytes.p && !JS_IsUndefined(argv[3])) bytes = MR("");
-		mr_result(results, (uint8_t)kind, (uint8_t)flags, (uint32_t)number, bytes, attrs, count);
+		if (!body.p && !JS_IsUndefined(argv[3])) body = MR("");
+		mr_result(results, (uint8_t)kind, (uint8_t)flags, (uint32_t)number, body, attrs, count);
 	}
-	if (is_text && bytes.p) done(bytes);
+	if (is_text && body.p) done(body);
 	while (i--) {
 		done(attrs[i].name);
 		if (attrs[i].value.p) done(attrs[i].value);
@@ -228,26 +318,29 @@ FN(host_random) {
 }
 FN(host_clock) { return JS_NewInt64(c, mr_clock() / 1000000); }
 
-static JSValue asked(int64_t (*get)(mr_str, mr_buf *), const char *what, JSValueConst key) {
+static JSValue asked(int64_t (*get)(mr_str, mr_buf *), const char *what, JSValueConst key, JSValue (*as)(mr_str)) {
 	mr_str k;
 	if (!arg(key, &k)) return JS_EXCEPTION;
 	mr_buf b = {0};
 	int64_t n = get(k, &b);
 	done(k);
-	JSValue v = n >= 0 ? JS_NewStringLen(ctx, (const char *)b.p, b.n) : n == MR_NOT_FOUND ? JS_UNDEFINED : refused(what, n);
+	JSValue v = n >= 0 ? as(b.p ? mr_view(&b) : MR("")) : n == MR_NOT_FOUND ? JS_UNDEFINED : refused(what, n);
 	mr_free(b.p, b.room);
 	return v;
 }
-FN(host_config) { return asked(mr_config, "config", argv[0]); }
-FN(host_secret) { return asked(mr_secret, "secret", argv[0]); }
-FN(host_kv_get) { return asked(mr_kv_get, "kv.get", argv[0]); }
+FN(host_config) { return asked(mr_config, "config", argv[0], text); }
+FN(host_secret) { return asked(mr_secret, "secret", argv[0], text); }
+FN(host_kv_get) { return asked(mr_kv_get, "kv.get", argv[0], text); }
+FN(host_kv_bytes) { return asked(mr_kv_get, "kv.bytes", argv[0], bytes); }
 FN(host_kv_put) {
 	ONE(k);
 	mr_str v;
+	bool is_text;
 	int64_t ttl;
-	if (!arg(argv[1], &v) || JS_ToInt64(c, &ttl, argv[2])) return JS_EXCEPTION;
-	int e = mr_kv_put(k, v, ttl);
-	done(k), done(v);
+	if (!raw(argv[1], &v, &is_text) || JS_ToInt64(c, &ttl, argv[2])) return JS_EXCEPTION;
+	int e = mr_kv_put(k, v.p ? v : MR(""), ttl);
+	done(k);
+	if (is_text) done(v);
 	return e ? refused("kv.put", e) : JS_UNDEFINED;
 }
 FN(host_kv_delete) {
@@ -274,29 +367,52 @@ FN(host_count) {
 }
 FN(host_http_call) { // method, url, headers, body, timeout
 	mr_request r = {0};
-	int32_t timeout;
-	if (!arg(argv[0], &r.method) || !arg(argv[1], &r.url) || !arg(argv[2], &r.headers) || !arg(argv[3], &r.body) || JS_ToInt32(c, &timeout, argv[4])) return JS_EXCEPTION;
-	r.timeout_ms = (uint32_t)timeout;
+	bool is_text;
+	if (!arg(argv[0], &r.method) || !arg(argv[1], &r.url) || !arg(argv[2], &r.headers) || !raw(argv[3], &r.body, &is_text) || JS_ToUint32(c, &r.timeout_ms, argv[4])) return JS_EXCEPTION;
 	mr_buf b = {0};
 	mr_response a;
 	int e = mr_http(&r, &a, &b);
-	done(r.method), done(r.url), done(r.headers), done(r.body);
+	done(r.method), done(r.url), done(r.headers);
+	if (is_text) done(r.body);
 	JSValue v = JS_UNDEFINED;
 	if (e) {
 		v = refused("http", e);
 	} else {
 		v = JS_NewArray(c);
-		JS_SetPropertyUint32(c, v, 0, JS_NewInt32(c, a.status));
-		JS_SetPropertyUint32(c, v, 1, text(a.headers.p ? a.headers : MR("")));
-		JS_SetPropertyUint32(c, v, 2, JS_NewArrayBufferCopy(c, a.body.p, a.body.n));
+		if (JS_IsException(v) || !add(v, 0, JS_NewInt32(c, a.status)) || !add(v, 1, text(a.headers.p ? a.headers : MR(""))) || !add(v, 2, bytes(a.body.p ? a.body : MR("")))) v = JS_EXCEPTION;
 	}
 	mr_free(b.p, b.room);
 	return v;
 }
-FN(host_decode) {
-	size_t n;
-	uint8_t *p = JS_GetArrayBuffer(c, &n, argv[0]);
-	return p ? JS_NewStringLen(c, (const char *)p, n) : JS_NewString(c, "");
+FN(host_encode) {
+	ONE(s);
+	JSValue v = bytes(s.p ? s : MR(""));
+	done(s);
+	return v;
+}
+FN(host_copy) {
+	mr_str s;
+	bool is_text;
+	if (!raw(argv[0], &s, &is_text)) return JS_EXCEPTION;
+	JSValue v = bytes(s.p ? s : MR(""));
+	if (is_text) done(s);
+	return v;
+}
+FN(host_decode) { // bytes, whether they must be UTF-8
+	mr_str s, again;
+	bool is_text;
+	if (!raw(argv[0], &s, &is_text)) return JS_EXCEPTION;
+	JSValue v = JS_NewStringLen(c, (const char *)s.p, s.n);
+	if (!JS_IsException(v) && JS_ToBool(c, argv[1])) {
+		bool same = arg(v, &again) && again.n == s.n && !memcmp(again.p, s.p, s.n);
+		if (again.p) done(again);
+		if (!same) {
+			JS_FreeValue(c, v);
+			v = JS_ThrowTypeError(c, "the bytes are not UTF-8");
+		}
+	}
+	if (is_text) done(s);
+	return v;
 }
 
 static const JSCFunctionListEntry host_functions[] = {
@@ -308,7 +424,8 @@ static const JSCFunctionListEntry host_functions[] = {
 	JS_CFUNC_DEF("clock", 0, host_clock), JS_CFUNC_DEF("config", 1, host_config), JS_CFUNC_DEF("secret", 1, host_secret),
 	JS_CFUNC_DEF("kvGet", 1, host_kv_get), JS_CFUNC_DEF("kvPut", 3, host_kv_put), JS_CFUNC_DEF("kvDelete", 1, host_kv_delete),
 	JS_CFUNC_DEF("kvAdd", 2, host_kv_add), JS_CFUNC_DEF("count", 2, host_count), JS_CFUNC_DEF("http", 5, host_http_call),
-	JS_CFUNC_DEF("decode", 1, host_decode),
+	JS_CFUNC_DEF("kvBytes", 1, host_kv_bytes), JS_CFUNC_DEF("encode", 1, host_encode), JS_CFUNC_DEF("copy", 1, host_copy),
+	JS_CFUNC_DEF("decode", 2, host_decode),
 };
 
 static JSValue must(JSValue v) {
@@ -324,6 +441,13 @@ static void jobs(void) {
 	if (n < 0) die(c);
 }
 
+// unhandled fails what left a promise rejected that nobody looks at.
+static void unhandled(void) {
+	if (!rejections) return;
+	JS_Throw(ctx, rejected[0][1]);
+	die(ctx);
+}
+
 // load evaluates the function's module and finds its handler.
 static void load(char *source, size_t n) {
 	JSValue m = must(JS_Eval(ctx, source, n, "function.js", JS_EVAL_TYPE_MODULE | JS_EVAL_FLAG_COMPILE_ONLY));
@@ -334,6 +458,11 @@ static void load(char *source, size_t n) {
 		JS_Throw(ctx, JS_PromiseResult(ctx, ran));
 		die(ctx);
 	}
+	if (JS_PromiseState(ctx, ran) == JS_PROMISE_PENDING) {
+		JS_ThrowTypeError(ctx, "the module waits for a promise that never settles: nothing here could still resolve it");
+		die(ctx);
+	}
+	unhandled();
 	JSValue ns = must(JS_GetModuleNamespace(ctx, def));
 	handler = JS_GetPropertyStr(ctx, ns, "default");
 	if (!JS_IsFunction(ctx, handler)) handler = JS_GetPropertyStr(ctx, ns, "handle");
@@ -345,8 +474,10 @@ static void load(char *source, size_t n) {
 }
 
 void millrace_start(void) {
-	rt = JS_NewRuntime();
+	static const JSMallocFunctions memory = {mem_alloc, mem_free, mem_realloc, mem_size};
+	rt = JS_NewRuntime2(&memory, 0);
 	if (!rt || !(ctx = JS_NewContext(rt))) host_fail(1, "out of memory", 13);
+	JS_SetHostPromiseRejectionTracker(rt, on_rejection, 0);
 	JS_SetMaxStackSize(rt, 768 << 10); // of the megabyte that the linker gives
 	JSValue host = JS_NewObject(ctx), make = must(JS_Eval(ctx, prelude, sizeof prelude - 1, "prelude.js", JS_EVAL_TYPE_GLOBAL));
 	JS_SetPropertyFunctionList(ctx, host, host_functions, sizeof host_functions / sizeof *host_functions);
@@ -363,9 +494,10 @@ void millrace_start(void) {
 }
 
 void millrace_event(const mr_event *e, mr_results *out) {
-	event = e, results = out, edited = false;
+	event = e, results = out, edited = starved = false;
 	JS_UpdateStackTop(rt);
 	JS_FreeValue(ctx, must(JS_Call(ctx, begin, JS_UNDEFINED, 1, &handler)));
 	jobs();
+	unhandled();
 	JS_FreeValue(ctx, must(JS_Call(ctx, finish, JS_UNDEFINED, 0, 0)));
 }
