@@ -115,6 +115,8 @@ type Host struct {
 	runtime wazero.Runtime
 	cache   wazero.CompilationCache
 
+	engines []inspectedEngine // as Options.Engines has them
+
 	files   sync.Mutex    // a module is written, or found and kept, or removed: one at a time
 	made    time.Time     // the zero of now
 	closing chan struct{} // closed by Close
@@ -147,6 +149,7 @@ func NewHost(ctx context.Context, o Options) (*Host, error) {
 	h := &Host{
 		o: o, made: time.Now(), closing: make(chan struct{}), room: make(chan struct{}), vetted: map[[sha256.Size]byte]bool{},
 		memory: map[string][]byte{}, compiled: map[string]*compiled{}, open: map[*Function]struct{}{},
+		engines: make([]inspectedEngine, len(o.Engines)),
 	}
 	if err := h.start(ctx); err != nil {
 		return nil, errors.Join(fmt.Errorf("functions: %w", err), h.Close(ctx))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/tetratelabs/wazero"
@@ -20,6 +21,15 @@ import (
 type Engine struct {
 	Language string // "js": what its scripts say of themselves
 	Module   []byte // speaks one of the host's conventions, and reads its script by the host functions below
+}
+
+// inspectedEngine is an engine as it was inspected for the first of its scripts, which takes milliseconds.
+type inspectedEngine struct {
+	once   sync.Once
+	module *Module
+	abi    ABI
+	digest string
+	err    error
 }
 
 // scriptSection names the custom section that makes a file a script: length and name of the language,
@@ -72,14 +82,19 @@ func ScriptOf(file []byte) (language string, source []byte, ok bool) {
 // engine is the module that runs a script.
 func (h *Host) engine(language string, source []byte) (*Module, ABI, error) {
 	var known []string
-	for _, e := range h.o.Engines {
+	for i, e := range h.o.Engines {
 		if e.Language == language {
-			m, abi, err := h.inspect(e.Module)
-			if err != nil {
-				return nil, nil, fmt.Errorf("engine for %s: %w", language, err)
+			p := &h.engines[i]
+			p.once.Do(func() {
+				p.module, p.abi, p.err = h.inspect(e.Module)
+				p.digest = digestOf(e.Module)
+			})
+			if p.err != nil {
+				return nil, nil, fmt.Errorf("engine for %s: %w", language, p.err)
 			}
-			m.script, m.shared = source, digestOf(e.Module)
-			return m, abi, nil
+			m := *p.module
+			m.script, m.shared = source, p.digest
+			return &m, p.abi, nil
 		}
 		known = append(known, e.Language)
 	}

@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -183,6 +185,7 @@ export default function (event) {
 	case "null": return null;
 	case "empty": return [];
 	case "string": return "x";
+	case "forged": return Object.create(Object.getPrototypeOf(pass()));
 	case "lies": return {kind: 0, arg: 0};
 	case "never": return new Promise(() => {});
 	case "rejects": return Promise.reject(new TypeError("later"));
@@ -208,7 +211,7 @@ export default function (event) {
 	}
 	for data, want := range map[string]string{
 		"throw": `1!trap: Error: oh no at default (function.js:6:31)`, "undefined": "1!trap: TypeError: the handler returned undefined; want pass()",
-		"null": "returned null", "empty": "empty array", "string": "returned string", "lies": "returned object",
+		"null": "returned null", "empty": "empty array", "string": "returned string", "lies": "returned object", "forged": "returned object",
 		"never": "never settles", "rejects": "1!trap: TypeError: later", "spin": "1!deadline: limits.cpu", "regexp": "1!deadline: limits.cpu",
 		"deep": "1!trap: InternalError: stack overflow", "memory": "1!memory: InternalError: out of memory", "json": "1!trap: ",
 		"cycle": "circular reference", "attribute": "attribute x: want a string", "status": "reply: 99", "late": "left behind",
@@ -259,34 +262,36 @@ func TestScriptsThatDoNotStart(t *testing.T) {
 	}
 }
 
-// Scripts share the engine's machine code; each has its version.
+// Scripts share the engine's machine code, also across memory and restarts; each has its version.
 func TestScriptsShareTheirEngine(t *testing.T) {
 	dir := t.TempDir()
 	h := newHost(t, plugins.Options{Dir: dir})
-	start := time.Now()
-	first, err := open(h, "export default () => pass()", event.Function{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cold := time.Since(start)
-	start = time.Now()
-	const more = 20
-	for i := range more {
-		f, err := open(h, fmt.Sprintf("export default () => reject(%d)", i), event.Function{Name: fmt.Sprintf("f%d", i)})
+	versions := map[string]bool{}
+	for i := range 20 {
+		f, err := open(h, fmt.Sprintf("export default () => reject(%d)", i+1), event.Function{Name: fmt.Sprintf("f%d", i)})
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := call(t, f, "x"); got != strings.ReplaceAll(fmt.Sprintf("0:REJECT/%d()", i), "/0", "") {
-			t.Error(got)
+		if got, want := call(t, f, "x"), fmt.Sprintf("0:REJECT/%d()", i+1); got != want {
+			t.Errorf("got %s, want %s", got, want)
 		}
-		if f.Digest() == first.Digest() {
-			t.Error("two scripts have one version")
+		versions[f.Digest()] = true
+		if n := f.Stats().Memory; n > 3<<20 {
+			t.Errorf("an instance takes %d bytes", n)
 		}
 	}
-	warm := time.Since(start) / more
-	t.Logf("the first script in %s, each more in %s", cold, warm)
-	if warm > cold/2 {
-		t.Errorf("a script takes %s to open, the first took %s: the engine is compiled for each", warm, cold)
+	if len(versions) != 20 {
+		t.Errorf("20 scripts have %d versions", len(versions))
+	}
+	compiled := 0
+	err := filepath.WalkDir(filepath.Join(dir, "compiled"), func(_ string, e fs.DirEntry, err error) error {
+		if info, ierr := e.Info(); ierr == nil && info.Mode().IsRegular() && info.Size() > 1<<20 {
+			compiled++ // machine code is larger than the engine's module
+		}
+		return err
+	})
+	if err != nil || compiled != 1 {
+		t.Errorf("the cache has %d large files of 20 scripts: %v; want one", compiled, err)
 	}
 }
 
