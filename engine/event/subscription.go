@@ -112,7 +112,9 @@ type Subscription struct {
 	Functions   []string // a chain
 	Shadow      []string // "name@sha256:…": versions that run beside those of the chain, for comparison alone
 	Deliver     Deliver
-	Concurrency int // sends under way at once; 16
+	Order       Order
+	Concurrency int     // sends under way at once; 16
+	Rate        float64 // events sent a second; 0: unlimited
 	Retry       RetryPolicy
 	Parked      int64  // bytes of parked deliveries; 256 MiB
 	DeadLetter  string // topic; "" only where none is due: a pull subscription without functions
@@ -142,6 +144,17 @@ const (
 
 func (f Face) String() string { return [...]string{"push", "pull", "topic", "stream"}[f] }
 
+// Order says which deliveries of a subscription wait for each other.
+type Order uint8
+
+// Unordered deliveries wait for none. ByKey: those of one partitionkey go out one at a time, in the order of
+// their topic; one that fails holds back those behind it until it succeeds or is dead-lettered. Other keys,
+// and events without a key, go on.
+const (
+	Unordered Order = iota
+	ByKey
+)
+
 // Start says where a new subscription or a reader begins.
 type Start struct {
 	At     StartAt
@@ -165,7 +178,41 @@ type RetryPolicy struct {
 	Attempts int             // tries in all, the first included; Unlimited; 0 means the default of 10
 	Schedule []time.Duration // waits after the first try, the second…; the last repeats
 	Jitter   float64         // ± share of the wait; 0.2
+
+	Exponential *Exponential  // instead of Schedule
+	MaxAge      time.Duration // since the event was received: no try is begun later than that; 0: no bound
+	On4xx       On4xx
 }
+
+// Exponential waits First after the first try, then Factor times the wait before, Max at most.
+type Exponential struct {
+	First, Max time.Duration // 1 s, 1 h
+	Factor     float64       // 2
+}
+
+// WithDefaults returns x with its zero fields filled.
+func (x Exponential) WithDefaults() Exponential {
+	if x.First == 0 {
+		x.First = time.Second
+	}
+	if x.Max == 0 {
+		x.Max = max(time.Hour, x.First)
+	}
+	if x.Factor == 0 {
+		x.Factor = 2
+	}
+	return x
+}
+
+// On4xx says what an answer of 400 to 499 means, besides those that ask for another try whatever is set (408,
+// 425, 429) and 410, which disables the subscription.
+type On4xx uint8
+
+// Retry4xx tries again by schedule, as Standard Webhooks says; DeadLetter4xx dead-letters at once.
+const (
+	Retry4xx On4xx = iota
+	DeadLetter4xx
+)
 
 // Unlimited attempts.
 const Unlimited = -1
