@@ -190,6 +190,9 @@ func (e *Engine) outputTo(ctx context.Context, name string, ev *event.Event) (ou
 	if err := own.Validate(e.o.Limits); err != nil {
 		return output{}, err
 	}
+	if err := e.checkDelay(&own); err != nil {
+		return output{}, err
+	}
 	if err := t.def.Load().checkSchema(own.Data); err != nil {
 		return output{}, err
 	}

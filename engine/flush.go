@@ -205,9 +205,9 @@ func (f *folded) fold(ops []storage.Op, plan *Plan) []storage.Op {
 	}
 	f.cleared, s.parked.cleared = s.parked.cleared, nil
 	for _, c := range f.cleared {
-		ops = append(ops, del(tableParked, []byte(c.key)))
+		ops = c.row.drop(ops, s.serial, c.pos)
 		s.parked.count--
-		s.parked.bytes -= c.size
+		s.parked.bytes -= c.row.size
 	}
 	if len(f.cleared) > 0 {
 		ops = append(ops, s.parked.op(s.serial))
@@ -229,11 +229,11 @@ func (f *folded) end(err error) {
 	for _, c := range f.cleared {
 		if err != nil {
 			s.parked.count++
-			s.parked.bytes += c.size
+			s.parked.bytes += c.row.size
 			s.parked.cleared = append(s.parked.cleared, c)
 			s.soil()
 		} else {
-			s.parked.forget(c.key)
+			s.parked.forget(c.row.keyAt(s.serial, c.pos))
 		}
 	}
 	if len(f.cleared) > 0 {

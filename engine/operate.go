@@ -138,6 +138,7 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	s.leases = leaseBook{}
 	delivered := s.parked.cleared
 	s.parked.busy, s.parked.cleared = nil, nil
+	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.moving, s.lanes.fetch = nil, 0, 0, nil, fifo[uint64]{}
 	for i, c := range s.cursors {
 		c.read, c.attached, c.recover = offsets[i], false, nil // hasRow when it has: a checkpoint must not pass it before
 		c.out.clear()
@@ -148,38 +149,24 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 		s.leave(l.config)
 	}
 
-	left, finished := size{}, map[string]bool{}
-	for _, c := range delivered {
-		finished[c.key] = true
-	}
-	err := e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
-		_, pos := splitParkedKey(k)
-		head := s.topic.parts[pos.Partition].log.Bounds().Head
-		to := offsets[pos.Partition]
-		// A seek to the head is one to the earliest there is: it gives up nothing that cannot be read again.
-		if finished[string(k)] || pos.Offset < to && to > head || pos.Offset >= head {
-			b.Ops = append(b.Ops, del(tableParked, slices.Clone(k)))
-			return nil
-		}
-		left.count++
-		left.bytes += int64(len(v))
-		return nil
-	})
+	left, err := s.seekRows(ctx, &b, offsets, delivered)
 	b.Ops = append(b.Ops, left.op(s.serial))
 	if err == nil {
 		err = e.store.Commit(ctx, &b)
 	}
 	s.mu.Lock()
 	s.seeking = false
+	s.lanes.open, s.lanes.fetch = left.lanes.open, left.lanes.fetch
 	for _, c := range s.cursors {
 		c.hasRow = c.hasRow || err == nil
 	}
-	s.parked.size = left
+	s.parked.size = left.size
 	s.parked.next = 0
 	if left.count > 0 {
 		s.parked.next = 1
 	}
 	s.room.Broadcast()
+	s.fetchLanes()
 	s.mu.Unlock()
 	for _, p := range s.topic.parts {
 		s.feed(p)
@@ -189,6 +176,57 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 		return fmt.Errorf("seek: moved for this run only, since the store refused: %w", err)
 	}
 	return nil
+}
+
+// rowsLeft is what a seek leaves of a subscription's parked rows.
+type rowsLeft struct {
+	size
+	lanes laneBook
+}
+
+// seekRows adds the removal of the rows that a seek settles or reads again. delivered are those that only wait
+// to be deleted.
+func (s *subscription) seekRows(ctx context.Context, b *storage.Batch, offsets []event.Offset, delivered []cleared) (left rowsLeft, err error) {
+	finished := map[string]bool{}
+	for _, c := range delivered {
+		finished[c.row.keyAt(s.serial, c.pos)] = true
+	}
+	goes := func(key string, pos event.Position) bool {
+		head := s.topic.parts[pos.Partition].log.Bounds().Head
+		to := offsets[pos.Partition]
+		// A seek to the head is one to the earliest there is: it gives up nothing that cannot be read again.
+		return finished[key] || pos.Offset < to && to > head || pos.Offset >= head
+	}
+	err = s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+		if _, pos := splitParkedKey(k); goes(string(k), pos) {
+			b.Ops = append(b.Ops, del(tableParked, slices.Clone(k)))
+			return nil
+		}
+		left.count++
+		left.bytes += int64(len(v))
+		return nil
+	})
+	if err != nil {
+		return left, err
+	}
+	err = s.e.store.Scan(ctx, tableLanes, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+		hash, pos, due := splitLaneKey(k)
+		row, marker := string(k), len(v) > 0 && v[0] == laneMarker
+		if marker {
+			row = string(parkedKey(s.serial, due, pos))
+		}
+		if goes(row, pos) {
+			b.Ops = append(b.Ops, del(tableLanes, slices.Clone(k)))
+			return nil
+		}
+		if !marker {
+			left.count++
+			left.bytes += int64(len(v))
+		}
+		left.lanes.found(hash, marker)
+		return nil
+	})
+	return left, err
 }
 
 // resolve turns a start into an offset for each partition: the first to read.

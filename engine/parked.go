@@ -4,9 +4,10 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
+	"unsafe"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/storage"
@@ -24,18 +25,84 @@ type parkedEvent struct {
 	hash    uint64 // of the outputs of which done are sent
 	size    int64  // of its row, once stored
 	digests []byte // of the versions of the functions that were at work, one after the other
+
+	lane   uint64 // that it heads; 0 where no other waits for it
+	behind bool   // it waits in tableLanes for those before it, and due only tells it from others
+	batch  uint64 // of deliveries that failed as one and are sent again as one; 0: none
+	with   string // "name@sha256:…": the version that a redrive chose
+	lives  uint32 // how often it was redriven
+	story  []try  // the tries so far, those of earlier lives included
 }
 
-func (p *parkedEvent) key(sub uint32, rec event.Record) string {
-	return string(parkedKey(sub, p.due, rec.Position()))
+// try is one failed try of an event.
+type try struct {
+	at     int64 // Unix ns
+	code   int   // what the target answered; 0 if it answered nothing
+	reason string
+}
+
+// The story of an event keeps its first try and the last ones, each in few words.
+const (
+	storyTries  = 10
+	storyReason = 160
+)
+
+// told returns the story with one more try.
+func told(story []try, t try) []try {
+	t.reason = clip(t.reason, storyReason)
+	if len(story) >= storyTries {
+		story = slices.Concat(story[:1], story[len(story)-storyTries+2:])
+	}
+	return append(slices.Clip(story), t)
+}
+
+func (p *parkedEvent) key(sub uint32, rec event.Record) string { return p.keyAt(sub, rec.Position()) }
+
+// keyAt is the key of its row.
+func (p *parkedEvent) keyAt(sub uint32, pos event.Position) string {
+	if p.behind {
+		return string(laneKey(sub, p.lane, pos, p.due))
+	}
+	return string(parkedKey(sub, p.due, pos))
+}
+
+// put adds the writes of a row.
+func (p *parkedEvent) put(ops []storage.Op, sub uint32, rec event.Record) (_ []storage.Op, size int64) {
+	if p.behind {
+		row := p.appendRow([]byte{laneRow}, rec)
+		return append(ops, put(tableLanes, []byte(p.key(sub, rec)), row)), int64(len(row))
+	}
+	row := p.appendRow(nil, rec)
+	ops = append(ops, put(tableParked, []byte(p.key(sub, rec)), row))
+	if p.lane != 0 {
+		ops = append(ops, put(tableLanes, laneKey(sub, p.lane, rec.Position(), p.due), []byte{laneMarker}))
+	}
+	return ops, int64(len(row))
+}
+
+// drop adds the removal of a row.
+func (p *parkedEvent) drop(ops []storage.Op, sub uint32, pos event.Position) []storage.Op {
+	if !p.behind {
+		ops = append(ops, del(tableParked, parkedKey(sub, p.due, pos)))
+	}
+	if p.behind || p.lane != 0 {
+		ops = append(ops, del(tableLanes, laneKey(sub, p.lane, pos, p.due)))
+	}
+	return ops
 }
 
 // A parked row: u32 attempt, u32 code, u64 hash, uvarint-counted done, uvarint-sized reason, with the bit
-// parkedRefs of attempt uvarint-sized digests, then the record.
+// parkedRefs of attempt uvarint-sized digests, with parkedMore uvarint-sized further fields (u64 lane, u64 batch, uvarint
+// lives, uvarint-sized with, uvarint-counted tries: i64 at, uvarint code, uvarint-sized reason), then the record.
 func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 	attempt := p.attempt
 	if len(p.digests) > 0 {
 		attempt |= parkedRefs
+	}
+	var more []byte
+	if p.lane != 0 || p.batch != 0 || p.lives != 0 || p.with != "" || len(p.story) > 0 {
+		attempt |= parkedMore
+		more = p.appendMore(nil)
 	}
 	dst = be.AppendUint32(dst, attempt)
 	dst = be.AppendUint32(dst, uint32(p.code))
@@ -49,7 +116,23 @@ func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 	if len(p.digests) > 0 {
 		dst = append(binary.AppendUvarint(dst, uint64(len(p.digests))), p.digests...)
 	}
+	if more != nil {
+		dst = append(binary.AppendUvarint(dst, uint64(len(more))), more...)
+	}
 	return append(dst, rec...)
+}
+
+func (p *parkedEvent) appendMore(dst []byte) []byte {
+	sized := func(s string) { dst = append(binary.AppendUvarint(dst, uint64(len(s))), s...) }
+	dst = be.AppendUint64(be.AppendUint64(dst, p.lane), p.batch)
+	dst = binary.AppendUvarint(dst, uint64(p.lives))
+	sized(p.with)
+	dst = binary.AppendUvarint(dst, uint64(len(p.story)))
+	for _, t := range p.story {
+		dst = binary.AppendUvarint(be.AppendUint64(dst, uint64(t.at)), uint64(t.code))
+		sized(t.reason)
+	}
+	return dst
 }
 
 var errParkedRow = errors.New("parked row is damaged")
@@ -60,6 +143,10 @@ func parseParked(key, row []byte) (*parkedEvent, event.Record, error) {
 		return nil, nil, err
 	}
 	p.reason, p.digests = string(reason), slices.Clone(p.digests)
+	p.with = strings.Clone(p.with)
+	for i := range p.story {
+		p.story[i].reason = strings.Clone(p.story[i].reason)
+	}
 	rec, rest, err := event.CutRecord(slices.Clone(record))
 	if err != nil || len(rest) != 0 {
 		return nil, nil, errParkedRow
@@ -74,39 +161,75 @@ func parseParkedHead(key, row []byte) (p *parkedEvent, reason, record []byte, er
 	}
 	p = &parkedEvent{attempt: be.Uint32(row), code: int(be.Uint32(row[4:])), hash: be.Uint64(row[8:]), size: int64(len(row))}
 	p.due, _ = splitParkedKey(key)
-	b, bad := row[16:], false
-	next := func() uint64 {
-		v, n := binary.Uvarint(b)
-		if n <= 0 || v > uint64(len(row)) {
-			bad = true
-			return 0
-		}
-		b = b[n:]
-		return v
+	r := rowReader{b: row[16:]}
+	for range r.count() {
+		p.done = append(p.done, uint32(r.uvarint()))
 	}
-	sized := func() []byte {
-		n := next()
-		if bad || n > uint64(len(b)) {
-			bad = true
-			return nil
-		}
-		v := b[:n]
-		b = b[n:]
-		return v
-	}
-	for range next() {
-		p.done = append(p.done, uint32(next()))
-	}
-	reason = sized()
+	reason = r.sized()
 	if p.attempt&parkedRefs != 0 {
 		p.attempt &^= parkedRefs
-		p.digests = sized()
+		p.digests = r.sized()
 	}
-	if bad {
+	if p.attempt&parkedMore != 0 {
+		p.attempt &^= parkedMore
+		m := rowReader{b: r.sized(), bad: r.bad}
+		p.lane, p.batch, p.lives = m.u64(), m.u64(), uint32(m.uvarint())
+		p.with = borrow(m.sized())
+		for range m.count() {
+			p.story = append(p.story, try{at: int64(m.u64()), code: int(m.uvarint()), reason: borrow(m.sized())})
+		}
+		r.bad = r.bad || m.bad
+	}
+	if r.bad {
 		return nil, nil, nil, errParkedRow
 	}
-	return p, reason, b, nil
+	return p, reason, r.b, nil
 }
+
+// rowReader takes a row apart; what it reads past the end is zero, and bad.
+type rowReader struct {
+	b   []byte
+	bad bool
+}
+
+func (r *rowReader) uvarint() uint64 {
+	v, n := binary.Uvarint(r.b)
+	if n <= 0 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	r.b = r.b[n:]
+	return v
+}
+
+// count is a number of things that take a byte each at least.
+func (r *rowReader) count() uint64 {
+	n := r.uvarint()
+	if n > uint64(len(r.b)) {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	return n
+}
+
+func (r *rowReader) u64() uint64 {
+	if len(r.b) < 8 {
+		r.bad, r.b = true, nil
+		return 0
+	}
+	v := be.Uint64(r.b)
+	r.b = r.b[8:]
+	return v
+}
+
+func (r *rowReader) sized() []byte {
+	n := r.count()
+	v := r.b[:n]
+	r.b = r.b[n:]
+	return v
+}
+
+func borrow(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
 // parkedSize is what a subscription has parked: the numbers the store keeps, and what is in hand of it.
 type parkedSize struct {
@@ -117,13 +240,32 @@ type parkedSize struct {
 
 	// A scan sees the rows as they were when it began: what is deleted meanwhile stays in busy until it ends,
 	// or the scan would take it for due.
-	scanning bool
+	scanning int
 	gone     []string
+}
+
+func (s *subscription) beginScan() { s.parked.scanning++ }
+
+func (s *subscription) endScan() {
+	if s.parked.scanning--; s.parked.scanning == 0 {
+		for _, key := range s.parked.gone {
+			delete(s.parked.busy, key)
+		}
+		s.parked.gone = nil
+	}
+}
+
+// takeRow notes that a row is in hand.
+func (s *subscription) takeRow(key string) {
+	if s.parked.busy == nil {
+		s.parked.busy = map[string]struct{}{}
+	}
+	s.parked.busy[key] = struct{}{}
 }
 
 // forget drops the key of a row that was deleted.
 func (p *parkedSize) forget(key string) {
-	if p.scanning {
+	if p.scanning > 0 {
 		p.gone = append(p.gone, key)
 	} else {
 		delete(p.busy, key)
@@ -133,8 +275,8 @@ func (p *parkedSize) forget(key string) {
 type size struct{ count, bytes int64 }
 
 type cleared struct {
-	key  string
-	size int64
+	pos event.Position
+	row *parkedEvent
 }
 
 func (z size) op(sub uint32) storage.Op {
@@ -233,7 +375,8 @@ const dueBatch = 256
 func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.mu.Lock()
 	gen := s.gen
-	s.parked.next, s.parked.scanning = 0, true
+	s.parked.next = 0
+	s.beginScan()
 	s.mu.Unlock()
 	var next int64
 	n, bytes := 0, 0
@@ -253,22 +396,15 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 			s.e.o.Log.Error("a parked event cannot be read and stays where it is", "subscription", s.name, "error", err)
 			return nil
 		}
-		if s.parked.busy == nil {
-			s.parked.busy = map[string]struct{}{}
-		}
-		s.parked.busy[string(k)] = struct{}{}
-		s.again(item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen})
+		s.takeRow(string(k))
+		s.arrive(item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen, lane: p.lane})
 		n++
 		bytes += len(rec)
 		return nil
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.parked.scanning = false
-	for _, key := range s.parked.gone {
-		delete(s.parked.busy, key)
-	}
-	s.parked.gone = nil
+	s.endScan()
 	if err != nil && ctx.Err() == nil {
 		s.e.o.Log.Error("parked events cannot be read", "subscription", s.name, "error", err)
 		next = now.Add(time.Second).UnixNano()
@@ -280,8 +416,26 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	return s.parked.next
 }
 
-// backoff is the wait after the given number of tries, with jitter.
-func (e *Engine) backoff(r event.RetryPolicy, tries int) time.Duration {
-	d := r.Schedule[min(max(tries, 1), len(r.Schedule))-1]
-	return time.Duration(float64(d) * (1 + r.Jitter*(2*rand.Float64()-1)))
+// arrive takes a parked event that is due. The caller holds s.mu.
+func (s *subscription) arrive(it item) {
+	c := s.config.Load()
+	l := s.lanes.open[it.lane]
+	switch {
+	case it.lane == 0:
+	case l == nil:
+		it.lane = 0
+	case l.busy:
+		l.parked = false
+		s.hold(l, it)
+		return
+	default:
+		l.busy, l.parked = true, false
+	}
+	if t := s.e.plan.Load().topics[c.DeadLetter]; t != nil && it.attempt > 1 && c.tooOld(it, s.e.now()) {
+		s.move(s.expired(c, t, it))
+		return
+	}
+	if it.lane != 0 || s.admit(c, &it) {
+		s.again(it)
+	}
 }

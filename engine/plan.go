@@ -22,6 +22,7 @@ type Spec struct {
 	Topics        []event.Topic
 	Functions     []event.Function
 	Subscriptions []SubscriptionSpec
+	Revision      string // of the rules and definitions, for dead letters to name; "" for none
 }
 
 // SubscriptionSpec is a subscription with its filter compiled and its sink ready to be opened.
@@ -43,6 +44,7 @@ type Plan struct {
 	spares    map[string]*function // by name: the version before the one in force, for a rollback at once
 
 	deadLetters map[string]bool // topics that hold dead letters
+	revision    string          // of the rules that it was made of
 }
 
 // function is an opened module, shared by the plan and the subscriptions that use it, closed with the
@@ -116,7 +118,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	old := e.plan.Load()
 	c := &change{
-		next: Plan{topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}, spares: map[string]*function{}},
+		next: Plan{revision: spec.Revision, topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}, spares: map[string]*function{}},
 		ops:  ops,
 	}
 	if c.next.topics == nil {
@@ -378,7 +380,7 @@ func (c *change) remove(s *subscription) {
 func (s *subscription) removal() []storage.Op { return removal(s.serial) }
 
 func removal(serial uint32) []storage.Op {
-	return append(removalOfState(serial), delPrefix(tableCursors, serial), delPrefix(tableParked, serial), del(tableParkedSize, key32(serial)))
+	return append(removalOfState(serial), delPrefix(tableCursors, serial), delPrefix(tableParked, serial), delPrefix(tableLanes, serial), del(tableParkedSize, key32(serial)))
 }
 
 // removeStale deletes what the store has of subscriptions that were in force before this start and are not

@@ -84,6 +84,9 @@ func (e *Engine) admit(t *topic, p *publication, ev *event.Event) error {
 	if err := ev.Validate(e.o.Limits); err != nil {
 		return err
 	}
+	if err := e.checkDelay(ev); err != nil {
+		return err
+	}
 	if d := t.def.Load(); d.schema != nil {
 		if err := d.checkSchema(ev.Data); err != nil {
 			return err

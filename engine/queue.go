@@ -12,6 +12,7 @@ type item struct {
 	parked  *parkedEvent   // nil unless it came from a parked row
 	attempt uint32         // 1 on the first try
 	gen     uint32         // the subscription's generation: a seek makes older ones void
+	lane    uint64         // in which it is the one in hand; 0 where it waits for no other
 }
 
 // fifo is a ring of T that grows to its largest use. The zero value is empty.

@@ -197,10 +197,18 @@ func (s *subscription) afterFailure(c *subConfig, it item, f failure) settlement
 		f.made = c
 	}
 	if event.IsDisable(f.err) {
-		return settlement{it: it, park: &parkedEvent{
-			due: s.e.now().UnixNano(), attempt: it.attempt - 1, code: event.Code(f.err),
-			reason: clip(f.err.Error(), 512), done: f.done, hash: f.hash, digests: f.made.digests,
-		}}
+		park := s.park(it, f.err)
+		park.due, park.attempt, park.done, park.hash, park.digests = s.e.now().UnixNano(), it.attempt-1, f.done, f.hash, f.made.digests
+		return settlement{it: it, park: park}
+	}
+	if c.Retry.On4xx == event.DeadLetter4xx && !f.final && final4xx(event.Code(f.err)) {
+		f.final, f.reason = true, "permanent"
 	}
 	return s.fail(c, it, f)
+}
+
+// final4xx reports whether an answer says that the request itself is at fault. 408, 425 and 429 ask for another
+// try (RFC 9110 section 15.5.9, RFC 8470 section 5.2, RFC 6585 section 4).
+func final4xx(code int) bool {
+	return code >= 400 && code <= 499 && code != 408 && code != 425 && code != 429
 }

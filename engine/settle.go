@@ -49,6 +49,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	s.mu.Lock()
 	for _, st := range sts {
 		if !s.retire(&b, st.it, touched) {
+			s.skipped(st)
 			continue
 		}
 		kept = append(kept, st)
@@ -60,10 +61,11 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event})
 		}
 		if st.park != nil {
-			value := st.park.appendRow(nil, st.it.rec)
-			b.Ops = append(b.Ops, put(tableParked, parkedKey(s.serial, st.park.due, st.it.rec.Position()), value))
+			var size int64
+			st.park.lane = st.it.lane
+			b.Ops, size = st.park.put(b.Ops, s.serial, st.it.rec)
 			s.parked.count++
-			s.parked.bytes += int64(len(value))
+			s.parked.bytes += size
 		}
 	}
 	for i, c := range s.cursors {
@@ -120,10 +122,11 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		if st.it.parked != nil {
 			s.parked.forget(st.it.parked.key(s.serial, st.it.rec))
 		}
-		if st.park != nil {
+		if st.park != nil && !st.park.behind {
 			s.c.Parked++
 			s.dueAt(st.park.due)
 		}
+		s.left(st.it, st.park)
 		if st.dead != "" {
 			s.c.DeadLettered++
 			s.e.o.Observer.DeadLettered(s.name, st.dead)
@@ -142,12 +145,21 @@ func (s *subscription) retire(b *storage.Batch, it item, touched []bool) bool {
 	if it.parked != nil {
 		s.parked.count--
 		s.parked.bytes -= it.parked.size
-		b.Ops = append(b.Ops, del(tableParked, parkedKey(s.serial, it.parked.due, it.rec.Position())))
+		b.Ops = it.parked.drop(b.Ops, s.serial, it.rec.Position())
 		return true
 	}
 	p := it.rec.Partition()
 	touched[p] = true
 	return s.cursors[p].out.leave(it.rec.Offset(), true)
+}
+
+// skipped lets go of an item that was settled meanwhile.
+func (s *subscription) skipped(st settlement) {
+	if st.park != nil && st.park.behind {
+		s.left(st.it, st.park)
+	} else {
+		s.left(st.it, nil)
+	}
 }
 
 // settleUntil settles, waiting as long as the store or a full topic refuses: the subscription stands still
@@ -225,14 +237,12 @@ func (s *subscription) done(it item) {
 		return
 	}
 	if it.parked != nil {
-		s.parked.cleared = append(s.parked.cleared, cleared{it.parked.key(s.serial, it.rec), it.parked.size})
+		s.parked.cleared = append(s.parked.cleared, cleared{it.rec.Position(), it.parked})
 		s.soil()
-		return
-	}
-	c := s.cursors[it.rec.Partition()]
-	if c.out.settle(it.rec.Offset()) {
+	} else if c := s.cursors[it.rec.Partition()]; c.out.settle(it.rec.Offset()) {
 		s.touch(c)
 	}
+	s.left(it, nil)
 }
 
 // appendTo adds an entry to a batch under the partition that its key says.
@@ -271,7 +281,7 @@ func hashID(h *xxh3.Hasher, ev *event.Event) {
 
 // verdict is how a step that failed goes on.
 type failure struct {
-	reason string // typed: trap, memory, output, reject, hops, attempts, permanent, leases
+	reason string // typed: trap, memory, output, reject, hops, attempts, permanent, leases, age
 	err    error
 	wait   time.Duration // 0: by schedule
 	digest string        // of the function at fault
@@ -280,6 +290,8 @@ type failure struct {
 
 	made  *subConfig // whose functions were at work; nil: that under which it is decided
 	final bool       // no further try
+
+	untried bool // it is not about a try: the item was given up while it waited
 }
 
 // fail decides what becomes of an item whose step failed: another try, or its dead letter.
@@ -303,7 +315,12 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 	}
 	wait := f.wait
 	if wait == 0 {
-		wait = s.e.backoff(c.Retry, int(it.attempt))
+		wait = backoff(c.Retry, int(it.attempt))
+	}
+	due := s.e.now().Add(min(wait, maxWait))
+	if t != nil && c.tooOld(it, due) {
+		f.reason = "age"
+		return s.bury(t, it, f)
 	}
 	digests := f.made.digests
 	if f.hash == 0 && it.parked != nil { // this try did not come to its sends; those of an earlier one stay done
@@ -312,10 +329,31 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 			digests = it.parked.digests
 		}
 	}
-	return settlement{it: it, park: &parkedEvent{
-		due: s.e.now().Add(min(wait, maxWait)).UnixNano(), attempt: it.attempt, code: event.Code(f.err),
-		reason: clip(errText(f.err), 512), done: f.done, hash: f.hash, digests: digests,
-	}}
+	park := s.park(it, f.err)
+	park.due, park.attempt, park.done, park.hash, park.digests = due.UnixNano(), it.attempt, f.done, f.hash, digests
+	return settlement{it: it, park: park}
+}
+
+// park is the row of an item that failed, with one more try in its story.
+func (s *subscription) park(it item, err error) *parkedEvent {
+	row := &parkedEvent{code: event.Code(err), reason: clip(errText(err), 512)}
+	if it.parked != nil {
+		row.story, row.lives, row.with = it.parked.story, it.parked.lives, it.parked.with
+	}
+	row.story = told(row.story, try{s.e.now().UnixNano(), row.code, row.reason})
+	return row
+}
+
+// tooOld reports whether an item is past its maximum age at a time.
+func (c *subConfig) tooOld(it item, at time.Time) bool {
+	return c.Retry.MaxAge > 0 && at.Sub(it.rec.ReceivedAt()) > c.Retry.MaxAge
+}
+
+// expired dead-letters an item that became too old while it waited.
+func (s *subscription) expired(c *subConfig, t *topic, it item) settlement {
+	it.attempt--
+	f := failure{reason: "age", untried: true, made: c, err: fmt.Errorf("maxAge: %s is over before the next try; the last one failed: %s", c.Retry.MaxAge, it.parked.reason)}
+	return s.bury(t, it, f)
 }
 
 // maxWait bounds what a target may ask for with Retry-After.
@@ -353,6 +391,8 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 		{Name: "deadletterfunction", Value: f.digest},
 		{Name: "deadletterversions", Value: f.made.versions},
 		{Name: "deadletterhalf", Value: s.config.Load().half.String()},
+		{Name: "deadletterstory", Value: s.story(it, f)},
+		{Name: "deadletterrevision", Value: s.e.plan.Load().revision},
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}

@@ -47,6 +47,7 @@ type subscription struct {
 	parked   parkedSize
 	state    stateSize
 	leases   leaseBook
+	lanes    laneBook
 	gathered *gathered  // replies whose commit has not begun
 	replying sync.Mutex // one commit of gathered replies at a time; taken before commits
 	workers  sync.WaitGroup
@@ -88,6 +89,10 @@ func (e *Engine) openConfig(ctx context.Context, functions map[string]*function,
 	}
 	if len(c.Retry.Schedule) == 0 {
 		c.Retry.Schedule = event.DefaultSchedule
+	}
+	if x := c.Retry.Exponential; x != nil {
+		full := x.WithDefaults()
+		c.Retry.Exponential = &full
 	}
 	if c.Concurrency == 0 {
 		c.Concurrency = 16
@@ -269,7 +274,10 @@ func (s *subscription) restore(ctx context.Context) error {
 	if err := s.restoreState(ctx); err != nil {
 		return err
 	}
-	return s.restoreParked(ctx)
+	if err := s.restoreParked(ctx); err != nil {
+		return err
+	}
+	return s.restoreLanes(ctx)
 }
 
 // startSubscription sets a subscription to work; one that works is left alone.
@@ -279,6 +287,7 @@ func (e *Engine) startSubscription(s *subscription) {
 	}
 	s.mu.Lock()
 	s.room.Broadcast() // a bound may have been raised
+	s.fetchLanes()
 	s.kick()
 	s.mu.Unlock()
 	e.parked.nudge()
@@ -372,7 +381,8 @@ func (s *subscription) fallBehind(_ *Engine, p *partition) {
 
 // full reports whether the subscription takes no further event now.
 func (s *subscription) full() bool {
-	return s.queue.len() >= s.e.o.Queue || s.queue.pinned >= s.e.o.QueueBytes || s.parked.bytes >= s.config.Load().Parked
+	return s.queue.len()+s.lanes.held+len(s.lanes.moving) >= s.e.o.Queue || s.queue.pinned+s.lanes.bytes >= s.e.o.QueueBytes ||
+		s.parked.bytes >= s.config.Load().Parked
 }
 
 // reach is the offset below which the subscription has looked at everything.
@@ -430,11 +440,17 @@ func (s *subscription) close() {
 
 // next is the next event to work on: what is due again before what is new. The caller holds s.mu.
 func (s *subscription) next() (item, bool) {
+	if s.seeking { // which keys have rows is not known yet
+		return item{}, false
+	}
 	for s.due.len() > 0 {
 		it := s.due.pop()
 		s.dueBytes -= len(it.rec)
 		if s.due.len() == 0 && s.parked.next != 0 {
 			s.e.parked.nudge()
+		}
+		if s.due.len() <= dueBatch/4 {
+			s.fetchLanes()
 		}
 		if it.gen == s.gen {
 			return it, true
@@ -445,7 +461,7 @@ func (s *subscription) next() (item, bool) {
 		if s.queue.len() == s.e.o.Queue/2 || s.queue.len() == 0 {
 			s.room.Broadcast()
 		}
-		if it.gen == s.gen && s.cursors[it.rec.Partition()].out.has(it.rec.Offset()) {
+		if it.gen == s.gen && s.cursors[it.rec.Partition()].out.has(it.rec.Offset()) && s.admit(s.config.Load(), &it) {
 			return it, true
 		}
 	}

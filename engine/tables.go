@@ -17,6 +17,7 @@ const (
 	tableCursors     storage.Table = 6  // subscription u32, partition u32 → cursor row
 	tableParked      storage.Table = 7  // subscription u32, due i64, partition u32, offset u64 → parked row
 	tableParkedSize  storage.Table = 8  // subscription u32 → count u64, bytes u64
+	tableLanes       storage.Table = 14 // subscription u32, hash of the key u64, partition u32, offset u64, due i64 → kind u8, parked row unless a marker
 	tableReplies     storage.Table = 12 // topic u32, partition u32, offset u64 → reply row
 	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
 

@@ -25,6 +25,7 @@ const (
 	moduleGrace  = time.Hour // a module that nobody names stays this long after it was put
 	collectEvery = time.Hour // between two looks for modules that nobody names
 	parkedRefs   = 1 << 31   // in a parked row's attempt: digests follow the reason
+	parkedMore   = 1 << 30   // and the fields of later times
 	sumSize      = len([32]byte{})
 )
 
