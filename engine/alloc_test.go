@@ -55,7 +55,7 @@ func TestHandingOnAllocatesNothing(t *testing.T) {
 	}
 	var scratch filters.Scratch
 	var hits []int
-	var sender sender
+	sender := &sender{}
 	next := 0
 	round := func() {
 		hits = w.e.handOn(p, blocks[next], &scratch, hits)
@@ -65,9 +65,10 @@ func TestHandingOnAllocatesNothing(t *testing.T) {
 			s.mu.Lock()
 			for it, ok := s.next(); ok; it, ok = s.next() {
 				s.mu.Unlock()
-				err := sender.deliver(t.Context(), s, c, job{it: it, rec: it.rec})
+				sender.begin(job{it: it, rec: it.rec}, c.limits)
+				sender.deliver(t.Context(), s, c)
 				s.mu.Lock()
-				s.sent(t.Context(), c, job{it: it, rec: it.rec}, err)
+				s.sent(t.Context(), c, sender)
 			}
 			s.mu.Unlock()
 		}

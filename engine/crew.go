@@ -16,10 +16,13 @@ type crew struct {
 
 // kick sees to it that somebody works on what is queued. The caller holds s.mu.
 func (s *subscription) kick() {
+	c := s.config.Load()
+	if s.filler.waits() && (s.gatherEnds(s.filler.c) || s.filled(c)) {
+		s.filler.wake.Signal()
+	}
 	if s.ended || s.stopped() {
 		return
 	}
-	c := s.config.Load()
 	switch {
 	case s.transforms(c):
 		if s.queue.len()+s.due.len() > 0 {
@@ -27,7 +30,7 @@ func (s *subscription) kick() {
 		}
 		if s.sends.len() > 0 {
 			if c.Deliver.Face == event.Push {
-				s.call(&s.senders, c.Concurrency, s.send)
+				s.callSender(c)
 			} else {
 				s.wakePullers()
 			}
@@ -38,8 +41,15 @@ func (s *subscription) kick() {
 		}
 	default:
 		if s.queue.len()+s.due.len()+s.sends.len() > 0 {
-			s.call(&s.senders, c.Concurrency, s.send)
+			s.callSender(c)
 		}
+	}
+}
+
+// callSender sees to it that somebody sends. While one gathers, what comes is for that one.
+func (s *subscription) callSender(c *subConfig) {
+	if !s.filler.waits() {
+		s.call(&s.senders, c.Concurrency, s.send)
 	}
 }
 

@@ -41,6 +41,7 @@ type Options struct {
 type Observer struct {
 	Published    func(topic string, events, bytes int)
 	Delivered    func(subscription string, took time.Duration)
+	Batched      func(subscription string, events int) // a send of several events
 	Failed       func(subscription string, attempt int, err error)
 	DeadLettered func(subscription string, reason string)
 
@@ -81,6 +82,9 @@ func (o Options) withDefaults() Options {
 	}
 	if b.Delivered == nil {
 		b.Delivered = func(string, time.Duration) {}
+	}
+	if b.Batched == nil {
+		b.Batched = func(string, int) {}
 	}
 	if b.Failed == nil {
 		b.Failed = func(string, int, error) {}

@@ -379,10 +379,11 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.beginScan()
 	s.mu.Unlock()
 	var next int64
-	n, bytes := 0, 0
+	var found []item // queued at once: who takes the first of a batch finds all of it
+	bytes, last := 0, uint64(0)
 	err := s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
 		due, _ := splitParkedKey(k)
-		if due > now.UnixNano() || n >= dueBatch || bytes >= s.e.o.QueueBytes {
+		if due > now.UnixNano() {
 			next = due
 			return storage.ErrStop
 		}
@@ -396,15 +397,24 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 			s.e.o.Log.Error("a parked event cannot be read and stays where it is", "subscription", s.name, "error", err)
 			return nil
 		}
+		if (len(found) >= dueBatch || bytes >= s.e.o.QueueBytes) && (p.batch == 0 || p.batch != last) {
+			next = due
+			return storage.ErrStop
+		}
+		last = p.batch
 		s.takeRow(string(k))
-		s.arrive(item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen, lane: p.lane})
-		n++
+		found = append(found, item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen, lane: p.lane})
 		bytes += len(rec)
 		return nil
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endScan()
+	for _, it := range found {
+		if it.gen == s.gen {
+			s.arrive(it)
+		}
+	}
 	if err != nil && ctx.Err() == nil {
 		s.e.o.Log.Error("parked events cannot be read", "subscription", s.name, "error", err)
 		next = now.Add(time.Second).UnixNano()

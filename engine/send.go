@@ -11,16 +11,30 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// A sender delivers one event at a time to the subscription's sink.
+// A sender delivers what the subscription's sink takes at once: one event, or as many as its limits let it
+// gather. One goroutine has it.
 type sender struct {
-	deliveries [1]event.Delivery
-	id         []byte
+	jobs       []job
+	bytes      int // of their records
+	deliveries []event.Delivery
+	id         []byte // the deliveries' ids, one after the other
+	ends       []int  // where each ends
+	fits       func(item) bool
+	closed     bool        // what came next does not fit
+	limits     sinkLimits  // under which it gathers
+	timer      *time.Timer // ends the gathering
 	reply      event.Reply // where the sink puts one
 	asks       bool        // it shall
+
+	err     error          // of the send
+	partial *event.Partial // err, if it is one
+	aborted bool           // the drain has ended it
+	sts     []settlement
 }
 
 func (s *subscription) send(crew *crew) {
-	var w sender
+	w := &sender{}
+	defer w.stop()
 	ctx := s.e.working()
 	s.mu.Lock()
 	for {
@@ -30,18 +44,22 @@ func (s *subscription) send(crew *crew) {
 			s.mu.Unlock()
 			return
 		}
-		w.asks = c.wantsReply(j)
-		s.mu.Unlock()
-		began := time.Now()
-		err := w.deliver(ctx, s, c, j)
-		if err == nil {
-			s.e.o.Observer.Delivered(s.name, time.Since(began))
+		w.begin(j, c.limits)
+		s.gather(c, w)
+		s.kick() // others may take the rest
+		if len(w.jobs) > 0 {
+			w.asks = !c.limits.several() && c.wantsReply(j)
+			s.mu.Unlock()
+			began := time.Now()
+			w.deliver(ctx, s, c)
+			w.aborted = ctx.Err() != nil
+			s.observe(w, time.Since(began))
+			s.mu.Lock()
+			if w.err == nil && w.reply.Status != 0 {
+				w.jobs[0].answered(w.reply)
+			}
+			s.sent(ctx, c, w)
 		}
-		s.mu.Lock()
-		if err == nil && w.reply.Status != 0 {
-			j.answered(w.reply)
-		}
-		s.sent(ctx, c, j, err)
 		s.mu.Unlock()
 		s.leave(c)
 		s.mu.Lock()
@@ -57,22 +75,9 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 					s.leaveLocked(c) // the definition has changed: others go on, or fewer
 					return nil, job{}, false
 				}
-				if s.sends.len() > 0 {
-					j := s.sends.pop()
-					if s.sends.len() == s.sendLimit(c)/2 || s.sends.len() == 0 {
-						s.kickPump(c)
-					}
-					if j.it.gen == s.gen {
-						s.kick()
+				if !s.filler.waits() {
+					if j, ok := s.takeJob(c, nil); ok {
 						return c, j, true
-					}
-					s.leaveLocked(c)
-					continue
-				}
-				if !s.transforms(c) {
-					if it, ok := s.next(); ok {
-						s.kick()
-						return c, job{it: it, rec: it.rec}, true
 					}
 				}
 				s.leaveLocked(c)
@@ -84,6 +89,31 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 	}
 }
 
+// takeJob takes what is to be sent next, if fits (nil: anything) agrees. The caller holds s.mu.
+func (s *subscription) takeJob(c *subConfig, fits func(item) bool) (job, bool) {
+	for s.sends.len() > 0 {
+		if j := s.sends.at(0); fits != nil && j.it.gen == s.gen {
+			it := j.it
+			it.rec = j.rec // what would be sent
+			if !fits(it) {
+				return job{}, false
+			}
+		}
+		j := s.sends.pop()
+		if s.sends.len() == s.sendLimit(c)/2 || s.sends.len() == 0 {
+			s.kickPump(c)
+		}
+		if j.it.gen == s.gen {
+			return j, true
+		}
+	}
+	if s.transforms(c) {
+		return job{}, false
+	}
+	it, ok := s.nextThat(fits)
+	return job{it: it, rec: it.rec}, ok
+}
+
 // kickPump wakes a pump that waits for room in sends.
 func (s *subscription) kickPump(c *subConfig) {
 	if s.transforms(c) && s.queue.len()+s.due.len() > 0 && !s.ended {
@@ -91,23 +121,66 @@ func (s *subscription) kickPump(c *subConfig) {
 	}
 }
 
-// deliver hands one output to the sink. A sink that panics has failed; it must not take the router down.
-func (w *sender) deliver(ctx context.Context, s *subscription, c *subConfig, j job) (err error) {
+// begin makes w hold one job.
+func (w *sender) begin(j job, limits sinkLimits) {
+	clear(w.jobs)
+	w.jobs, w.bytes = append(w.jobs[:0], j), len(j.rec)
+	w.limits, w.closed = limits, false
+}
+
+// deliver hands w's jobs to the sink. A sink that panics has failed; it must not take the router down.
+func (w *sender) deliver(ctx context.Context, s *subscription, c *subConfig) {
+	w.err, w.partial = nil, nil
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("the sink panicked: %v", r)
+			w.err = fmt.Errorf("the sink panicked: %v", r)
 		}
+		if w.err != nil && errors.As(w.err, &w.partial) && len(w.partial.Errs) != len(w.jobs) {
+			w.err = fmt.Errorf("the sink tells of %d deliveries and had %d: %w", len(w.partial.Errs), len(w.jobs), w.err)
+			w.partial = nil
+		}
+		clear(w.deliveries)
 	}()
-	w.id = s.appendDeliveryID(w.id[:0], j)
-	w.deliveries[0] = event.Delivery{
-		ID: unsafe.String(unsafe.SliceData(w.id), len(w.id)), Subscription: s.name, Topic: s.topic.name,
-		Event: j.rec, Attempt: int(j.it.attempt),
+	w.id, w.ends, w.deliveries = w.id[:0], w.ends[:0], w.deliveries[:0]
+	for _, j := range w.jobs {
+		w.id = s.appendDeliveryID(w.id, j)
+		w.ends = append(w.ends, len(w.id))
+	}
+	ids, from := unsafe.String(unsafe.SliceData(w.id), len(w.id)), 0
+	for i, j := range w.jobs {
+		w.deliveries = append(w.deliveries, event.Delivery{
+			ID: ids[from:w.ends[i]], Subscription: s.name, Topic: s.topic.name, Event: j.rec, Attempt: int(j.it.attempt),
+		})
+		from = w.ends[i]
 	}
 	w.reply = event.Reply{}
 	if w.asks {
 		w.deliveries[0].Reply = &w.reply
 	}
-	return c.sink.Deliver(ctx, w.deliveries[:])
+	w.err = c.sink.Deliver(ctx, w.deliveries)
+}
+
+// errOf is how the send ended for one of the jobs.
+func (w *sender) errOf(i int) error {
+	if w.partial != nil {
+		return w.partial.Errs[i]
+	}
+	return w.err
+}
+
+// observe tells how a send ended.
+func (s *subscription) observe(w *sender, took time.Duration) {
+	if len(w.jobs) > 1 {
+		s.e.o.Observer.Batched(s.name, len(w.jobs))
+	}
+	for i := range w.jobs {
+		switch err := w.errOf(i); {
+		case err == nil:
+			s.e.o.Observer.Delivered(s.name, took)
+		case !w.aborted:
+			s.e.o.Observer.Failed(s.name, int(w.jobs[i].it.attempt), err)
+		}
+	}
 }
 
 // appendDeliveryID writes <subscription>:<topic>@<incarnation>:<position>:<n>.
@@ -119,33 +192,60 @@ func (s *subscription) appendDeliveryID(b []byte, j job) []byte {
 	return strconv.AppendInt(b, int64(j.n), 10)
 }
 
-// sent takes note of how a send ended. The caller holds s.mu; it is released while something is committed.
-func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error) {
-	st := j.step
+// sent takes note of how a send ended. What has to be written is in one commit. The caller holds s.mu; it is
+// released meanwhile.
+func (s *subscription) sent(ctx context.Context, c *subConfig, w *sender) {
+	var disables error
+	var shared due
+	for i, j := range w.jobs {
+		err := w.errOf(i)
+		if err != nil && w.aborted { // by the drain: not an attempt
+			continue
+		}
+		st, ok := s.outcome(ctx, c, j, err)
+		if !ok {
+			continue
+		}
+		if j.step != nil && j.step.bad {
+			err = j.step.failed.err
+		}
+		if event.IsDisable(err) {
+			disables = err
+		}
+		shared.share(&st, err)
+		w.sts = append(w.sts, st)
+	}
+	if len(w.sts) == 0 {
+		return
+	}
+	if w.err != nil && w.partial == nil && len(w.jobs) > 1 {
+		resendTogether(w.sts)
+	}
+	s.commit(ctx, w.sts, disables)
+	clear(w.sts)
+	w.sts = w.sts[:0]
+}
+
+// outcome takes note of how one send ended, and returns what of it is to be written, if anything is.
+func (s *subscription) outcome(ctx context.Context, c *subConfig, j job, err error) (settlement, bool) {
 	if err == nil {
 		s.c.Delivered++
 	} else {
-		if ctx.Err() != nil { // aborted by the drain: not an attempt
-			return
-		}
 		s.c.Failed++
-		s.mu.Unlock()
-		s.e.o.Observer.Failed(s.name, int(j.it.attempt), err)
-		s.mu.Lock()
 	}
+	st := j.step
 	if st == nil {
 		switch {
 		case err == nil && j.reply != nil:
 			s.settleReply(ctx, settlement{it: j.it, reply: j.reply})
-			return
+			return settlement{}, false
 		case err == nil:
 			s.done(j.it)
-			return
+			return settlement{}, false
 		}
 		f := failureOf(err)
 		f.made = j.made
-		s.commit(ctx, s.afterFailure(c, j.it, f), err)
-		return
+		return s.afterFailure(c, j.it, f), true
 	}
 	st.left--
 	if err == nil {
@@ -160,19 +260,21 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, j job, err error)
 		s.kick()
 	case st.bad:
 		st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), j.made
-		s.commit(ctx, s.afterFailure(c, j.it, st.failed), st.failed.err)
+		return s.afterFailure(c, j.it, st.failed), true
 	case len(st.outputs) > 0 || st.reply != nil:
-		s.commit(ctx, settlement{it: j.it, outputs: st.outputs, reply: st.reply}, nil)
+		return settlement{it: j.it, outputs: st.outputs, reply: st.reply}, true
 	default:
 		s.done(j.it)
 	}
+	return settlement{}, false
 }
 
-func (s *subscription) commit(ctx context.Context, st settlement, err error) {
+// commit writes settlements and disables the subscription if one of them asks for it.
+func (s *subscription) commit(ctx context.Context, sts []settlement, disables error) {
 	s.mu.Unlock()
-	s.settleUntil(ctx, []settlement{st})
-	if event.IsDisable(err) {
-		s.disable(ctx, err)
+	s.settleUntil(ctx, sts)
+	if disables != nil {
+		s.disable(ctx, disables)
 	}
 	s.mu.Lock()
 }

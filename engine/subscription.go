@@ -42,6 +42,7 @@ type subscription struct {
 	dirty    bool
 	pumps    crew
 	senders  crew
+	filler   filler
 	room     *sync.Cond    // the queue or sends has room again
 	pullers  chan struct{} // closed when there is something to pull; nil when nobody waits
 	parked   parkedSize
@@ -76,6 +77,7 @@ type subConfig struct {
 	functions []*function
 	stateful  bool // one of them keeps state
 	sink      Sink
+	limits    sinkLimits // of one Deliver
 	refs      atomic.Int32
 	digests   []byte // of the functions' versions, one after the other
 	versions  string // name@digest of each, by comma
@@ -123,7 +125,7 @@ func (e *Engine) openConfig(ctx context.Context, functions map[string]*function,
 		if err != nil {
 			return nil, event.At("deliver", err)
 		}
-		c.sink = sink
+		c.sink, c.limits = sink, limitsOf(sink)
 	}
 	c.pin()
 	for _, f := range c.functions {
@@ -195,6 +197,7 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 	s := &subscription{e: e, name: config.Name, key: config.key(), topic: t}
 	s.room = sync.NewCond(&s.mu)
 	s.pumps.wake, s.senders.wake = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
+	s.filler.wake = sync.NewCond(&s.mu)
 	s.config.Store(config)
 	s.state.next = make([]int64, len(t.parts))
 	for range t.parts {
@@ -433,17 +436,24 @@ func (s *subscription) close() {
 	s.pumps.idle, s.senders.idle = 0, 0
 	s.pumps.wake.Broadcast()
 	s.senders.wake.Broadcast()
+	s.filler.wake.Broadcast()
 	s.room.Broadcast()
 	s.wakePullers()
 	s.mu.Unlock()
 }
 
 // next is the next event to work on: what is due again before what is new. The caller holds s.mu.
-func (s *subscription) next() (item, bool) {
+func (s *subscription) next() (item, bool) { return s.nextThat(nil) }
+
+// nextThat is next if fits (nil: anything) agrees; else the event stays where it is.
+func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 	if s.seeking { // which keys have rows is not known yet
 		return item{}, false
 	}
 	for s.due.len() > 0 {
+		if it := s.due.at(0); fits != nil && it.gen == s.gen && !fits(it) {
+			return item{}, false
+		}
 		it := s.due.pop()
 		s.dueBytes -= len(it.rec)
 		if s.due.len() == 0 && s.parked.next != 0 {
@@ -457,6 +467,9 @@ func (s *subscription) next() (item, bool) {
 		}
 	}
 	for s.queue.len() > 0 {
+		if it := s.queue.at(0); fits != nil && it.gen == s.gen && !fits(it) {
+			return item{}, false
+		}
 		it := s.queue.pop()
 		if s.queue.len() == s.e.o.Queue/2 || s.queue.len() == 0 {
 			s.room.Broadcast()

@@ -129,3 +129,26 @@ func Code(err error) int {
 	}
 	return 0
 }
+
+// Partial is the error of a Deliver of several deliveries that was answered for each: Errs has one for every
+// delivery, in their order, nil for those that were taken. An event.Disable among them disables the
+// subscription.
+type Partial struct {
+	Errs []error
+}
+
+// Error says how many failed, and the first of them.
+func (p *Partial) Error() string {
+	failed, first := 0, -1
+	for i, err := range p.Errs {
+		if err != nil {
+			if failed++; first < 0 {
+				first = i
+			}
+		}
+	}
+	if first < 0 {
+		return fmt.Sprintf("0 of %d deliveries failed", len(p.Errs))
+	}
+	return fmt.Sprintf("%d of %d deliveries failed, the first is [%d]: %v", failed, len(p.Errs), first, p.Errs[first])
+}
