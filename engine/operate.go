@@ -167,6 +167,7 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	}
 	s.room.Broadcast()
 	s.fetchLanes()
+	s.kick()
 	s.mu.Unlock()
 	for _, p := range s.topic.parts {
 		s.feed(p)

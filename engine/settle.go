@@ -64,6 +64,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			var size int64
 			st.park.lane = st.it.lane
 			b.Ops, size = st.park.put(b.Ops, s.serial, st.it.rec)
+			s.takeRow(st.park.key(s.serial, st.it.rec)) // the row can be read before the commit is taken note of
 			s.parked.count++
 			s.parked.bytes += size
 		}
@@ -102,6 +103,11 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			} else {
 				out.settle(st.it.rec.Offset())
 			}
+		}
+	}
+	for _, st := range kept {
+		if st.park != nil {
+			s.parked.forget(st.park.key(s.serial, st.it.rec))
 		}
 	}
 	if err != nil {
