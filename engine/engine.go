@@ -50,6 +50,7 @@ type Engine struct {
 	parked     schedule
 	replies    *replies
 	invoking   *invocations
+	ended      endedLeases
 	turn       atomic.Uint32 // partitions for events without a key, in turn
 	clock      timeText
 }
@@ -147,7 +148,7 @@ func (e *Engine) Drain() {
 		}
 		for _, s := range p.subs {
 			s.mu.Lock()
-			s.wakePullers()
+			s.dismissPullers()
 			s.mu.Unlock()
 		}
 	}

@@ -31,16 +31,17 @@ type lease struct {
 	job      job
 	config   *subConfig
 	deadline int64
+	seq      uint64 // its number in this run
 }
 
 // graceForOldLeases is how long after the start acknowledgements of the run before count.
 const graceForOldLeases = 600 * time.Second
 
-const leaseIDSize = 4 + 4 + 4 + 8 + 4 + 4 + 8 + 4
+const leaseIDSize = 4 + 4 + 4 + 8 + 4 + 4 + 8 + 4 + 8
 
-// leaseID: subscription, topic incarnation, partition, offset, n, attempt, boot epoch, generation; then 12 bytes
-// of HMAC-SHA-256.
-func (s *subscription) leaseID(j job) string {
+// leaseID: subscription, topic incarnation, partition, offset, n, attempt, boot epoch, generation, number in the
+// run; then 12 bytes of HMAC-SHA-256.
+func (s *subscription) leaseID(j job, seq uint64) string {
 	b := make([]byte, 0, leaseIDSize+12)
 	b = be.AppendUint32(b, s.serial)
 	b = be.AppendUint32(b, s.topic.serial)
@@ -50,6 +51,7 @@ func (s *subscription) leaseID(j job) string {
 	b = be.AppendUint32(b, j.it.attempt)
 	b = be.AppendUint64(b, s.epoch(j.it.rec.Partition()))
 	b = be.AppendUint32(b, j.it.gen)
+	b = be.AppendUint64(b, seq)
 	return base64.RawURLEncoding.EncodeToString(s.e.seal(b))
 }
 
@@ -69,25 +71,31 @@ type leaseRef struct {
 	attempt uint32
 	epoch   uint64
 	gen     uint32
+	seq     uint64
+	why     event.LostWhy // why it cannot be one of this subscription's, "" if it can
 }
 
-// openLease reads a lease id; false if it is not one of this subscription's.
-func (s *subscription) openLease(id string) (leaseRef, bool) {
-	b, err := base64.RawURLEncoding.DecodeString(id)
-	if err != nil || len(b) != leaseIDSize+12 {
-		return leaseRef{}, false
+// openLease reads a lease id. It needs no lock.
+func (s *subscription) openLease(id string) leaseRef {
+	var buf [leaseIDSize + 12 + 8]byte
+	if base64.RawURLEncoding.DecodedLen(len(id)) != leaseIDSize+12 {
+		return leaseRef{why: event.LostUnknown}
 	}
-	body := b[:leaseIDSize:leaseIDSize]
-	if !hmac.Equal(s.e.seal(body), b) || be.Uint32(b) != s.serial || be.Uint32(b[4:]) != s.topic.serial {
-		return leaseRef{}, false
+	n, err := base64.RawURLEncoding.Decode(buf[:], []byte(id))
+	if err != nil || n != leaseIDSize+12 {
+		return leaseRef{why: event.LostUnknown}
 	}
-	if int(be.Uint32(b[8:])) >= len(s.topic.parts) {
-		return leaseRef{}, false
+	b, body := buf[:n], buf[:leaseIDSize:leaseIDSize]
+	switch {
+	case !hmac.Equal(s.e.seal(body), b):
+		return leaseRef{why: event.LostUnknown}
+	case be.Uint32(b) != s.serial || be.Uint32(b[4:]) != s.topic.serial || int(be.Uint32(b[8:])) >= len(s.topic.parts):
+		return leaseRef{why: event.LostForeign}
 	}
 	return leaseRef{
 		key:     leaseKey{event.Position{Partition: be.Uint32(b[8:]), Offset: be.Uint64(b[12:])}, int(be.Uint32(b[20:]))},
-		attempt: be.Uint32(b[24:]), epoch: be.Uint64(b[28:]), gen: be.Uint32(b[36:]),
-	}, true
+		attempt: be.Uint32(b[24:]), epoch: be.Uint64(b[28:]), gen: be.Uint32(b[36:]), seq: be.Uint64(b[40:]),
+	}
 }
 
 func (e *Engine) pullable(name string) (*subscription, *subConfig, error) {
@@ -104,52 +112,6 @@ func (e *Engine) pullable(name string) (*subscription, *subConfig, error) {
 		return nil, nil, event.Bad(event.ErrConflict, "subscription", fmt.Sprintf("%q delivers by %s; only one with `deliver: {pull: …}` can be pulled", name, c.Deliver.Face))
 	}
 	return s, c, nil
-}
-
-// Pull leases up to max deliveries until the subscription's ack deadline, waiting up to wait for the first.
-// It returns none, and no error, if none came.
-func (e *Engine) Pull(ctx context.Context, name string, max int, wait time.Duration) ([]event.Lease, error) {
-	timeout := time.NewTimer(wait)
-	defer timeout.Stop()
-	for {
-		s, c, err := e.pullable(name)
-		if err != nil {
-			return nil, err
-		}
-		leases, more := s.take(c, max)
-		s.leave(c)
-		if len(leases) > 0 || wait <= 0 || e.draining.Load() {
-			return leases, nil
-		}
-		select {
-		case <-more:
-		case <-timeout.C:
-			return nil, nil
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
-}
-
-// take leases what is there; the channel is closed when there may be more.
-func (s *subscription) take(c *subConfig, max int) ([]event.Lease, <-chan struct{}) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var leases []event.Lease
-	deadline := s.e.now().Add(c.Deliver.AckDeadline)
-	for len(leases) < max && len(s.leases.out) < s.e.o.MaxLeases && !s.stopped() && !s.ended {
-		j, ok := s.nextPull(c)
-		if !ok {
-			break
-		}
-		c.refs.Add(1) // the caller holds one, so it is not closed meanwhile
-		s.lend(&lease{job: j, config: c, deadline: deadline.UnixNano()})
-		leases = append(leases, event.Lease{ID: s.leaseID(j), Attempt: int(j.it.attempt), Deadline: deadline.UTC(), Event: j.rec})
-	}
-	if s.pullers == nil {
-		s.pullers = make(chan struct{})
-	}
-	return leases, s.pullers
 }
 
 func (s *subscription) nextPull(c *subConfig) (job, bool) {
@@ -178,41 +140,57 @@ func (s *subscription) lend(l *lease) {
 	}
 }
 
-func (s *subscription) wakePullers() {
-	if s.pullers != nil {
-		close(s.pullers)
-		s.pullers = nil
+// settleLeases takes the named leases out of the book and says which were not held, in the order of ids. how
+// is what later callers are told of those that were.
+func (s *subscription) settleLeases(ids []string, ack bool, how ending) (held []*lease, lost []event.Lost) {
+	refs := make([]leaseRef, len(ids))
+	for i, id := range ids {
+		refs[i] = s.openLease(id)
 	}
-}
-
-// settleLeases takes the named leases out of the book and says which were not held.
-func (s *subscription) settleLeases(ids []string, ack bool) (held []*lease, lost []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if len(s.leases.out) >= s.e.o.MaxLeases {
 		defer s.kick() // pullers may wait for room in the book
 	}
-	for _, id := range ids {
-		ref, ok := s.openLease(id)
+	for i, ref := range refs {
 		switch l := s.leases.out[ref.key]; {
-		case ok && l != nil && ref.epoch == s.epoch(ref.key.pos.Partition) && ref.gen == s.gen && l.job.it.attempt == ref.attempt:
+		case ref.why != "":
+			lost = append(lost, event.Lost{Lease: ids[i], Why: ref.why})
+		case s.holds(l, ref):
 			delete(s.leases.out, ref.key)
+			s.e.ended.note(ref.seq, how)
 			held = append(held, l)
-		case ok && l == nil && ack && ref.epoch < s.epoch(ref.key.pos.Partition) && s.redeem(ref):
+		case l == nil && ack && s.redeem(ref):
 			rec := placeholder(ref.key.pos)
 			held = append(held, &lease{job: job{it: item{rec: rec, attempt: ref.attempt, gen: s.gen}, rec: rec}})
 		default:
-			lost = append(lost, id)
+			lost = append(lost, event.Lost{Lease: ids[i], Why: s.whyLost(ref)})
 		}
 	}
 	return held, lost
+}
+
+// holds reports whether l is the very lease that ref names. The caller holds s.mu.
+func (s *subscription) holds(l *lease, ref leaseRef) bool {
+	return l != nil && ref.seq == l.seq && ref.epoch == s.epoch(ref.key.pos.Partition) && ref.gen == s.gen
+}
+
+// whyLost says why a lease that was handed out once is not held. The caller holds s.mu.
+func (s *subscription) whyLost(ref leaseRef) event.LostWhy {
+	switch {
+	case ref.epoch != s.epoch(ref.key.pos.Partition):
+		return event.LostRestart
+	case ref.gen != s.gen:
+		return event.LostSeek
+	}
+	return s.e.ended.why(ref.seq)
 }
 
 // redeem reports whether an acknowledgement of the run before still counts: soon after the start, for a
 // delivery that is neither settled nor leased anew. One of several outputs does not: which of the others
 // were settled is not known any more.
 func (s *subscription) redeem(ref leaseRef) bool {
-	if s.e.o.Now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
+	if ref.epoch >= s.epoch(ref.key.pos.Partition) || s.e.o.Now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
 		return false
 	}
 	return len(s.config.Load().functions) == 0 && s.gen == 0 && s.cursors[ref.key.pos.Partition].out.has(ref.key.pos.Offset)
@@ -225,34 +203,15 @@ func placeholder(p event.Position) event.Record {
 	return rec
 }
 
-// Ack settles leases and returns once that is durable. lost are those that were no longer held.
-func (e *Engine) Ack(ctx context.Context, name string, ids []string) (lost []string, err error) {
-	return e.AckReply(ctx, name, ids, nil)
-}
-
-// AckReply is Ack with a reply to the producers of the leased events that asked for one.
-func (e *Engine) AckReply(ctx context.Context, name string, ids []string, reply *event.Reply) (lost []string, err error) {
+// ack settles leases, with a reply to the producers of their events if reply is not nil.
+func (s *subscription) ack(ctx context.Context, c *subConfig, ids []string, reply *event.Reply) (lost []event.Lost, err error) {
+	held, lost := s.settleLeases(ids, true, settled)
 	if reply != nil {
-		if err := reply.Check(); err != nil {
-			return nil, event.At("reply", err)
-		}
-		own := *reply
-		own.From = "pull"
-		reply = fit(&own, nil)
-	}
-	s, c, err := e.pullable(name)
-	if err != nil {
-		return nil, err
-	}
-	defer s.leave(c)
-	held, lost := s.settleLeases(ids, true)
-	if reply != nil {
-		e.replyTo(ctx, s, held, reply)
+		s.e.replyTo(ctx, s, held, reply)
 	}
 	var sts []settlement
 	s.mu.Lock()
 	for _, l := range held {
-		s.c.Delivered++
 		if st := l.job.step; st != nil {
 			st.left--
 			st.done = append(st.done, uint32(l.job.n))
@@ -270,10 +229,13 @@ func (e *Engine) AckReply(ctx context.Context, name string, ids []string, reply 
 		sts = append(sts, settlement{it: l.job.it, reply: l.job.reply})
 	}
 	s.mu.Unlock()
-	if err := s.settle(ctx, sts); err != nil {
+	if err := s.settleTogether(ctx, sts); err != nil {
 		s.restoreLeases(held, true)
 		return nil, fmt.Errorf("ack: %w", err)
 	}
+	s.mu.Lock()
+	s.c.Delivered += uint64(len(held))
+	s.mu.Unlock()
 	s.free(held)
 	return lost, nil
 }
@@ -292,6 +254,7 @@ func (s *subscription) restoreLeases(held []*lease, acked bool) {
 		switch {
 		case l.config == nil:
 		case l.job.it.gen == s.gen && !s.ended:
+			s.e.ended.forget(l.seq)
 			s.lend(l)
 		default:
 			s.leaveLocked(l.config)
@@ -327,14 +290,9 @@ var (
 	errExpired = errors.New("the lease expired before it was acknowledged")
 )
 
-// Nack gives leases back, due again after delay.
-func (e *Engine) Nack(ctx context.Context, name string, ids []string, delay time.Duration) (lost []string, err error) {
-	s, c, err := e.pullable(name)
-	if err != nil {
-		return nil, err
-	}
-	defer s.leave(c)
-	held, lost := s.settleLeases(ids, false)
+// nack gives leases back, due again after delay.
+func (s *subscription) nack(ctx context.Context, ids []string, delay time.Duration) (lost []event.Lost, err error) {
+	held, lost := s.settleLeases(ids, false, returned)
 	if err := s.giveBack(ctx, held, errNacked, max(delay, time.Nanosecond)); err != nil {
 		s.restoreLeases(held, false)
 		return nil, fmt.Errorf("nack: %w", err)
@@ -361,24 +319,25 @@ func (s *subscription) giveBack(ctx context.Context, held []*lease, why error, d
 		sts = append(sts, s.failAfter(s.config.Load(), leaseAttempts, l.job.it, f))
 	}
 	s.mu.Unlock()
-	return s.settle(ctx, sts)
+	return s.settleTogether(ctx, sts)
 }
 
-// Extend moves the leases' deadlines to d from now.
-func (e *Engine) Extend(_ context.Context, name string, ids []string, d time.Duration) (lost []string, err error) {
-	s, c, err := e.pullable(name)
-	if err != nil {
-		return nil, err
+// extend moves the leases' deadlines to d from now.
+func (s *subscription) extend(ids []string, d time.Duration) (lost []event.Lost) {
+	refs := make([]leaseRef, len(ids))
+	for i, id := range ids {
+		refs[i] = s.openLease(id)
 	}
-	defer s.leave(c)
-	deadline := e.now().Add(d).UnixNano()
+	deadline := s.e.now().Add(d).UnixNano()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range ids {
-		ref, ok := s.openLease(id)
+	for i, ref := range refs {
 		l := s.leases.out[ref.key]
-		if !ok || l == nil || ref.epoch != s.epoch(ref.key.pos.Partition) || l.job.it.attempt != ref.attempt {
-			lost = append(lost, id)
+		if ref.why == "" && !s.holds(l, ref) {
+			ref.why = s.whyLost(ref)
+		}
+		if ref.why != "" {
+			lost = append(lost, event.Lost{Lease: ids[i], Why: ref.why})
 			continue
 		}
 		l.deadline = deadline
@@ -386,8 +345,8 @@ func (e *Engine) Extend(_ context.Context, name string, ids []string, d time.Dur
 			s.leases.next = deadline
 		}
 	}
-	e.parked.nudge()
-	return lost, nil
+	s.e.parked.nudge()
+	return lost
 }
 
 // expire ends the leases that ran out and returns when to look again, 0 if none is out.
@@ -405,6 +364,7 @@ func (s *subscription) expire(ctx context.Context, now time.Time) int64 {
 		switch {
 		case l.deadline <= at:
 			held = append(held, l)
+			s.e.ended.note(l.seq, expired)
 			delete(s.leases.out, k)
 		case s.leases.next == 0 || l.deadline < s.leases.next:
 			s.leases.next = l.deadline

@@ -210,7 +210,7 @@ func TestDrainRefusesAndEndsWaiting(t *testing.T) {
 		s := w.e.plan.Load().subs["q"]
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		return s.pullers != nil
+		return s.pullers.Len() > 0
 	})
 	w.e.Drain()
 	if err := <-ended; err != nil {

@@ -43,8 +43,10 @@ type subscription struct {
 	pumps    crew
 	senders  crew
 	filler   filler
-	room     *sync.Cond    // the queue or sends has room again
-	pullers  chan struct{} // closed when there is something to pull; nil when nobody waits
+	room     *sync.Cond // the queue or sends has room again
+	pullers  pullerLine
+	acks     *ackGroup  // of settlements of leases whose commit has not begun
+	acking   sync.Mutex // one commit of acks at a time; taken before commits
 	parked   parkedSize
 	state    stateSize
 	leases   leaseBook
@@ -438,7 +440,7 @@ func (s *subscription) close() {
 	s.senders.wake.Broadcast()
 	s.filler.wake.Broadcast()
 	s.room.Broadcast()
-	s.wakePullers()
+	s.dismissPullers()
 	s.mu.Unlock()
 }
 

@@ -240,6 +240,42 @@ type Lease struct {
 	Event    Record
 }
 
+// Lost is a lease that was not held any more when it was to be settled or prolonged.
+type Lost struct {
+	Lease string
+	Why   LostWhy
+}
+
+// LostWhy says why a lease is not held.
+type LostWhy string
+
+const (
+	LostExpired  LostWhy = "expired"  // its deadline passed; the delivery was handed out again, or will be
+	LostReturned LostWhy = "returned" // it was given back
+	LostSettled  LostWhy = "settled"  // it was acknowledged
+	LostSeek     LostWhy = "seek"     // the subscription was moved since
+	LostRestart  LostWhy = "restart"  // it is of an earlier run of the router
+	LostForeign  LostWhy = "foreign"  // it is another subscription's
+	LostUnknown  LostWhy = "unknown"  // this router never handed it out
+)
+
+// Settling is what becomes of leases.
+type Settling struct {
+	Verb     SettlingVerb
+	Reply    *Reply        // with Ack: to the producers that asked for one; nil is none
+	Delay    time.Duration // with Nack: until it is due again, 0 to 24 h
+	Deadline time.Duration // with Extend: from now on, up to 600 s; 0 gives back
+}
+
+// SettlingVerb is one of Ack, Nack and Extend.
+type SettlingVerb uint8
+
+const (
+	Ack SettlingVerb = iota
+	Nack
+	Extend
+)
+
 // Match says whether a subscription would take an event, and why.
 type Match struct {
 	Subscription string `json:"subscription"`
