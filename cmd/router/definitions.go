@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -182,8 +184,25 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	spec.Revision = revision(set, api)
 	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
 	return d.eng.Apply(ctx, spec, ops...)
+}
+
+// revision names what the rules file and the API define together, as far as it is shown: two routers with the
+// same definitions have the same one.
+func revision(set *rules.Set, api owned) string {
+	h := sha256.New()
+	if set != nil {
+		_, _ = h.Write(set.JSON(false))
+	}
+	for _, kind := range slices.Sorted(maps.Keys(api)) {
+		for _, name := range slices.Sorted(maps.Keys(api[kind])) {
+			_, _ = fmt.Fprintf(h, "\n%s/%s ", kind, name)
+			_, _ = h.Write(api[kind][name])
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:6])
 }
 
 // applyAPI adds what the API owns.

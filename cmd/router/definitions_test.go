@@ -212,3 +212,22 @@ func TestMetricsAreThere(t *testing.T) {
 			strings.Contains(text, "millrace_store_degraded 0")
 	})
 }
+
+// A revision is the same for the same definitions and another for others.
+func TestRevision(t *testing.T) {
+	a := revision(nil, owned{kindTopics: {"a": []byte(`{}`)}})
+	for name, other := range map[string]string{
+		"another name": revision(nil, owned{kindTopics: {"b": []byte(`{}`)}}),
+		"another kind": revision(nil, owned{kindFunctions: {"a": []byte(`{}`)}}),
+		"another text": revision(nil, owned{kindTopics: {"a": []byte(`{"partitions": 2}`)}}),
+		"one more":     revision(nil, owned{kindTopics: {"a": []byte(`{}`), "b": []byte(`{}`)}}),
+		"none":         revision(nil, nil),
+	} {
+		if other == a {
+			t.Errorf("%s: %s for both", name, a)
+		}
+	}
+	if again := revision(nil, owned{kindTopics: {"a": []byte(`{}`)}}); again != a || len(a) != 12 {
+		t.Errorf("%q, then %q", a, again)
+	}
+}

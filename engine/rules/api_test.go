@@ -57,7 +57,7 @@ func TestDefinitionsOfTheAPI(t *testing.T) {
 	if got, want := string(s.Source), `{"name":"s","topic":"orders","functions":["redact"],"start":"24h","deliver":{"webhook":{"url":"https://x.y/?***","headers":{"a":"***"}}}}`; got != want {
 		t.Errorf("source %s\nwant   %s", got, want)
 	}
-	if got, want := string(s.Effective), `{"name":"s","topic":"orders","start":"24h","functions":["redact"],"deliver":{"webhook":{"url":"https://x.y/?***","format":"structured","headers":{"a":"***"},"timeout":"15s","reply":false}},"concurrency":16,"retry":{"attempts":10,"schedule":["5s","5m","30m","2h","5h","10h","14h","20h","1d"],"jitter":0.2},"parked":{"bytes":"256MiB"},"deadLetter":"s.dead"}`; got != want {
+	if got, want := string(s.Effective), `{"name":"s","topic":"orders","start":"24h","functions":["redact"],"order":"none","deliver":{"webhook":{"url":"https://x.y/?***","format":"structured","headers":{"a":"***"},"timeout":"15s","reply":false}},"concurrency":16,"retry":{"attempts":10,"schedule":["5s","5m","30m","2h","5h","10h","14h","20h","1d"],"jitter":0.2,"on4xx":"retry"},"parked":{"bytes":"256MiB"},"deadLetter":"s.dead"}`; got != want {
 		t.Errorf("effective %s\nwant      %s", got, want)
 	}
 }
@@ -123,7 +123,12 @@ func TestFaultsOfTheAPI(t *testing.T) {
 		{sub, begin + `"deliver": {"webhook": {"url": "https://x.y", "headers": {"a": "***"}}}}`, "deliver.webhook.headers.a", "how the router shows what is secret"},
 		{sub, begin + `"deliver": {"pull": {}}, "functions": ["redct"]}`, "functions[0]", `unknown function "redct"; did you mean "redact"?`},
 		{sub, begin + `"deliver": {"pull": {}}, "filter": "typo == 1"}`, "filter", "filter, column 1: unknown name"},
-		{sub, begin + `"deliver": {"pull": {}}, "order": "key"}`, "order", "or set it to none"},
+		{sub, begin + `"deliver": {"pull": {}}, "order": "kye"}`, "order", `is "kye"; want none, or key for one delivery of a partitionkey at a time; did you mean "key"?`},
+		{sub, begin + `"deliver": {"pull": {}}, "retry": {"exponential": {"first": "1m", "max": "1s"}}}`, "retry.exponential.max", `is "1s", less than the first wait of 1m`},
+		{sub, begin + `"deliver": {"pull": {}}, "retry": {"exponential": {"factor": 0.5}}}`, "retry.exponential.factor", "1 to 100"},
+		{sub, begin + `"deliver": {"pull": {}}, "retry": {"exponential": {}, "schedule": ["1s"]}}`, "retry.exponential", "beside schedule"},
+		{sub, begin + `"deliver": {"pull": {}}, "retry": {"maxAge": "0s"}}`, "retry.maxAge", "want a duration of 1s"},
+		{sub, begin + `"deliver": {"pull": {}}, "retry": {"on4xx": "drop"}}`, "retry.on4xx", `is "drop"; want retry or deadLetter`},
 		{sub, begin + `"deliver": {"pull": {}}, "retry": {"jitter": "NaN"}}`, "retry.jitter", `is "NaN"`},
 		{sub, `{"name": "` + strings.Repeat("s", 249) + `", "topic": "t", "deliver": {"topic": "u"}}`, "name", "too long for its topic"},
 		{sub, "name: s\ntopic: t\ndeliver: {pull: {}}\nbad: 1\n", "bad", `unknown key "bad"`},

@@ -34,13 +34,13 @@ var (
 	limitsShape       = shape{keys: []string{"cpu", "wall", "memory", "output", "fuel"}}
 	allowShape        = shape{keys: []string{"http", "kv"}}
 	subscriptionShape = shape{
-		keys:  []string{"topic", "start", "filter", "functions", "deliver", "concurrency", "retry", "parked", "deadLetter", "shadow"},
-		later: []later{{"order", "none"}, {"rate", "unlimited"}},
+		keys:  []string{"topic", "start", "filter", "functions", "deliver", "order", "concurrency", "retry", "parked", "deadLetter", "shadow"},
+		later: []later{{"rate", "unlimited"}},
 	}
 	retryShape = shape{
-		keys:  []string{"attempts", "schedule", "jitter"},
-		later: []later{{"exponential", ""}, {"maxAge", ""}, {"on4xx", ""}},
+		keys: []string{"attempts", "schedule", "exponential", "jitter", "maxAge", "on4xx"},
 	}
+	exponentialShape = shape{keys: []string{"first", "factor", "max"}}
 	parkedShape = shape{keys: []string{"bytes"}}
 	pullShape   = shape{keys: []string{"ackDeadline"}}
 	streamShape = shape{keys: []string{"retain"}}

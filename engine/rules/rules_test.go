@@ -88,15 +88,11 @@ func TestLaterKeys(t *testing.T) {
 		{"", "schedules: {nightly: {topic: jobs, cron: \"0 2 * * *\"}}\n", "schedules"},
 		{"", "tests: [{name: x}]\n", "tests"},
 		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
-		{"    start: latest\n", "    order: key\n", "order"},
 		{"    start: latest\n", "    rate: 500/s\n", "rate"},
 		{"        timeout: 15s\n", "        batch: {events: 10}\n", "batch"},
-		{"    retry: {", "exponential: {factor: 2}, ", "exponential"},
-		{"    retry: {", "maxAge: 24h, ", "maxAge"},
-		{"    retry: {", "on4xx: reject, ", "on4xx"},
 	} {
 		text := string(full)
-		for _, has := range []string{"    order: none\n", "    rate: unlimited\n"} {
+		for _, has := range []string{"    rate: unlimited\n"} {
 			if strings.Contains(has, " "+c.key+":") {
 				text = strings.Replace(text, has, "", 1)
 			}
@@ -116,10 +112,6 @@ func TestLaterKeys(t *testing.T) {
 		if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") || !errors.Is(err, event.ErrInvalid) {
 			t.Errorf("%s: %v\nwant %s…", c.key, err, want)
 		}
-	}
-	text := strings.Replace(string(full), "[5s, 5m, 30m, 2h, 5h, 10h, 14h, 20h, 24h]", "exponential", 1)
-	if _, err := ParseBytes("testdata/full.yaml", []byte(text), fileOptions()); err == nil || !strings.Contains(err.Error(), `schedule "exponential" is not acted on by this build`) {
-		t.Errorf("exponential: %v", err)
 	}
 }
 

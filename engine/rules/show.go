@@ -331,6 +331,7 @@ func effectiveSubscription(def *subscriptionDef, source *doc) *doc {
 		}
 		d.set("shadow", shadow)
 	}
+	d.set("order", text([...]string{"none", "key"}[s.Order]))
 	d.set("deliver", deliverDoc(def))
 	d.set("concurrency", number(int64(s.Concurrency)))
 	d.set("retry", retryDoc(s.Retry))
@@ -371,12 +372,24 @@ func retryDoc(r event.RetryPolicy) *doc {
 	} else {
 		d.set("attempts", number(int64(r.Attempts)))
 	}
-	waits := &doc{kind: list}
-	for _, w := range r.Schedule {
-		waits.items = append(waits.items, text(formatDuration(w)))
+	if x := r.Exponential; x != nil {
+		e := &doc{kind: mapping}
+		e.set("first", text(formatDuration(x.First)))
+		e.set("factor", float(x.Factor))
+		e.set("max", text(formatDuration(x.Max)))
+		d.set("exponential", e)
+	} else {
+		waits := &doc{kind: list}
+		for _, w := range r.Schedule {
+			waits.items = append(waits.items, text(formatDuration(w)))
+		}
+		d.set("schedule", waits)
 	}
-	d.set("schedule", waits)
 	d.set("jitter", float(r.Jitter))
+	if r.MaxAge > 0 {
+		d.set("maxAge", text(formatDuration(r.MaxAge)))
+	}
+	d.set("on4xx", text([...]string{"retry", "deadLetter"}[r.On4xx]))
 	return d
 }
 
