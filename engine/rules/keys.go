@@ -46,11 +46,6 @@ var (
 	streamShape = shape{keys: []string{"retain"}}
 )
 
-// laterSinkKeys are later keys of sinks, by kind; a sink whose options have the key acts on it.
-var laterSinkKeys = map[string][]later{
-	"webhook": {{"batch", ""}},
-}
-
 // fields checks a mapping's keys and returns their values. ok is false if it is no mapping; what is wrong
 // with single keys leaves the others usable.
 func (p *parser) fields(n *node, s shape) (map[string]*node, bool) {

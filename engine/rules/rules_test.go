@@ -89,7 +89,6 @@ func TestLaterKeys(t *testing.T) {
 		{"", "tests: [{name: x}]\n", "tests"},
 		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
 		{"    start: latest\n", "    rate: 500/s\n", "rate"},
-		{"        timeout: 15s\n", "        batch: {events: 10}\n", "batch"},
 	} {
 		text := string(full)
 		for _, has := range []string{"    rate: unlimited\n"} {

@@ -30,7 +30,7 @@ func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)
 	return SinkKind{func(p *parser, kind string, n *node) (func(context.Context) (engine.Sink, error), *doc) {
 		var o O
 		before := len(p.faults)
-		p.decode(n, reflect.ValueOf(&o).Elem(), laterSinkKeys[kind])
+		p.decode(n, reflect.ValueOf(&o).Elem())
 		if len(p.faults) > before {
 			return nil, nil
 		}
@@ -81,7 +81,7 @@ func yamlFields(t reflect.Type, fn func(i int, key string)) {
 }
 
 // decode reads a node into an option. The types were chosen by the compiler, the values by somebody else.
-func (p *parser) decode(n *node, v reflect.Value, later []later) {
+func (p *parser) decode(n *node, v reflect.Value) {
 	if n.kind == scalar && strings.Contains(n.raw, "***") {
 		p.bad(n, "has \"***\" in it, which is how the router shows what is secret; give the secret, or a reference such as ${env:NAME}")
 		return
@@ -101,7 +101,7 @@ func (p *parser) decode(n *node, v reflect.Value, later []later) {
 	}
 	switch v.Kind() {
 	case reflect.Struct:
-		p.decodeStruct(n, v, later)
+		p.decodeStruct(n, v)
 	case reflect.Map:
 		p.decodeMap(n, v)
 	case reflect.Slice:
@@ -111,11 +111,11 @@ func (p *parser) decode(n *node, v reflect.Value, later []later) {
 		}
 		v.Set(reflect.MakeSlice(v.Type(), len(n.items), len(n.items)))
 		for i, item := range n.items {
-			p.decode(item, v.Index(i), nil)
+			p.decode(item, v.Index(i))
 		}
 	case reflect.Pointer:
 		v.Set(reflect.New(v.Type().Elem()))
-		p.decode(n, v.Elem(), nil)
+		p.decode(n, v.Elem())
 	case reflect.String:
 		s, _ := p.str(n)
 		v.SetString(s)
@@ -127,17 +127,12 @@ func (p *parser) decode(n *node, v reflect.Value, later []later) {
 	}
 }
 
-func (p *parser) decodeStruct(n *node, v reflect.Value, later []later) {
+func (p *parser) decodeStruct(n *node, v reflect.Value) {
 	s := shape{}
 	at := map[string]int{}
 	yamlFields(v.Type(), func(i int, key string) {
 		s.keys, at[key] = append(s.keys, key), i
 	})
-	for _, l := range later {
-		if _, has := at[l.key]; !has {
-			s.later = append(s.later, l)
-		}
-	}
 	f, _ := p.fields(n, s)
 	for _, key := range s.keys {
 		child := f[key]
@@ -147,7 +142,7 @@ func (p *parser) decodeStruct(n *node, v reflect.Value, later []later) {
 		if secretKey(key) {
 			p.keepSecret(child)
 		}
-		p.decode(child, v.Field(at[key]), nil)
+		p.decode(child, v.Field(at[key]))
 	}
 }
 
@@ -173,7 +168,7 @@ func (p *parser) decodeMap(n *node, v reflect.Value) {
 	v.Set(reflect.MakeMapWithSize(v.Type(), len(n.keys)))
 	for i, key := range n.keys {
 		item := reflect.New(v.Type().Elem()).Elem()
-		p.decode(n.items[i], item, nil)
+		p.decode(n.items[i], item)
 		v.SetMapIndex(reflect.ValueOf(key.raw).Convert(v.Type().Key()), item)
 	}
 }

@@ -21,8 +21,13 @@ type hook struct {
 	Headers map[string]string `yaml:"headers"`
 	Timeout time.Duration     `yaml:"timeout"`
 	Reply   bool              `yaml:"reply"`
-	Dialer  any               `yaml:"-"`
-	Conns   int
+	Batch   struct {
+		Events int           `yaml:"events"`
+		Bytes  int64         `yaml:"bytes"`
+		Wait   time.Duration `yaml:"wait"`
+	} `yaml:"batch"`
+	Dialer any `yaml:"-"`
+	Conns  int
 }
 
 func (o hook) WithDefaults() hook {

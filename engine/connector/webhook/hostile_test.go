@@ -32,27 +32,30 @@ func take(br *bufio.Reader) bool {
 	return err == nil
 }
 
-// What the receiver does, and what comes of it within a second or so and bounded memory.
-func TestHostileReceivers(t *testing.T) {
-	endless := func(c net.Conn, head, body string) {
-		if _, err := io.WriteString(c, head); err != nil {
+// endless writes head, and body for as long as somebody takes it.
+func endless(c net.Conn, head, body string) {
+	if _, err := io.WriteString(c, head); err != nil {
+		return
+	}
+	for {
+		if _, err := io.WriteString(c, body); err != nil {
 			return
 		}
-		for {
-			if _, err := io.WriteString(c, body); err != nil {
-				return
-			}
-		}
 	}
+}
+
+func drip(c net.Conn, s string) {
+	for i := 0; i < len(s); i++ {
+		if _, err := c.Write([]byte{s[i]}); err != nil {
+			return
+		}
+		time.Sleep(20 * time.Millisecond) // a byte at a time is the attack itself
+	}
+}
+
+// What the receiver does, and what comes of it within a second or so and bounded memory.
+func TestHostileReceivers(t *testing.T) {
 	mega := strings.Repeat("x", 1<<20)
-	drip := func(c net.Conn, s string) {
-		for i := 0; i < len(s); i++ {
-			if _, err := c.Write([]byte{s[i]}); err != nil {
-				return
-			}
-			time.Sleep(20 * time.Millisecond) // a byte at a time is the attack itself
-		}
-	}
 	for name, c := range map[string]struct {
 		f    func(c net.Conn)
 		want string // in the error; "" for success

@@ -49,6 +49,8 @@ type lane struct {
 	head   []byte
 	buf    []byte // the request
 	answer []byte // the beginning of the last answer's body
+	id     []byte // the webhook-id of a batch
+	batch  bool   // the answer to come may tell of single events: then its body is read whole, up to answerLimit
 	listen bool   // the answer to come is a reply: its body is read whole, up to event.MaxReply
 	whole  bool   // the last answer's body is all there
 
@@ -250,14 +252,18 @@ func statusLine(br *bufio.Reader) (int, bool) {
 	return code, code >= 200
 }
 
-// readBody reads the body, at most answerLimit and not for longer than drainLimit: what it says changes
-// nothing about the outcome. It reports whether the body ended.
+// readBody reads the body. Where what it says changes nothing about the outcome that is at most answerLimit, and
+// not for longer than drainLimit. It reports whether the body ended.
 func (l *lane) readBody(ctx context.Context, deadline time.Time) bool {
 	l.answer = l.answer[:0]
 	limit, wait := answerLimit, drainLimit
-	if l.whole = false; l.listen && l.resp.StatusCode() < 300 {
+	l.whole = false
+	switch taken := l.resp.StatusCode() < 300; {
+	case taken && l.listen:
 		limit, wait = event.MaxReply+1, time.Until(deadline)
-	} else if l.resp.Header.ConnectionClose() && l.resp.StatusCode() < 300 {
+	case taken && l.batch && l.tells():
+		limit, wait = answerLimit+1, time.Until(deadline)
+	case taken && l.resp.Header.ConnectionClose():
 		return false
 	}
 	n := l.resp.Header.ContentLength()

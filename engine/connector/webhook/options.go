@@ -28,6 +28,7 @@ type Options struct {
 	Secrets []string          `yaml:"secrets"` // whsec_…; all sign, the first first; none: unsigned
 	Headers map[string]string `yaml:"headers"` // sent besides the router's own
 	Timeout time.Duration     `yaml:"timeout"` // of one attempt, connecting included; 15 s
+	Batch   Batch             `yaml:"batch"`   // several events in one request; zero: one each
 	Reply   bool              `yaml:"reply"`   // an answer of 2xx is the reply to the event, where its producer asked for one
 
 	Dialer    Dialer           `yaml:"-"` // required
@@ -54,6 +55,7 @@ func (o Options) WithDefaults() Options {
 	if o.Timeout == 0 {
 		o.Timeout = 15 * time.Second
 	}
+	o.Batch = o.Batch.withDefaults()
 	if o.Now == nil {
 		o.Now = time.Now
 	}
@@ -93,6 +95,7 @@ func (o Options) Validate() error {
 	if o.Timeout < 0 || o.Timeout > maxTimeout {
 		fault("timeout", "is %s; want above 0 and at most %s", o.Timeout, maxTimeout)
 	}
+	o.Batch.check(o, fault)
 	if o.MaxConns < 0 {
 		fault("MaxConns", "is %d; want 1 or more", o.MaxConns)
 	}

@@ -21,11 +21,16 @@ secrets: [` + secretA + `]
 headers: {authorization: Bearer x}
 timeout: 2s
 reply: true
+batch: {events: 50, bytes: 4096, wait: 20ms}
 `))
 	dec.KnownFields(true)
 	if err := dec.Decode(&o); err != nil {
 		t.Fatal(err)
 	}
+	if want := (Batch{50, 4096, 20 * time.Millisecond}); o.Batch != want {
+		t.Errorf("batch %+v, want %+v", o.Batch, want)
+	}
+	o.Batch = Batch{}
 	if err := o.Validate(); err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +38,7 @@ reply: true
 		t.Errorf("%+v", o)
 	}
 	// Keys of the process, and those that this build does not act on, are not keys of the file.
-	for _, key := range []string{"batch: {events: 2}", "dialer: {}", "maxconns: 1", "useragent: x", "tls: {}"} {
+	for _, key := range []string{"dialer: {}", "maxconns: 1", "useragent: x", "tls: {}"} {
 		dec := yaml.NewDecoder(strings.NewReader(key))
 		dec.KnownFields(true)
 		if err := dec.Decode(&o); err == nil {

@@ -45,10 +45,7 @@ func (s *Sink) outcome(l *lane) error {
 	if code >= 200 && code <= 299 {
 		return nil
 	}
-	text := strconv.Itoa(code)
-	if name := http.StatusText(code); name != "" {
-		text += " " + name
-	}
+	text := statusText(code)
 	switch {
 	case code == 410:
 		text += "; the subscription is disabled until it is resumed"
@@ -66,6 +63,14 @@ func (s *Sink) outcome(l *lane) error {
 		return event.Disable(code, err)
 	}
 	return &event.RetryAfter{Err: err, Code: code, Wait: retryAfter(string(l.resp.Header.Peek("Retry-After")), s.o.Now())}
+}
+
+func statusText(code int) string {
+	text := strconv.Itoa(code)
+	if name := http.StatusText(code); name != "" {
+		text += " " + name
+	}
+	return text
 }
 
 // reply fills r in with what the receiver answered, if it took the delivery. What cannot be passed on as it is

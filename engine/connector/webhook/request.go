@@ -11,7 +11,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// keepBuffer is the largest buffer in bytes that a lane keeps for its next delivery.
+// keepBuffer is target.keep where there are no batches.
 const keepBuffer = 256 << 10
 
 // A target is what of a sink's configuration every request repeats.
@@ -23,6 +23,7 @@ type target struct {
 	addr   string // host:port to dial
 	host   string // for TLS
 	name   string // for errors: scheme, host and port; path and query may hold secrets
+	keep   int    // the largest buffer in bytes that a lane keeps for its next delivery
 }
 
 func newTarget(o Options) (*target, error) {
@@ -30,7 +31,7 @@ func newTarget(o Options) (*target, error) {
 	if err != nil {
 		return nil, err // unreachable after Validate
 	}
-	t := &target{format: o.Format, https: u.Scheme == "https", host: strings.ToLower(u.Hostname())}
+	t := &target{keep: max(keepBuffer, int(o.Batch.Bytes+o.Batch.Bytes/4)), format: o.Format, https: u.Scheme == "https", host: strings.ToLower(u.Hostname())}
 	port, standard := u.Port(), "80"
 	if t.https {
 		standard = "443"
@@ -89,22 +90,13 @@ func (t *target) build(l *lane, d *event.Delivery, ts int64) ([]byte, error) {
 	if !safeValue(contentType) {
 		return nil, event.Permanent(0, fmt.Errorf("datacontenttype %.80q has a control character and cannot be sent as Content-Type", contentType))
 	}
-	if cap(l.buf) > keepBuffer {
-		l.buf = nil
-	}
 	if t.format == Structured {
-		// The document's length stands in the headers before it: leave room for them and put them right
-		// before the document once they are known, rather than copy the document.
-		room := len(t.prefix) + len(d.ID) + 256 + len(t.keys)*(sigSize+1)
-		l.buf = grow(l.buf[:0], room)
+		room := t.leaveRoom(l, len(d.ID))
 		l.buf = d.Event.AppendStructured(l.buf)
-		body := l.buf[room:]
-		l.head = append(l.head[:0], t.prefix...)
-		l.head = appendHeader(l.head, "Content-Type", "application/cloudevents+json; charset=utf-8")
-		l.head = t.finish(l, l.head, d.ID, ts, body)
-		start := room - len(l.head)
-		copy(l.buf[start:], l.head)
-		return l.buf[start:], nil
+		return t.precede(l, room, "application/cloudevents+json; charset=utf-8", d.ID, ts), nil
+	}
+	if cap(l.buf) > t.keep {
+		l.buf = nil
 	}
 	b := append(l.buf[:0], t.prefix...)
 	data := d.Event.Data()
@@ -130,6 +122,27 @@ func (t *target) build(l *lane, d *event.Delivery, ts int64) ([]byte, error) {
 	b = t.finish(l, b, d.ID, ts, data)
 	l.buf = append(b, data...)
 	return l.buf, nil
+}
+
+// leaveRoom begins l.buf with room for the headers: a document's length stands before it, and is not known before it
+// is written. precede puts the headers right before the document rather than copy that.
+func (t *target) leaveRoom(l *lane, id int) int {
+	if cap(l.buf) > t.keep {
+		l.buf = nil
+	}
+	room := len(t.prefix) + id + 256 + len(t.keys)*(sigSize+1)
+	l.buf = grow(l.buf[:0], room)
+	return room
+}
+
+// precede returns the request whose body stands in l.buf from room on.
+func (t *target) precede(l *lane, room int, contentType, id string, ts int64) []byte {
+	l.head = append(l.head[:0], t.prefix...)
+	l.head = appendHeader(l.head, "Content-Type", contentType)
+	l.head = t.finish(l, l.head, id, ts, l.buf[room:])
+	start := room - len(l.head)
+	copy(l.buf[start:], l.head)
+	return l.buf[start:]
 }
 
 // finish appends what depends on the body, and the end of the headers.

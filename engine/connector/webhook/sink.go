@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -17,6 +18,7 @@ type Sink struct {
 	target *target
 	tls    *tls.Config // nil: http
 
+	fits  atomic.Int64  // bytes of a batch's body at most; less than the options say where the receiver refused that (413)
 	slots chan struct{} // one for each lane in use; its capacity is MaxConns
 
 	mu     sync.Mutex
@@ -44,6 +46,7 @@ func OpenSink(ctx context.Context, o Options) (*Sink, error) {
 		return nil, err
 	}
 	s := &Sink{o: o, target: t, slots: make(chan struct{}, o.MaxConns)}
+	s.fits.Store(o.Batch.Bytes)
 	if t.https {
 		s.tls = o.TLS.Clone()
 		if s.tls == nil {
@@ -61,11 +64,15 @@ func OpenSink(ctx context.Context, o Options) (*Sink, error) {
 	return s, nil
 }
 
-// Deliver posts each of ds and returns nil once all were answered 2xx. An error is one failed attempt of
-// the first that failed: event.Disable for 410, event.Permanent for what cannot be written as a request,
-// else an *event.RetryAfter with the status and the wait that the receiver asked for; ctx's error if ctx
-// ended. It names scheme and host of the URL only.
+// Deliver posts ds and returns nil once all were answered 2xx: each on its own, or with Options.Batch as one
+// batch, in more requests only where one would be too large. An error is one failed attempt, of the whole or, as
+// *event.Partial, of single ones: event.Disable for 410, event.Permanent for what cannot be written as a request or
+// was answered 410 inside a batch, else an *event.RetryAfter with the status and the wait that the receiver asked
+// for; ctx's error if ctx ended. It names scheme and host of the URL only.
 func (s *Sink) Deliver(ctx context.Context, ds []event.Delivery) error {
+	if s.o.Batch.several() {
+		return s.deliverBatch(ctx, ds)
+	}
 	for i := range ds {
 		if err := s.deliver(ctx, &ds[i]); err != nil {
 			return err
@@ -75,29 +82,48 @@ func (s *Sink) Deliver(ctx context.Context, ds []event.Delivery) error {
 }
 
 func (s *Sink) deliver(ctx context.Context, d *event.Delivery) error {
-	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("webhook %s: %w", s.target.name, err)
-	}
-	deadline := time.Now().Add(s.o.Timeout)
-	if t, ok := ctx.Deadline(); ok {
-		deadline = earlier(deadline, t)
-	}
-	l, err := s.acquire(ctx, deadline)
+	l, deadline, err := s.begin(ctx)
 	if err != nil {
-		return s.failed(ctx, err)
+		return err
 	}
 	defer s.release(l)
 	wire, err := s.target.build(l, d, s.o.Now().Unix())
 	if err != nil {
 		return err
 	}
+	l.listen, l.batch = d.Reply != nil, false
+	if err := s.post(ctx, l, wire, deadline); err != nil {
+		return s.failed(ctx, err)
+	}
+	if d.Reply != nil {
+		l.reply(d.Reply)
+	}
+	return s.outcome(l)
+}
+
+// begin takes a lane for one request that must be answered by deadline.
+func (s *Sink) begin(ctx context.Context) (l *lane, deadline time.Time, err error) {
+	if err := ctx.Err(); err != nil {
+		return nil, deadline, fmt.Errorf("webhook %s: %w", s.target.name, err)
+	}
+	deadline = time.Now().Add(s.o.Timeout)
+	if t, ok := ctx.Deadline(); ok {
+		deadline = earlier(deadline, t)
+	}
+	if l, err = s.acquire(ctx, deadline); err != nil {
+		return nil, deadline, s.failed(ctx, err)
+	}
+	return l, deadline, nil
+}
+
+// post sends a request and reads its answer into l.
+func (s *Sink) post(ctx context.Context, l *lane, wire []byte, deadline time.Time) error {
 	l.watch(ctx)
-	l.listen = d.Reply != nil
 	reused := l.conn != nil
 	for {
 		if l.conn == nil {
 			if err := l.dial(ctx, s, deadline); err != nil {
-				return s.failed(ctx, err)
+				return err
 			}
 		}
 		err := l.exchange(ctx, wire, deadline, reused)
@@ -107,13 +133,7 @@ func (s *Sink) deliver(ctx context.Context, d *event.Delivery) error {
 			reused = false
 			continue
 		}
-		if err != nil {
-			return s.failed(ctx, err)
-		}
-		if d.Reply != nil {
-			l.reply(d.Reply)
-		}
-		return s.outcome(l)
+		return err
 	}
 }
 
