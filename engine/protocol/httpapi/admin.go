@@ -3,10 +3,8 @@ package httpapi
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"io"
 	"strings"
-	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
@@ -135,139 +133,6 @@ func (c *call) pushFunction() error {
 	}
 	shown, err := c.s.o.Backend.PushFunction(c.s.work, strings.Clone(c.params[0]), kind, bytes.Clone(body))
 	return c.shown(fasthttp.StatusOK, shown, err)
-}
-
-// pull is POST /v1/subscriptions/{name}/pull.
-func (c *call) pull() error {
-	in := struct {
-		Max  *int   `json:"max"`
-		Wait string `json:"wait"`
-	}{}
-	if err := c.members(&in); err != nil {
-		return err
-	}
-	max := defaultLimit
-	if in.Max != nil {
-		if max = *in.Max; max < 1 || max > maxLimit {
-			return invalidf("max", "is %d; want 1 to %d", max, maxLimit)
-		}
-	}
-	wait, err := waitOf("wait", in.Wait)
-	if err != nil {
-		return err
-	}
-	leases, err := c.s.o.Backend.Pull(c.s.wait, strings.Clone(c.params[0]), max, wait)
-	if err != nil {
-		if c.s.wait.Err() != nil && errors.Is(err, c.s.wait.Err()) {
-			return errDraining
-		}
-		return err
-	}
-	out := append(c.out[:0], `{"deliveries":[`...)
-	for i := range leases {
-		l := &leases[i]
-		if i > 0 {
-			out = append(out, ',')
-		}
-		out = append(out, `{"lease":`...)
-		out = appendQuoted(out, l.ID)
-		out = append(out, `,"attempt":`...)
-		out = appendInt(out, l.Attempt)
-		out = append(out, `,"deadline":"`...)
-		out = l.Deadline.UTC().AppendFormat(out, time.RFC3339Nano)
-		out = append(out, `","event":`...)
-		out = append(appendEvent(out, l.Event), '}')
-	}
-	c.out = append(out, ']', '}', '\n')
-	c.answer(fasthttp.StatusOK, c.out)
-	return nil
-}
-
-// settling is the body of ack, nack and extend.
-type settling struct {
-	Leases   []string        `json:"leases"`
-	Delay    string          `json:"delay"`
-	Deadline string          `json:"deadline"`
-	Reply    json.RawMessage `json:"reply"`
-}
-
-// Bounds of what a puller may ask for: Google Pub/Sub's longest ack deadline, and as much delay as Retry-After may ask.
-const (
-	minDeadline = 10 * time.Second
-	maxDeadline = 600 * time.Second
-	maxDelay    = 24 * time.Hour
-)
-
-func (c *call) settling(verb string) (in settling, err error) {
-	if err := c.members(&in); err != nil {
-		return in, err
-	}
-	switch {
-	case in.Reply != nil && verb != "ack":
-		return in, event.Invalid("reply", "goes with ack alone")
-	case in.Delay != "" && verb != "nack":
-		return in, event.Invalid("delay", "goes with nack alone")
-	case in.Deadline != "" && verb != "extend":
-		return in, event.Invalid("deadline", "goes with extend alone")
-	case len(in.Leases) == 0:
-		return in, event.Invalid("leases", "is missing or empty; give the leases that pull handed out")
-	case len(in.Leases) > c.s.o.Limits.Events:
-		return in, event.Bad(event.ErrTooLarge, "leases", "has more entries than one request may have; send the rest in another")
-	}
-	return in, nil
-}
-
-func (c *call) settled(lost []string, err error) error {
-	if err != nil {
-		return err
-	}
-	if lost == nil {
-		lost = []string{}
-	}
-	return c.answerJSON(fasthttp.StatusOK, struct {
-		Lost []string `json:"lost"`
-	}{lost})
-}
-
-// ack is POST /v1/subscriptions/{name}/ack.
-func (c *call) ack() error {
-	in, err := c.settling("ack")
-	if err != nil {
-		return err
-	}
-	reply, err := in.reply()
-	if err != nil {
-		return err
-	}
-	return c.settled(c.s.o.Backend.AckReply(c.s.work, strings.Clone(c.params[0]), in.Leases, reply))
-}
-
-// nack is POST /v1/subscriptions/{name}/nack.
-func (c *call) nack() error {
-	in, err := c.settling("nack")
-	if err != nil {
-		return err
-	}
-	delay := time.Duration(0)
-	if in.Delay != "" {
-		if delay, err = durationOf(in.Delay); err != nil || delay < 0 || delay > maxDelay {
-			return invalidf("delay", "is %.20q; want a duration of 0s to %s", in.Delay, maxDelay)
-		}
-	}
-	return c.settled(c.s.o.Backend.Nack(c.s.work, strings.Clone(c.params[0]), in.Leases, delay))
-}
-
-// extend is POST /v1/subscriptions/{name}/extend.
-func (c *call) extend() error {
-	in, err := c.settling("extend")
-	if err != nil {
-		return err
-	}
-	d, err := durationOf(in.Deadline)
-	if err != nil || d < minDeadline || d > maxDeadline {
-		return invalidf("deadline", "is %.20q; want a duration from now of %s to %s", in.Deadline, minDeadline, maxDeadline)
-	}
-	return c.settled(c.s.o.Backend.Extend(c.s.work, strings.Clone(c.params[0]), in.Leases, d))
 }
 
 // seek is POST /v1/subscriptions/{name}/seek.

@@ -85,6 +85,10 @@ type Reader interface {
 type Puller interface {
 	// Pull leases up to max deliveries, waiting up to wait for the first.
 	Pull(ctx context.Context, subscription string, max int, wait time.Duration) ([]event.Lease, error)
+	// Unpull takes back leases that never reached their consumer.
+	Unpull(subscription string, leases []string) error
+	// Settle settles leases durably or prolongs them; lost are those that were no longer held, in the order given.
+	Settle(ctx context.Context, subscription string, leases []string, how event.Settling) (lost []event.Lost, err error)
 	// AckReply settles leases durably; lost lists those that were no longer held. reply, if not nil, goes to
 	// the producers of those events that asked for one.
 	AckReply(ctx context.Context, subscription string, leases []string, reply *event.Reply) (lost []string, err error)

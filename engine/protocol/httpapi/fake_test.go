@@ -17,6 +17,7 @@ type fake struct {
 	topics  map[string]*fakeTopic
 	docs    map[string]map[string][]byte // by kind and name
 	leases  map[string]event.Record
+	pulled  func() // after something was leased, if not nil
 	seeks   []event.Start
 	fail    error         // of the next calls
 	block   chan struct{} // Publish waits for it

@@ -125,52 +125,79 @@ func (f *fake) Schema(ctx context.Context, topic string) ([]byte, error) {
 
 // A subscription of this fake pulls from the topic of its name.
 func (f *fake) Pull(ctx context.Context, sub string, max int, wait time.Duration) ([]event.Lease, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.waited = wait
-	t, err := f.topic(sub)
-	if err != nil {
-		return nil, err
-	}
-	var out []event.Lease
-	for i := 0; i < len(t.recs) && len(out) < max; i++ {
-		id := sub + "/" + strconv.Itoa(i)
-		if _, held := f.leases[id]; held {
-			continue
+	end := time.After(wait)
+	for {
+		f.mu.Lock()
+		f.waited = wait
+		grown := f.grown
+		t, err := f.topic(sub)
+		if err != nil {
+			f.mu.Unlock()
+			return nil, err
 		}
-		f.leases[id] = t.recs[i]
-		out = append(out, event.Lease{ID: id, Attempt: 1, Deadline: f.epoch.Add(10 * time.Second), Event: t.recs[i]})
+		var out []event.Lease
+		for i := 0; i < len(t.recs) && len(out) < max; i++ {
+			id := sub + "/" + strconv.Itoa(i)
+			if _, held := f.leases[id]; held {
+				continue
+			}
+			f.leases[id] = t.recs[i]
+			out = append(out, event.Lease{ID: id, Attempt: 1, Deadline: f.epoch.Add(10 * time.Second), Event: t.recs[i]})
+		}
+		f.mu.Unlock()
+		if len(out) > 0 || wait <= 0 {
+			if f.pulled != nil && len(out) > 0 {
+				f.pulled()
+			}
+			return out, nil
+		}
+		select {
+		case <-grown:
+		case <-end:
+			return nil, nil
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
-	return out, nil
 }
 
-func (f *fake) settle(leases []string) (lost []string, err error) {
+func (f *fake) Unpull(sub string, leases []string) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	for _, id := range leases {
+		delete(f.leases, id)
+	}
+	return nil
+}
+
+func (f *fake) Settle(ctx context.Context, sub string, leases []string, how event.Settling) (lost []event.Lost, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.replied, f.waited = how.Reply, how.Delay+how.Deadline
 	if f.fail != nil {
 		return nil, f.fail
 	}
 	for _, id := range leases {
 		if _, ok := f.leases[id]; !ok {
-			lost = append(lost, id)
+			lost = append(lost, event.Lost{Lease: id, Why: event.LostExpired})
 		}
 	}
 	return lost, nil
 }
 
 func (f *fake) AckReply(ctx context.Context, sub string, leases []string, reply *event.Reply) ([]string, error) {
-	f.replied = reply
-	return f.settle(leases)
+	_, err := f.Settle(ctx, sub, leases, event.Settling{Reply: reply})
+	return nil, err
 }
 
 func (f *fake) Nack(ctx context.Context, sub string, leases []string, delay time.Duration) ([]string, error) {
-	f.waited = delay
-	return f.settle(leases)
+	_, err := f.Settle(ctx, sub, leases, event.Settling{Verb: event.Nack, Delay: delay})
+	return nil, err
 }
 
 func (f *fake) Extend(ctx context.Context, sub string, leases []string, d time.Duration) ([]string, error) {
-	f.waited = d
-	return f.settle(leases)
+	_, err := f.Settle(ctx, sub, leases, event.Settling{Verb: event.Extend, Deadline: d})
+	return nil, err
 }
 
 func (f *fake) List(ctx context.Context, kind string) ([]byte, error) {

@@ -19,10 +19,16 @@ const peerCheck = 250 * time.Millisecond
 
 // waiting ends when the wait is over, draining begins or the client has gone; stop frees what it holds.
 func (c *call) waiting(wait time.Duration) (end <-chan struct{}, stop func()) {
+	ctx, stop := c.attended(wait)
+	return ctx.Done(), stop
+}
+
+// attended is waiting as a context.
+func (c *call) attended(wait time.Duration) (context.Context, func()) {
 	ctx, cancel := context.WithTimeout(c.s.wait, wait)
 	nc, ok := c.ctx.Conn().(*conn)
 	if !ok {
-		return ctx.Done(), cancel
+		return ctx, cancel
 	}
 	var check *time.Timer
 	check = time.AfterFunc(time.Hour, func() {
@@ -34,7 +40,7 @@ func (c *call) waiting(wait time.Duration) (end <-chan struct{}, stop func()) {
 		}
 	})
 	check.Reset(peerCheck)
-	return ctx.Done(), func() {
+	return ctx, func() {
 		cancel()
 		check.Stop()
 	}
