@@ -46,9 +46,10 @@ func (s *subscription) kick() {
 	}
 }
 
-// callSender sees to it that somebody sends. While one gathers, what comes is for that one.
+// callSender sees to it that somebody sends, unless the gate is shut: who opens it sees to it then. While one
+// gathers, what comes is for that one.
 func (s *subscription) callSender(c *subConfig) {
-	if !s.filler.waits() {
+	if !s.filler.waits() && s.gate.shut == notShut {
 		s.call(&s.senders, c.Concurrency, s.send)
 	}
 }

@@ -157,7 +157,7 @@ func TestRingThatOvertakesIsCounted(t *testing.T) {
 }
 
 func TestParkedBytesStopReading(t *testing.T) {
-	w := newWorld(t, Options{Queue: 8})
+	w := newWorld(t, Options{Queue: 8, CircuitFailures: -1})
 	var down atomic.Bool
 	down.Store(true)
 	sink := &recorder{answer: func(event.Delivery) error {

@@ -48,6 +48,9 @@ type Engine struct {
 	shadowLife func() context.Context
 	endShadows context.CancelFunc
 	parked     schedule
+	alarms     alarms
+	hosts      hosts
+	circuit    breakerLimits
 	replies    *replies
 	invoking   *invocations
 	ended      endedLeases
@@ -72,7 +75,8 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	shadowLife, endShadows := context.WithCancel(work)
 	e.shadowLife, e.endShadows = func() context.Context { return shadowLife }, endShadows
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
-	e.parked.wake = make(chan struct{}, 1)
+	e.parked.wake, e.alarms.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	e.hosts.e, e.circuit = e, breakerLimits{o.CircuitFailures, o.CircuitWait, o.CircuitMaxWait}
 	e.replies, e.invoking = newReplies(o), newInvocations()
 	e.plan.Store(&Plan{})
 	err := e.replies.load(ctx, o.Store)
@@ -89,6 +93,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.spawn(e.collectLoop)
 	e.spawn(e.flushLoop)
 	e.spawn(e.scheduleLoop)
+	e.spawn(e.alarmLoop)
 	return e, nil
 }
 

@@ -55,7 +55,7 @@ func (e *Engine) split(ctx context.Context, c *change, old *Plan, spec Spec) (Sp
 		defined[t.Name] = t
 	}
 	c.made = map[string]string{}
-	next := Spec{Topics: slices.Clone(spec.Topics), Functions: spec.Functions}
+	next := Spec{Topics: slices.Clone(spec.Topics), Functions: spec.Functions, Hosts: spec.Hosts}
 	for _, s := range spec.Subscriptions {
 		out := s.Name + ".out"
 		if s.Deliver.Topic == out {
@@ -186,6 +186,7 @@ func (i SubscriptionInfo) with(d SubscriptionInfo) SubscriptionInfo {
 	if i.State == "running" {
 		i.State, i.Reason, i.Since = d.State, d.Reason, d.Since
 	}
+	i.Circuit = d.Circuit
 	i.Lag += d.Lag
 	i.Outstanding += d.Outstanding
 	i.Parked += d.Parked

@@ -29,16 +29,34 @@ func (e *Engine) subscription(name string) (*subscription, error) {
 
 // Pause stops a subscription's deliveries after those under way; its events wait, within the ring's bounds.
 // It survives restarts.
-func (e *Engine) Pause(ctx context.Context, name string) error {
+func (e *Engine) Pause(ctx context.Context, name string) error { return e.PauseFor(ctx, name, "") }
+
+// PauseFor pauses for a reason that is shown to who looks.
+func (e *Engine) PauseFor(ctx context.Context, name, reason string) error {
+	if len(reason) > maxPauseReason {
+		return event.Bad(event.ErrTooLarge, "reason", fmt.Sprintf("is %d bytes; at most %d", len(reason), maxPauseReason))
+	}
 	return e.setState(ctx, name, func(r *subRow) {
 		now := e.now().UTC()
-		r.Paused = &now
+		r.Paused, r.Why = &now, printable(reason)
 	})
 }
 
-// Resume undoes Pause, and what disabled the subscription.
+// maxPauseReason bounds the reason given for a pause, in bytes.
+const maxPauseReason = 512
+
+// Resume undoes Pause, and what disabled the subscription. An open circuit is tried at once.
 func (e *Engine) Resume(ctx context.Context, name string) error {
-	return e.setState(ctx, name, func(r *subRow) { r.Paused, r.Disabled, r.Since = nil, "", nil })
+	err := e.setState(ctx, name, func(r *subRow) { r.Paused, r.Why, r.Disabled, r.Since = nil, "", "", nil })
+	if err != nil {
+		return err
+	}
+	if s, err := e.delivering(name); err == nil {
+		s.mu.Lock()
+		s.probeNow()
+		s.mu.Unlock()
+	}
+	return nil
 }
 
 func (s *subscription) disable(ctx context.Context, why error) {
@@ -256,11 +274,12 @@ func (t *topic) resolve(ctx context.Context, start event.Start) ([]event.Offset,
 // SubscriptionInfo is how a subscription stands.
 type SubscriptionInfo struct {
 	event.Subscription
-	State       string     // running, paused, disabled or waiting
-	Reason      string     // why it is disabled or waits
-	Since       *time.Time // paused or disabled
-	Lag         uint64     // events of the topic it has not looked at
-	Outstanding int        // queued or in hand, not settled
+	State       string     // running, paused, disabled, open (its circuit is, or half-open) or waiting
+	Reason      string     // why, where there is a reason
+	Since       *time.Time // paused, disabled or open
+	Circuit     CircuitInfo
+	Lag         uint64 // events of the topic it has not looked at
+	Outstanding int    // queued or in hand, not settled
 	Parked      int64
 	ParkedBytes int64
 	Leased      int
@@ -321,11 +340,14 @@ func (s *subscription) info() SubscriptionInfo {
 	for _, f := range c.functions {
 		info.Digests = append(info.Digests, f.digest())
 	}
+	info.Circuit = s.circuitInfo(c)
 	switch {
 	case s.row.Disabled != "":
 		info.State, info.Reason, info.Since = "disabled", s.row.Disabled, s.row.Since
 	case s.row.Paused != nil:
-		info.State, info.Since = "paused", s.row.Paused
+		info.State, info.Reason, info.Since = "paused", s.row.Why, s.row.Paused
+	case info.Circuit.State != circuitClosed.String():
+		info.State, info.Reason, info.Since = "open", info.Circuit.words(), info.Circuit.Since
 	case s.waiting != "":
 		info.State, info.Reason = "waiting", s.waiting
 	case s.parked.bytes >= c.Parked:

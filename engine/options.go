@@ -31,6 +31,11 @@ type Options struct {
 	Flush      time.Duration // how often cursors are gathered and written; 100 ms
 	MaxLeases  int           // leases out at once, per subscription; 10,000
 
+	// A target's circuit opens after so many failures in a row (10; negative: never), for CircuitWait (5 s), which
+	// doubles up to CircuitMaxWait (5 min).
+	CircuitFailures             int
+	CircuitWait, CircuitMaxWait time.Duration
+
 	Waiters    int           // requests that wait for replies at once; 4,096
 	ReplyKeep  time.Duration // how long a reply is kept; 10 min
 	Replies    int           // replies that are kept at once; 10,000
@@ -60,6 +65,13 @@ func (o Options) withDefaults() Options {
 	fill(&o.MaxLeases, 10_000)
 	fill(&o.Waiters, 4096)
 	fill(&o.Replies, 10_000)
+	fill(&o.CircuitFailures, 10)
+	if o.CircuitWait == 0 {
+		o.CircuitWait = 5 * time.Second
+	}
+	if o.CircuitMaxWait == 0 {
+		o.CircuitMaxWait = max(5*time.Minute, o.CircuitWait)
+	}
 	if o.ReplyBytes == 0 {
 		o.ReplyBytes = 64 << 20
 	}
@@ -108,6 +120,9 @@ func (o Options) validate() error {
 	}
 	if o.Queue < 1 || o.QueueBytes < 1 || o.MaxLeases < 1 {
 		errs = append(errs, errors.New("options Queue, QueueBytes and MaxLeases: want at least 1"))
+	}
+	if o.CircuitWait < 0 || o.CircuitMaxWait < o.CircuitWait {
+		errs = append(errs, errors.New("options CircuitWait and CircuitMaxWait: want positive times, the second not below the first"))
 	}
 	if o.Flush < time.Millisecond {
 		errs = append(errs, errors.New("option Flush: want at least 1ms"))

@@ -22,6 +22,7 @@ type Spec struct {
 	Topics        []event.Topic
 	Functions     []event.Function
 	Subscriptions []SubscriptionSpec
+	Hosts         []event.Host
 	Revision      string // of the rules and definitions, for dead letters to name; "" for none
 }
 
@@ -146,7 +147,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 		}
 		return fmt.Errorf("apply: %w", err)
 	}
-	e.swap(ctx, c, old, spec.Topics)
+	e.swap(ctx, c, old, spec.Topics, spec.Hosts)
 	return nil
 }
 
@@ -203,8 +204,9 @@ func (e *Engine) redefine(ctx context.Context, c *change) {
 }
 
 // swap cannot fail: everything is open and the store knows of it.
-func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.Topic) {
+func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.Topic, hosts []event.Host) {
 	e.redefine(context.WithoutCancel(ctx), c)
+	e.hosts.set(hosts)
 	for _, s := range c.gone {
 		s.close()
 	}
@@ -213,6 +215,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 			e.o.Log.Warn("a sink that was replaced did not close", "subscription", w.s.name, "error", err)
 		}
 		w.s.recall()
+		w.s.retarget(w.next)
 	}
 	c.next.deadLetters = map[string]bool{}
 	for _, s := range c.next.subs {

@@ -113,7 +113,7 @@ func TestLoweredConcurrencyIsObeyed(t *testing.T) {
 }
 
 func TestRaisedParkedBytesResumeReading(t *testing.T) {
-	w := newWorld(t, Options{Queue: 8})
+	w := newWorld(t, Options{Queue: 8, CircuitFailures: -1})
 	sink := &recorder{answer: func(d event.Delivery) error {
 		if strings.HasPrefix(d.Event.Attr(event.TagID), "bad") {
 			return errors.New("down")

@@ -157,7 +157,7 @@ func TestClockJumpsBetweenRuns(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			var ahead atomic.Int64
 			now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
-			w := &world{t: t, fs: vfs.NewMem(), o: Options{Now: now}, now: now}
+			w := &world{t: t, fs: vfs.NewMem(), o: Options{Now: now, CircuitFailures: -1}, now: now}
 			w.open()
 			t.Cleanup(w.stop)
 			var tries atomic.Int32

@@ -43,7 +43,7 @@ func TestBackoff(t *testing.T) {
 // The dead letter tells every try with its time and answer, the first and the last ones where there were many,
 // whether the router restarted in between or not.
 func TestDeadLetterTellsItsStory(t *testing.T) {
-	w := newWorld(t, Options{})
+	w := newWorld(t, Options{CircuitFailures: -1})
 	var tries atomic.Int32
 	sink := &recorder{answer: func(event.Delivery) error {
 		n := tries.Add(1)

@@ -29,6 +29,7 @@ type sender struct {
 	err     error          // of the send
 	partial *event.Partial // err, if it is one
 	aborted bool           // the drain has ended it
+	pass    pass           // through the gate
 	sts     []settlement
 }
 
@@ -38,23 +39,31 @@ func (s *subscription) send(crew *crew) {
 	ctx := s.e.working()
 	s.mu.Lock()
 	for {
-		c, j, ok := s.nextJob(crew)
+		c, j, ok := s.nextJob(crew, &w.pass)
 		if !ok {
 			crew.running--
 			s.mu.Unlock()
 			return
 		}
 		w.begin(j, c.limits)
-		s.gather(c, w)
+		if !w.pass.probe || batchOf(j.it) != 0 { // of what finds out whether the target is back there is least
+			s.gather(c, w)
+		}
 		s.kick() // others may take the rest
-		if len(w.jobs) > 0 {
+		if len(w.jobs) == 0 {
+			s.withdraw(&w.pass)
+		} else {
+			s.sentOn(len(w.jobs))
 			w.asks = !c.limits.several() && c.wantsReply(j)
 			s.mu.Unlock()
 			began := time.Now()
 			w.deliver(ctx, s, c)
 			w.aborted = ctx.Err() != nil
 			s.observe(w, time.Since(began))
+			v := verdictOf(w)
+			down := w.pass.hostPassed(s, v)
 			s.mu.Lock()
+			s.passed(c, &w.pass, v, down)
 			if w.err == nil && w.reply.Status != 0 {
 				w.jobs[0].answered(w.reply)
 			}
@@ -67,7 +76,7 @@ func (s *subscription) send(crew *crew) {
 }
 
 // nextJob waits for something to send. The caller holds s.mu.
-func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
+func (s *subscription) nextJob(crew *crew, p *pass) (*subConfig, job, bool) {
 	for {
 		if !s.stopped() && !s.ended {
 			if c := s.under(); c != nil {
@@ -75,10 +84,11 @@ func (s *subscription) nextJob(crew *crew) (*subConfig, job, bool) {
 					s.leaveLocked(c) // the definition has changed: others go on, or fewer
 					return nil, job{}, false
 				}
-				if !s.filler.waits() {
+				if !s.filler.waits() && s.sendable(c) && s.enter(c, p) {
 					if j, ok := s.takeJob(c, nil); ok {
 						return c, j, true
 					}
+					s.withdraw(p)
 				}
 				s.leaveLocked(c)
 			}

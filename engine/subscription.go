@@ -51,6 +51,7 @@ type subscription struct {
 	state    stateSize
 	leases   leaseBook
 	lanes    laneBook
+	gate     gate
 	gathered *gathered  // replies whose commit has not begun
 	replying sync.Mutex // one commit of gathered replies at a time; taken before commits
 	workers  sync.WaitGroup
@@ -68,6 +69,7 @@ type subRow struct {
 	Topic    uint32         // serial of the topic
 	Starts   []event.Offset // by partition: where it began
 	Paused   *time.Time     `json:",omitempty"`
+	Why      string         `json:",omitempty"` // Paused
 	Disabled string         `json:",omitempty"` // why
 	Since    *time.Time     `json:",omitempty"` // Disabled
 }
@@ -79,6 +81,7 @@ type subConfig struct {
 	functions []*function
 	stateful  bool // one of them keeps state
 	sink      Sink
+	host      *hostGate  // that the sink sends to; nil: it names none
 	limits    sinkLimits // of one Deliver
 	refs      atomic.Int32
 	digests   []byte // of the functions' versions, one after the other
@@ -128,6 +131,9 @@ func (e *Engine) openConfig(ctx context.Context, functions map[string]*function,
 			return nil, event.At("deliver", err)
 		}
 		c.sink, c.limits = sink, limitsOf(sink)
+		if h, ok := sink.(Hosted); ok {
+			c.host = e.hosts.use(h.Host())
+		}
 	}
 	c.pin()
 	for _, f := range c.functions {
@@ -154,6 +160,9 @@ func (c *subConfig) release() error {
 	var errs []error
 	if c.sink != nil {
 		errs = append(errs, c.sink.Close())
+	}
+	if c.host != nil {
+		c.host.e.hosts.leave(c.host)
 	}
 	for _, f := range c.functions {
 		errs = append(errs, f.release(context.Background()))
@@ -201,6 +210,7 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 	s.pumps.wake, s.senders.wake = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.filler.wake = sync.NewCond(&s.mu)
 	s.config.Store(config)
+	s.gate.alarm.ring, s.gate.target = s.ringGate, targetOf(config.sink)
 	s.state.next = make([]int64, len(t.parts))
 	for range t.parts {
 		s.cursors = append(s.cursors, &cursor{})
@@ -435,6 +445,7 @@ func (s *subscription) disabledFor(now time.Time, d time.Duration) bool {
 func (s *subscription) close() {
 	s.mu.Lock()
 	s.ended = true
+	s.e.alarms.set(&s.gate.alarm, 0)
 	s.pumps.idle, s.senders.idle = 0, 0
 	s.pumps.wake.Broadcast()
 	s.senders.wake.Broadcast()

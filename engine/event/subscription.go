@@ -131,6 +131,14 @@ type Deliver struct {
 	AckDeadline time.Duration // Pull: 10 s; 10 s to 600 s
 }
 
+// Host bounds what all subscriptions together send to one host.
+type Host struct {
+	Name        string  // "api.example.com", each of its ports by itself, or "api.example.com:8443"
+	Concurrency int     // sends under way at once; 0: no bound
+	Rate        float64 // sends begun a second, a batch being one; 0: no bound
+	Owner       Owner
+}
+
 // Face is one of the ways to read a subscription.
 type Face uint8
 

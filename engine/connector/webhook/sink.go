@@ -140,6 +140,12 @@ func (s *Sink) post(ctx context.Context, l *lane, wire []byte, deadline time.Tim
 // Replies reports whether Deliver fills in Delivery.Reply: an answer of 2xx, with its content type and body.
 func (s *Sink) Replies() bool { return s.o.Reply }
 
+// Host is what the sink connects to, as host:port. A name is in lower case.
+func (s *Sink) Host() string { return s.target.addr }
+
+// Target is the URL, secrets in it included: to be compared, not to be shown.
+func (s *Sink) Target() string { return s.o.URL }
+
 // acquire takes an idle lane, rather with a connection, and makes one if there is none. It waits while
 // MaxConns are in use.
 func (s *Sink) acquire(ctx context.Context, deadline time.Time) (*lane, error) {

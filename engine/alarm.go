@@ -1,0 +1,112 @@
+package engine
+
+import (
+	"container/heap"
+	"context"
+	"sync"
+	"time"
+)
+
+// alarms call their owners at a time, one goroutine for all of an engine's: a timer each would run on the wall
+// clock, and a goroutine each would wait for most of its life.
+type alarms struct {
+	mu   sync.Mutex
+	list alarmHeap
+	wake chan struct{}
+}
+
+// An alarm is part of what it wakes.
+type alarm struct {
+	at    int64 // Unix ns; 0: not set
+	index int
+	ring  func(now int64) // called without locks
+}
+
+// set sets an alarm anew; 0 unsets it.
+func (a *alarms) set(x *alarm, at int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch was := x.at; {
+	case at == was:
+		return
+	case at == 0:
+		heap.Remove(&a.list, x.index)
+		x.at = 0
+		return
+	case was == 0:
+		x.at = at
+		heap.Push(&a.list, x)
+	default:
+		x.at = at
+		heap.Fix(&a.list, x.index)
+	}
+	if x.index == 0 {
+		a.nudge()
+	}
+}
+
+// nudge makes the loop look at the clock.
+func (a *alarms) nudge() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// due takes an alarm whose time has come.
+func (a *alarms) due(now int64) (x *alarm, next int64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.list) == 0 {
+		return nil, now + int64(time.Hour)
+	}
+	if x = a.list[0]; x.at > now {
+		return nil, x.at
+	}
+	heap.Pop(&a.list)
+	x.at = 0
+	return x, 0
+}
+
+func (e *Engine) alarmLoop(ctx context.Context) {
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		now := e.now().UnixNano()
+		x, next := e.alarms.due(now)
+		if x != nil {
+			x.ring(now)
+			continue
+		}
+		timer.Reset(max(time.Duration(next-now), 0))
+		select {
+		case <-ctx.Done():
+		case <-e.alarms.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+type alarmHeap []*alarm
+
+func (h alarmHeap) Len() int           { return len(h) }
+func (h alarmHeap) Less(i, j int) bool { return h[i].at < h[j].at }
+
+func (h alarmHeap) Swap(i, j int) {
+	h[i], h[j] = h[j], h[i]
+	h[i].index, h[j].index = i, j
+}
+
+func (h *alarmHeap) Push(x any) {
+	a := x.(*alarm)
+	a.index = len(*h)
+	*h = append(*h, a)
+}
+
+func (h *alarmHeap) Pop() any {
+	last := len(*h) - 1
+	x := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	return x
+}

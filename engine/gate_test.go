@@ -1,0 +1,303 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// handClock is a clock that the test moves.
+type handClock struct{ at atomic.Int64 }
+
+func newHandClock() *handClock {
+	c := &handClock{}
+	c.at.Store(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC).UnixNano())
+	return c
+}
+
+func (c *handClock) now() time.Time { return time.Unix(0, c.at.Load()) }
+
+// forward moves the clock and lets the engine see it.
+func (c *handClock) forward(w *world, d time.Duration) {
+	c.at.Add(int64(d))
+	w.e.alarms.nudge()
+	w.e.parked.nudge()
+}
+
+// downSink is a sink that the test switches off and on, and that can hold its sends.
+type downSink struct {
+	host, target string
+	down         atomic.Bool
+	err          atomic.Pointer[error] // while down; nil: no answer
+	tries        atomic.Int64
+	hold         chan struct{} // not nil: every send waits for a value
+
+	mu        sync.Mutex
+	now, most int // sends under way
+	got       []string
+}
+
+func (d *downSink) Deliver(ctx context.Context, ds []event.Delivery) error {
+	d.tries.Add(1)
+	d.mu.Lock()
+	d.now++
+	d.most = max(d.most, d.now)
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		d.now--
+		d.mu.Unlock()
+	}()
+	if d.hold != nil {
+		select {
+		case <-d.hold:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	if d.down.Load() {
+		if err := d.err.Load(); err != nil {
+			return *err
+		}
+		return errors.New("connection refused")
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for i := range ds {
+		d.got = append(d.got, strings.Clone(ds[i].Event.Attr(event.TagID)))
+	}
+	return nil
+}
+
+func (d *downSink) Close() error { return nil }
+
+func (d *downSink) Host() string { return d.host }
+
+func (d *downSink) Target() string { return d.target }
+
+func (d *downSink) fail(err error) {
+	d.err.Store(&err)
+	d.down.Store(true)
+}
+
+func (d *downSink) delivered() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.got)
+}
+
+// stays checks that something holds for as long as it takes others to do what they should not.
+func stays(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(60 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+		if !ok() {
+			t.Fatal("not: " + what)
+		}
+	}
+}
+
+func circuitOf(w *world, name string) CircuitInfo { return w.info(name).Circuit }
+
+// No attempt is spent while the circuit is open, one tells whether the target is back, and a failure of it counts as
+// its event's.
+func TestOpenCircuitSpendsNoAttempts(t *testing.T) {
+	clock := newHandClock()
+	w := newWorld(t, Options{Now: clock.now})
+	sink := &downSink{}
+	sink.down.Store(true)
+	s := push("s", "orders", "", sink)
+	s.Concurrency = 1
+	s.Retry = event.RetryPolicy{Attempts: 100, Schedule: []time.Duration{time.Second}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 50)...)
+	eventually(t, "the circuit opens", func() bool { return circuitOf(w, "s").State == "open" })
+	stays(t, "ten attempts", func() bool { return sink.tries.Load() == 10 })
+	i := w.info("s")
+	if i.State != "open" || i.Since == nil || i.Circuit.Next == nil || i.Circuit.Failures != 10 || !strings.Contains(i.Reason, "connection refused") {
+		t.Errorf("the state says %+v", i)
+	}
+	if d := i.Circuit.Next.Sub(*i.Since); d < 4*time.Second || d > 6*time.Second {
+		t.Errorf("open for %s at first", d)
+	}
+	open := 5 * time.Second
+	for probe := range 5 {
+		clock.forward(w, open/2) // everything parked is due long since
+		stays(t, "no attempt while open", func() bool { return sink.tries.Load() == int64(10+probe) })
+		clock.forward(w, open)
+		eventually(t, "a probe", func() bool { return sink.tries.Load() == int64(11+probe) && circuitOf(w, "s").State == "open" })
+		stays(t, "one probe alone", func() bool { return sink.tries.Load() == int64(11+probe) })
+		next := circuitOf(w, "s").Next.Sub(clock.now())
+		open = min(2*open, 5*time.Minute)
+		if next < open*79/100 || next > open*121/100 {
+			t.Fatalf("open for %s after probe %d, want %s with jitter", next, probe+1, open)
+		}
+	}
+	if since := circuitOf(w, "s").Since; !since.Equal(*i.Since) {
+		t.Errorf("the outage began at %s, it says %s", i.Since, since)
+	}
+	sink.down.Store(false)
+	eventually(t, "all are delivered", func() bool { clock.forward(w, time.Minute); return sink.delivered() == 50 && w.settled("s") })
+	if c := circuitOf(w, "s"); c.State != "closed" || w.info("s").State != "running" {
+		t.Errorf("at the end %+v", c)
+	}
+	// 15 failures in all: had each event been tried while the target was down there were hundreds.
+	if n := sink.tries.Load(); n != 65 {
+		t.Errorf("%d tries for 50 events and 15 failures", n)
+	}
+}
+
+// What says that the event is at fault, not the target, opens nothing.
+func TestRefusalsLeaveTheCircuitClosed(t *testing.T) {
+	for _, err := range []error{
+		&event.RetryAfter{Err: errors.New("bad request"), Code: 400}, &event.RetryAfter{Err: errors.New("moved"), Code: 302},
+		event.Permanent(0, errors.New("cannot be written")), event.Permanent(422, errors.New("no")),
+	} {
+		w := newWorld(t, Options{})
+		sink := &downSink{}
+		sink.fail(err)
+		s := push("s", "orders", "", sink)
+		s.Retry = event.RetryPolicy{Attempts: 30, Schedule: []time.Duration{time.Millisecond}}
+		w.apply(specOf(s))
+		w.publish("orders", number("e", 30)...)
+		eventually(t, "all are dead letters", func() bool { return len(w.ids("s.dead")) == 30 })
+		if c := circuitOf(w, "s"); c.State != "closed" {
+			t.Errorf("%v: %+v", err, c)
+		}
+	}
+}
+
+// Retry-After keeps an open circuit open for that long, and never for more than a day.
+func TestCircuitObeysRetryAfter(t *testing.T) {
+	for asked, want := range map[time.Duration][2]time.Duration{
+		time.Second:    {4 * time.Second, 6 * time.Second}, // a probe a second would spend an event's attempts in no time
+		time.Hour:      {time.Hour, 72 * time.Minute},
+		24 * time.Hour: {24 * time.Hour, 24 * time.Hour},
+		1 << 62:        {24 * time.Hour, 24 * time.Hour},
+	} {
+		b := breaker{}
+		for range 10 {
+			b.failed(1, breakerLimits{10, 5 * time.Second, 5 * time.Minute}, "503", asked)
+		}
+		if wait := time.Duration(b.next - 1); b.state != circuitOpen || wait < want[0] || wait > want[1] {
+			t.Errorf("Retry-After %s: open for %s, want %s", asked, wait, want)
+		}
+	}
+}
+
+// A target that comes back is met by one send, then two, then four: twice as many a second at most.
+func TestCircuitRampsUp(t *testing.T) {
+	clock := newHandClock()
+	w := newWorld(t, Options{Now: clock.now})
+	sink := &downSink{}
+	sink.down.Store(true)
+	s := push("s", "orders", "", sink)
+	s.Concurrency = 8
+	s.Retry = event.RetryPolicy{Attempts: 100, Schedule: []time.Duration{time.Millisecond}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 200)...)
+	eventually(t, "the circuit opens", func() bool { return circuitOf(w, "s").State == "open" && w.info("s").Parked >= 10 })
+	stays(t, "no more tries", func() bool { return sink.tries.Load() <= 18 })
+	sink.hold = make(chan struct{})
+	sink.down.Store(false)
+	under := func() int {
+		sink.mu.Lock()
+		defer sink.mu.Unlock()
+		return sink.now
+	}
+	clock.forward(w, 10*time.Second)
+	eventually(t, "a probe", func() bool { return under() == 1 })
+	stays(t, "only the probe", func() bool { return under() == 1 })
+	for _, limit := range []int{1, 2, 4, 8} {
+		for range limit { // successes within the same second allow no more
+			sink.hold <- struct{}{}
+			eventually(t, fmt.Sprintf("%d sends", limit), func() bool { return under() == limit })
+		}
+		stays(t, fmt.Sprintf("no more than %d", limit), func() bool { return under() == limit })
+		clock.forward(w, 1100*time.Millisecond)
+		sink.hold <- struct{}{}
+		eventually(t, "twice as many", func() bool { return under() == min(2*limit, 8) })
+	}
+	close(sink.hold)
+	eventually(t, "all are delivered", func() bool { clock.forward(w, time.Second); return sink.delivered() == 200 && w.settled("s") })
+}
+
+// The circuit outlives a new definition with the same target, and is forgotten with another one.
+func TestReloadKeepsTheCircuit(t *testing.T) {
+	clock := newHandClock()
+	w := newWorld(t, Options{Now: clock.now})
+	sink := &downSink{target: "http://a/1"}
+	sink.down.Store(true)
+	s := push("s", "orders", "", sink)
+	s.Fingerprint = "1"
+	s.Retry = event.RetryPolicy{Attempts: 100, Schedule: []time.Duration{time.Millisecond}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 50)...)
+	eventually(t, "the circuit opens", func() bool { return circuitOf(w, "s").State == "open" })
+	stays(t, "those under way end", func() bool { return circuitOf(w, "s").State == "open" })
+	tries := sink.tries.Load()
+	s.Concurrency, s.Fingerprint = 3, "2"
+	w.apply(specOf(s))
+	stays(t, "the same target: still open", func() bool { return sink.tries.Load() == tries && circuitOf(w, "s").State == "open" })
+	other := &downSink{target: "http://b/1"}
+	next := push("s", "orders", "", other)
+	next.Retry, next.Fingerprint = s.Retry, "3"
+	w.apply(specOf(next))
+	eventually(t, "another target gets them all", func() bool { clock.forward(w, time.Second); return other.delivered() == 50 && w.settled("s") })
+	if n := sink.tries.Load(); n != tries {
+		t.Errorf("the old target was tried %d more times", n-tries)
+	}
+}
+
+// Pause, seek, resume and drain beside an open circuit: nothing is lost and nothing is stuck.
+func TestOperatingBesideAnOpenCircuit(t *testing.T) {
+	clock := newHandClock()
+	w := newWorld(t, Options{Now: clock.now})
+	sink := &downSink{}
+	sink.down.Store(true)
+	s := push("s", "orders", "", sink)
+	s.Retry = event.RetryPolicy{Attempts: 100, Schedule: []time.Duration{time.Millisecond}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 50)...)
+	eventually(t, "the circuit opens", func() bool { return circuitOf(w, "s").State == "open" })
+	if err := w.e.PauseFor(t.Context(), "s", "they move house"); err != nil {
+		t.Fatal(err)
+	}
+	if i := w.info("s"); i.State != "paused" || i.Reason != "they move house" || i.Since == nil {
+		t.Errorf("paused: %+v", i)
+	}
+	stays(t, "those under way end", func() bool { return true })
+	tries := sink.tries.Load()
+	clock.forward(w, time.Hour)
+	stays(t, "paused while the circuit would be tried", func() bool { return sink.tries.Load() == tries })
+	if err := w.e.Seek(t.Context(), "s", event.Start{At: event.Earliest}); err != nil {
+		t.Fatal(err)
+	}
+	w.restart()
+	if i := w.info("s"); i.State != "paused" || i.Reason != "they move house" {
+		t.Errorf("after a restart: %+v", i)
+	}
+	if err := w.e.Resume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the circuit opens again", func() bool { return circuitOf(w, "s").State == "open" })
+	sink.down.Store(false)
+	if err := w.e.Resume(t.Context(), "s"); err != nil { // somebody knows that it is back
+		t.Fatal(err)
+	}
+	eventually(t, "it is tried at once", func() bool { return sink.delivered() > 0 })
+	eventually(t, "all are delivered", func() bool { clock.forward(w, time.Second); return w.settled("s") })
+	sink.mu.Lock()
+	defer sink.mu.Unlock()
+	slices.Sort(sink.got)
+	if got := slices.Compact(sink.got); len(got) != 50 {
+		t.Errorf("%d of 50 events came", len(got))
+	}
+}
