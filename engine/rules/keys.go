@@ -41,9 +41,9 @@ var (
 		keys: []string{"attempts", "schedule", "exponential", "jitter", "maxAge", "on4xx"},
 	}
 	exponentialShape = shape{keys: []string{"first", "factor", "max"}}
-	parkedShape = shape{keys: []string{"bytes"}}
-	pullShape   = shape{keys: []string{"ackDeadline"}}
-	streamShape = shape{keys: []string{"retain"}}
+	parkedShape      = shape{keys: []string{"bytes"}}
+	pullShape        = shape{keys: []string{"ackDeadline"}}
+	streamShape      = shape{keys: []string{"retain"}}
 )
 
 // fields checks a mapping's keys and returns their values. ok is false if it is no mapping; what is wrong

@@ -1,0 +1,22 @@
+package main
+
+import "fmt"
+
+// deliveryMeasurements are those that the rows about delivery need.
+func deliveryMeasurements() []measurement {
+	return []measurement{measureParked()}
+}
+
+// deliveryRows are the rows about what waits and how it leaves.
+func deliveryRows() []row {
+	bound := func(key, name, figure string, limit float64, show func(float64) string, note string) row {
+		return row{key: key, name: name, group: "delivery", values: []string{figure}, figure: value(figure), limit: constant(limit), show: show, lower: true, floor: 1, note: note}
+	}
+	seconds := func(v float64) string { return fmt.Sprintf("%.1f s", v) }
+	return []row{
+		bound("parked-rss", "resident memory for a million parked deliveries of 100k keys, over idle / bound", "parked-rss", 200, mebibytes,
+			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with 400 MiB."),
+		bound("parked-heap", "live heap with them / bound", "parked-heap", 200, mebibytes, ""),
+		bound("parked-ready", "a restart with them until the router is ready / bound", "parked-ready", 5, seconds, ""),
+	}
+}
