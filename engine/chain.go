@@ -28,7 +28,8 @@ type chain struct {
 	buf     []byte // records made by this batch; they outlive it
 	ev      event.Event
 	scratch []byte
-	view    *stateView // of functions that keep state; nil where none does
+	took    time.Duration // of the last run, where none of the functions keeps state
+	view    *stateView    // of functions that keep state; nil where none does
 }
 
 // link is one event between two functions.

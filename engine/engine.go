@@ -17,7 +17,7 @@ import (
 // time.
 //
 // What waits for what, outermost first: applying (one definition change at a time) →
-// subscription.commits (one row of a subscription under way to the store; several are held together only by
+// letterBook.work (what is finished of a topic's dead letters) → subscription.commits (one row of a subscription under way to the store; several are held together only by
 // the flush, which never waits for one, by applying, and by a seek of two halves, in this order) → partition.mu (a reader between blocks) →
 // subscription.mu (memory only, never held across a wait for the store, a function or a sink).
 type Engine struct {
@@ -51,6 +51,8 @@ type Engine struct {
 	alarms     alarms
 	hosts      hosts
 	circuit    breakerLimits
+	uncounted  letterQueue
+	choices    choices
 	replies    *replies
 	invoking   *invocations
 	ended      endedLeases
@@ -77,6 +79,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
 	e.parked.wake, e.alarms.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	e.hosts.e, e.circuit = e, breakerLimits{o.CircuitFailures, o.CircuitWait, o.CircuitMaxWait}
+	e.uncounted.wake = make(chan struct{}, 1)
 	e.replies, e.invoking = newReplies(o), newInvocations()
 	e.plan.Store(&Plan{})
 	err := e.replies.load(ctx, o.Store)
@@ -94,6 +97,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.spawn(e.flushLoop)
 	e.spawn(e.scheduleLoop)
 	e.spawn(e.alarmLoop)
+	e.spawn(e.letterLoop)
 	return e, nil
 }
 
@@ -197,6 +201,7 @@ func (e *Engine) Close(ctx context.Context) error {
 		errs = append(errs, s.config.Load().release())
 	}
 	e.shadowing.Wait()
+	e.choices.rest(ctx, e, e.now().Add(time.Hour))
 	for name, f := range p.functions {
 		f.book.end()
 		errs = append(errs, release(context.WithoutCancel(ctx), f, p.spares[name]))

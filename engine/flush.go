@@ -53,6 +53,7 @@ func (e *Engine) flushLoop(ctx context.Context) {
 			for _, s := range e.plan.Load().subs {
 				s.trim()
 			}
+			e.choices.rest(ctx, e, now.Add(-chosenRest))
 		}
 	}
 }

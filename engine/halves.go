@@ -149,6 +149,7 @@ func (c *change) dropBetween(spec Spec) {
 			delete(c.next.topics, name)
 			c.dropped = append(c.dropped, t)
 			c.ops = append(c.ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial))
+			c.ops = append(c.ops, removalOfLetters(t.serial)...)
 		}
 	}
 }
@@ -198,6 +199,8 @@ func (i SubscriptionInfo) with(d SubscriptionInfo) SubscriptionInfo {
 	i.DeadLettered += d.DeadLettered
 	i.Dropped += d.Dropped
 	i.Lost += d.Lost
+	i.Redriven += d.Redriven
+	i.Purged += d.Purged
 	return i
 }
 

@@ -211,6 +211,9 @@ func (s *subscription) seekRows(ctx context.Context, b *storage.Batch, offsets [
 		finished[c.row.keyAt(s.serial, c.pos)] = true
 	}
 	goes := func(key string, pos event.Position) bool {
+		if foreign(pos) { // it cannot be read again
+			return finished[key]
+		}
 		head := s.topic.parts[pos.Partition].log.Bounds().Head
 		to := offsets[pos.Partition]
 		// A seek to the head is one to the earliest there is: it gives up nothing that cannot be read again.
@@ -289,6 +292,9 @@ type SubscriptionInfo struct {
 
 	// Counters since the start.
 	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost uint64
+	Redriven, Purged                                                 uint64
+
+	DeadLetters int64 // unfinished ones in its dead-letter topic
 }
 
 // Subscriptions lists all subscriptions by name.
@@ -330,12 +336,15 @@ func (s *subscription) info() SubscriptionInfo {
 	info := SubscriptionInfo{
 		Subscription: *c.shown(), State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
-		Dropped: s.c.Dropped, Lost: s.c.Lost, StateKeys: s.state.keys, StateBytes: s.state.bytes,
+		Dropped: s.c.Dropped, Lost: s.c.Lost, Redriven: s.c.Redriven, Purged: s.c.Purged, StateKeys: s.state.keys, StateBytes: s.state.bytes,
 	}
 	for i, p := range s.topic.parts {
 		c := s.cursors[i]
 		info.Lag += p.log.Bounds().Next - min(c.reach(p), p.log.Bounds().Next)
 		info.Outstanding += c.out.live
+	}
+	if t := s.e.plan.Load().topics[c.DeadLetter]; t != nil && c.half != deliveryHalf { // both halves have the same
+		info.DeadLetters = t.unfinished(s.name)
 	}
 	for _, f := range c.functions {
 		info.Digests = append(info.Digests, f.digest())

@@ -31,6 +31,7 @@ type parkedEvent struct {
 	batch  uint64 // of deliveries that failed as one and are sent again as one; 0: none
 	with   string // "name@sha256:…": the version that a redrive chose
 	lives  uint32 // how often it was redriven
+	born   int64  // Unix ns: its age counts from then; 0: from when it was received
 	story  []try  // the tries so far, those of earlier lives included
 }
 
@@ -93,7 +94,7 @@ func (p *parkedEvent) drop(ops []storage.Op, sub uint32, pos event.Position) []s
 
 // A parked row: u32 attempt, u32 code, u64 hash, uvarint-counted done, uvarint-sized reason, with the bit
 // parkedRefs of attempt uvarint-sized digests, with parkedMore uvarint-sized further fields (u64 lane, u64 batch, uvarint
-// lives, uvarint-sized with, uvarint-counted tries: i64 at, uvarint code, uvarint-sized reason), then the record.
+// lives, u64 born, uvarint-sized with, uvarint-counted tries: i64 at, uvarint code, uvarint-sized reason), then the record.
 func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 	attempt := p.attempt
 	if len(p.digests) > 0 {
@@ -125,7 +126,7 @@ func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 func (p *parkedEvent) appendMore(dst []byte) []byte {
 	sized := func(s string) { dst = append(binary.AppendUvarint(dst, uint64(len(s))), s...) }
 	dst = be.AppendUint64(be.AppendUint64(dst, p.lane), p.batch)
-	dst = binary.AppendUvarint(dst, uint64(p.lives))
+	dst = be.AppendUint64(binary.AppendUvarint(dst, uint64(p.lives)), uint64(p.born))
 	sized(p.with)
 	dst = binary.AppendUvarint(dst, uint64(len(p.story)))
 	for _, t := range p.story {
@@ -174,6 +175,7 @@ func parseParkedHead(key, row []byte) (p *parkedEvent, reason, record []byte, er
 		p.attempt &^= parkedMore
 		m := rowReader{b: r.sized(), bad: r.bad}
 		p.lane, p.batch, p.lives = m.u64(), m.u64(), uint32(m.uvarint())
+		p.born = int64(m.u64())
 		p.with = borrow(m.sized())
 		for range m.count() {
 			p.story = append(p.story, try{at: int64(m.u64()), code: int(m.uvarint()), reason: borrow(m.sized())})

@@ -222,6 +222,11 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 		c.next.deadLetters[s.config.Load().DeadLetter] = true
 	}
 	e.plan.Store(&c.next)
+	for name := range c.next.deadLetters {
+		if t := c.next.topics[name]; t != nil {
+			e.uncounted.add(t)
+		}
+	}
 	e.endDropped(c)
 	for _, t := range c.next.topics {
 		e.feedTopic(t, c.next.subs)
@@ -360,7 +365,7 @@ func (e *Engine) logClose(kind, name string, err error) {
 }
 
 func (e *Engine) planSubscriptions(ctx context.Context, c *change, old *Plan, specs []SubscriptionSpec) error {
-	var errs []error
+	errs := []error{checkCircle(specs)}
 	for _, spec := range specs {
 		if err := e.planSubscription(ctx, c, old, spec); err != nil {
 			errs = append(errs, event.At("subscriptions."+spec.Name, err))
@@ -417,9 +422,6 @@ func (e *Engine) planSubscription(ctx context.Context, c *change, old *Plan, spe
 	if t == nil {
 		return event.Invalid("topic", "missing")
 	}
-	if spec.DeadLetter == spec.Topic {
-		return event.Invalid("deadLetter", fmt.Sprintf("%q is the topic that the subscription reads: its dead letters would come back to it for ever; name another", spec.DeadLetter))
-	}
 	key := spec.key()
 	s := old.subs[key]
 	if s != nil && s.topic != t {
@@ -475,7 +477,10 @@ func (e *Engine) DeleteTopic(ctx context.Context, name string, ops ...storage.Op
 		users = slices.Compact(users)
 		return event.Bad(event.ErrConflict, "topic", fmt.Sprintf("%q is used by the subscriptions %q; delete or change them first", name, users))
 	}
+	t.letters.work.Lock() // who finishes dead letters of it finds it gone
+	defer t.letters.work.Unlock()
 	ops = append(ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial))
+	ops = append(ops, removalOfLetters(t.serial)...)
 	if err := e.store.Commit(ctx, &storage.Batch{Ops: ops}); err != nil {
 		return fmt.Errorf("delete topic %s: %w", name, err)
 	}
@@ -508,4 +513,17 @@ func Define(kind, name string, doc []byte) storage.Op {
 		return del(tableDefinitions, key)
 	}
 	return put(tableDefinitions, key, doc)
+}
+
+// checkCircle refuses subscriptions whose dead letters go round.
+func checkCircle(specs []SubscriptionSpec) error {
+	subs := make([]event.Subscription, len(specs))
+	for i := range specs {
+		subs[i] = specs[i].Subscription
+	}
+	way := event.DeadLetterCircle(subs)
+	if way == nil {
+		return nil
+	}
+	return event.Invalid("subscriptions."+subs[way[0]].Name+".deadLetter", event.TellCircle(subs, way))
 }

@@ -54,36 +54,51 @@ func (s *subscription) pump(crew *crew) {
 		if !s.batch(crew, h, limit) {
 			return
 		}
-		began := time.Now()
-		var err error
-		if h.c.stateful {
-			err = s.runStateful(ctx, h)
-		} else {
-			err = h.run(ctx)
-			perEvent = (perEvent*7 + time.Since(began)/time.Duration(len(h.items))) / 8
-		}
-		if err != nil {
-			s.putBack(h.items, "function cannot run: "+err.Error())
-			s.leave(h.c)
-			if ctx.Err() == nil {
-				pause(ctx, 200*time.Millisecond)
+		c, all := h.c, h.items
+		var failed error
+		for rest := all; len(rest) > 0; {
+			n, under, release, err := s.sameChain(ctx, c, rest)
+			h.c, h.items, rest = under, rest[:n], rest[n:]
+			if err == nil {
+				if err = s.runBatch(ctx, h); !h.c.stateful {
+					perEvent = (perEvent*7 + h.took/time.Duration(n)) / 8
+				}
 			}
-			continue
+			if err != nil {
+				s.putBack(h.items, "function cannot run: "+err.Error())
+				failed = err
+			}
+			release()
 		}
-		if h.c.stateful { // it has settled what it ran
-			s.leave(h.c)
-			continue
-		}
-		s.unblock()
-		if h.c.Deliver.Face == event.ToTopic || h.c.Deliver.Face == event.Stream {
-			s.toTopic(ctx, h)
-		} else {
-			s.handOver(ctx, h)
-		}
-		s.leave(h.c)
-		clear(h.items)
+		s.leave(c)
+		clear(all)
 		clear(h.level)
+		h.items = all[:0]
+		if failed != nil && ctx.Err() == nil {
+			pause(ctx, 200*time.Millisecond)
+		}
 	}
+}
+
+// runBatch takes a batch through the functions and hands on what they make of it. It fails if a function cannot
+// run at all; h.items is then what nothing was decided about.
+func (s *subscription) runBatch(ctx context.Context, h *chain) error {
+	if h.c.stateful { // it settles what it runs
+		return s.runStateful(ctx, h)
+	}
+	began := time.Now()
+	err := h.run(ctx)
+	h.took = time.Since(began)
+	if err != nil {
+		return err
+	}
+	s.unblock()
+	if h.c.Deliver.Face == event.ToTopic || h.c.Deliver.Face == event.Stream {
+		s.toTopic(ctx, h)
+	} else {
+		s.handOver(ctx, h)
+	}
+	return nil
 }
 
 // batch waits for items and takes some; false ends the pump.

@@ -135,6 +135,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		s.left(st.it, st.park)
 		if st.dead != "" {
 			s.c.DeadLettered++
+			s.e.uncounted.add(st.outputs[0].topic)
 			s.e.o.Observer.DeadLettered(s.name, st.dead)
 		}
 	}
@@ -344,7 +345,7 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 func (s *subscription) park(it item, err error) *parkedEvent {
 	row := &parkedEvent{code: event.Code(err), reason: clip(errText(err), 512)}
 	if it.parked != nil {
-		row.story, row.lives, row.with = it.parked.story, it.parked.lives, it.parked.with
+		row.story, row.lives, row.born, row.with = it.parked.story, it.parked.lives, it.parked.born, it.parked.with
 	}
 	row.story = told(row.story, try{s.e.now().UnixNano(), row.code, row.reason})
 	return row
@@ -352,7 +353,14 @@ func (s *subscription) park(it item, err error) *parkedEvent {
 
 // tooOld reports whether an item is past its maximum age at a time.
 func (c *subConfig) tooOld(it item, at time.Time) bool {
-	return c.Retry.MaxAge > 0 && at.Sub(it.rec.ReceivedAt()) > c.Retry.MaxAge
+	if c.Retry.MaxAge <= 0 {
+		return false
+	}
+	since := it.rec.Received()
+	if it.parked != nil && it.parked.born != 0 {
+		since = it.parked.born
+	}
+	return at.UnixNano()-since > int64(c.Retry.MaxAge)
 }
 
 // expired dead-letters an item that became too old while it waited.
@@ -387,6 +395,11 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 	it.rec.Decode(&ev)
 	ev.Topic = t.name
 	ev.Hops++
+	keepEarlier(&ev)
+	redrives := ""
+	if it.parked != nil && it.parked.lives > 0 {
+		redrives = strconv.FormatUint(uint64(it.parked.lives), 10)
+	}
 	for _, a := range []event.Attribute{
 		{Name: "deadlettersub", Value: s.name},
 		{Name: "deadletterreason", Value: f.reason},
@@ -394,6 +407,9 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 		{Name: "deadletterattempts", Kind: event.Integer, Value: strconv.Itoa(int(it.attempt))},
 		{Name: "deadletterdetail", Value: clip(printable(errText(f.err)), 1024)},
 		{Name: "deadletterposition", Value: s.topic.name + "/" + it.rec.Position().String()},
+		{Name: "deadletterincarnation", Kind: event.Integer, Value: strconv.FormatUint(uint64(s.topic.serial), 10)},
+		{Name: "deadletterreceived", Kind: event.Timestamp, Value: it.rec.ReceivedAt().Format(time.RFC3339Nano)},
+		{Name: "deadletterredrives", Kind: event.Integer, Value: redrives},
 		{Name: "deadletterfunction", Value: f.digest},
 		{Name: "deadletterversions", Value: f.made.versions},
 		{Name: "deadletterhalf", Value: s.config.Load().half.String()},

@@ -48,6 +48,7 @@ type subscription struct {
 	acks     *ackGroup  // of settlements of leases whose commit has not begun
 	acking   sync.Mutex // one commit of acks at a time; taken before commits
 	parked   parkedSize
+	spread   int64 // until when redrives at a rate have spread what they took, Unix ns; of this run
 	state    stateSize
 	leases   leaseBook
 	lanes    laneBook
@@ -61,6 +62,7 @@ type subscription struct {
 // counters are a subscription's since the start. The mutex guards them.
 type counters struct {
 	Matched, Delivered, Failed, Parked, DeadLettered, Dropped, Lost uint64
+	Redriven, Purged                                                uint64
 }
 
 // subRow is what the store keeps of a subscription besides its cursors.

@@ -19,6 +19,8 @@ const (
 	tableParkedSize  storage.Table = 8  // subscription u32 → count u64, bytes u64
 	tableLanes       storage.Table = 14 // subscription u32, hash of the key u64, partition u32, offset u64, due i64 → kind u8, parked row unless a marker
 	tableReplies     storage.Table = 12 // topic u32, partition u32, offset u64 → reply row
+	tableLettersDone storage.Table = 15 // topic u32, partition u32, offset u64 → nothing: the dead letter there is redriven or purged
+	tableLetterFloor storage.Table = 16 // topic u32, partition u32 → offset u64: all dead letters below are
 	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
 
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -35,6 +34,7 @@ type topic struct {
 	parts   []*partition
 	started bool          // its readers run; guarded by Engine.applying
 	ended   chan struct{} // closed when the topic is deleted: its readers end
+	letters letterBook
 
 	mu   sync.Mutex
 	wake chan struct{} // closed when a partition's live offset moves; nil when nobody waits
@@ -130,6 +130,9 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 		p.feeds.Store(&feeds{})
 		t.parts = append(t.parts, p)
 	}
+	if err := e.loadLetters(ctx, t); err != nil {
+		return nil, fmt.Errorf("topic %s: %w", t.name, err)
+	}
 	return t, nil
 }
 
@@ -167,13 +170,10 @@ func logOptions(t event.Topic) storage.LogOptions {
 const disabledHold = 24 * time.Hour
 
 // hold moves the offset below which a topic that rejects may drop events: what every subscription has
-// settled. Dead letters are unfinished until they are purged, and a topic without subscriptions holds
-// nothing back but that.
+// settled. Dead letters are unfinished until they are redriven or purged, and a topic without subscriptions
+// holds nothing back but that.
 func (p *partition) hold(deadLetters bool, now time.Time) {
-	floor := event.Offset(math.MaxUint64)
-	if deadLetters {
-		floor = 0
-	}
+	floor := p.holdFloor(deadLetters)
 	for _, s := range p.feeds.Load().subs {
 		if !s.disabledFor(now, disabledHold) {
 			floor = min(floor, s.watermark(p))

@@ -322,6 +322,7 @@ func (e *Engine) namedDigests(ctx context.Context, named map[string]bool) error 
 			named[sh.digest] = true
 		}
 	}
+	e.choices.name(named)
 	for _, table := range []storage.Table{tableFunctions, tableDefinitions} {
 		err := e.store.Scan(ctx, table, nil, nil, func(_, v []byte) error {
 			for _, d := range digestText.FindAll(v, -1) {
@@ -344,6 +345,9 @@ func (e *Engine) parkedDigests(ctx context.Context, named map[string]bool) error
 		}
 		for sums := p.digests; len(sums) >= sumSize; sums = sums[sumSize:] {
 			named["sha256:"+hex.EncodeToString(sums[:sumSize])] = true
+		}
+		if _, digest, ok := strings.Cut(p.with, "@"); ok {
+			named[strings.Clone(digest)] = true
 		}
 		return ctx.Err()
 	})

@@ -425,6 +425,22 @@ func (p *parser) checkReferences() {
 			p.bad(d.stream, "topic %q has other bounds at %s; keep one of them", out.Name, out.retain.place())
 		}
 	}
+	p.checkCircle()
+}
+
+// checkCircle refuses dead letters that go round. One subscription alone is refused where it is read.
+func (p *parser) checkCircle() {
+	subs := make([]event.Subscription, len(p.subscriptions))
+	for i, d := range p.subscriptions {
+		subs[i] = d.event()
+	}
+	if way := event.DeadLetterCircle(subs); len(way) > 1 {
+		n := p.subscriptions[way[0]].n
+		if dead := n.get("deadLetter"); dead != nil {
+			n = dead
+		}
+		p.bad(n, "%s", event.TellCircle(subs, way))
+	}
 }
 
 // merged fills in what r leaves open and reports whether the two then agree.
