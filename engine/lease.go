@@ -23,8 +23,9 @@ type leaseBook struct {
 }
 
 type leaseKey struct {
-	pos event.Position
-	n   int
+	pos  event.Position
+	n    int
+	twin uint64 // number of a lease whose place is taken: a redrive, or a seek back, made the event's delivery twice
 }
 
 type lease struct {
@@ -93,7 +94,7 @@ func (s *subscription) openLease(id string) leaseRef {
 		return leaseRef{why: event.LostForeign}
 	}
 	return leaseRef{
-		key:     leaseKey{event.Position{Partition: be.Uint32(b[8:]), Offset: be.Uint64(b[12:])}, int(be.Uint32(b[20:]))},
+		key:     leaseKey{pos: event.Position{Partition: be.Uint32(b[8:]), Offset: be.Uint64(b[12:])}, n: int(be.Uint32(b[20:]))},
 		attempt: be.Uint32(b[24:]), epoch: be.Uint64(b[28:]), gen: be.Uint32(b[36:]), seq: be.Uint64(b[40:]),
 	}
 }
@@ -133,7 +134,11 @@ func (s *subscription) lend(l *lease) {
 	if s.leases.out == nil {
 		s.leases.out = map[leaseKey]*lease{}
 	}
-	s.leases.out[leaseKey{l.job.it.rec.Position(), l.job.n}] = l
+	key := leaseKey{pos: l.job.it.rec.Position(), n: l.job.n}
+	if s.leases.out[key] != nil {
+		key.twin = l.seq
+	}
+	s.leases.out[key] = l
 	if s.leases.next == 0 || l.deadline < s.leases.next {
 		s.leases.next = l.deadline
 		s.e.parked.nudge()
@@ -153,7 +158,7 @@ func (s *subscription) settleLeases(ids []string, ack bool, how ending) (held []
 		defer s.kick() // pullers may wait for room in the book
 	}
 	for i, ref := range refs {
-		switch l := s.leases.out[ref.key]; {
+		switch l := s.leaseOf(&ref); {
 		case ref.why != "":
 			lost = append(lost, event.Lost{Lease: ids[i], Why: ref.why})
 		case s.holds(l, ref):
@@ -173,6 +178,21 @@ func (s *subscription) settleLeases(ids []string, ack bool, how ending) (held []
 // holds reports whether l is the very lease that ref names. The caller holds s.mu.
 func (s *subscription) holds(l *lease, ref leaseRef) bool {
 	return l != nil && ref.seq == l.seq && ref.epoch == s.epoch(ref.key.pos.Partition) && ref.gen == s.gen
+}
+
+// leaseOf finds the lease that ref names, or one of the same event. The caller holds s.mu.
+func (s *subscription) leaseOf(ref *leaseRef) *lease {
+	l := s.leases.out[ref.key]
+	if l != nil && l.seq == ref.seq {
+		return l
+	}
+	twin := ref.key
+	twin.twin = ref.seq
+	if x := s.leases.out[twin]; x != nil {
+		ref.key = twin
+		return x
+	}
+	return l
 }
 
 // whyLost says why a lease that was handed out once is not held. The caller holds s.mu.
@@ -332,7 +352,7 @@ func (s *subscription) extend(ids []string, d time.Duration) (lost []event.Lost)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for i, ref := range refs {
-		l := s.leases.out[ref.key]
+		l := s.leaseOf(&ref)
 		if ref.why == "" && !s.holds(l, ref) {
 			ref.why = s.whyLost(ref)
 		}

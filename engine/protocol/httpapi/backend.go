@@ -16,6 +16,18 @@ type Backend interface {
 	Definitions
 	Operator
 	Functions
+	DeadLetters
+}
+
+// DeadLetters is what a subscription gave up and what becomes of it. What was done when a call ends, for whatever
+// reason, is durable.
+type DeadLetters interface {
+	// DeadLetters lists unfinished ones, at most limit, from where the page before ended.
+	DeadLetters(ctx context.Context, subscription string, q event.LetterQuery, after string, limit int) (event.LetterPage, error)
+	// Redrive delivers them again, to the subscription alone; it works until ctx ends.
+	Redrive(ctx context.Context, subscription string, r event.Redrive) (event.LettersDone, error)
+	// Purge drops them for good; it works until ctx ends.
+	Purge(ctx context.Context, subscription string, p event.Purge) (event.LettersDone, error)
 }
 
 // Functions is what there is to functions besides their definitions.

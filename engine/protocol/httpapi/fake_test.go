@@ -37,6 +37,7 @@ type fake struct {
 	invoking *event.Invocation
 
 	fakeLogs
+	fakeLetters
 }
 
 type fakeTopic struct {
