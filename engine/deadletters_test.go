@@ -47,14 +47,6 @@ func (w *world) letters(name string, q event.LetterQuery) []event.DeadLetter {
 	}
 }
 
-func letterIDs(letters []event.DeadLetter) []string {
-	ids := make([]string, len(letters))
-	for i, l := range letters {
-		ids[i] = strings.Clone(l.ID)
-	}
-	return ids
-}
-
 func (w *world) redrive(name string, r event.Redrive) event.LettersDone {
 	w.t.Helper()
 	done, err := w.e.Redrive(w.t.Context(), name, r)
