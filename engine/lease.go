@@ -240,7 +240,7 @@ func (s *subscription) ack(ctx context.Context, c *subConfig, ids []string, repl
 			}
 			if st.bad {
 				st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), l.job.made
-				sts = append(sts, s.failAfter(c, leaseAttempts, l.job.it, st.failed))
+				sts = append(sts, s.failAfter(c, leaseLimit(c), l.job.it, st.failed))
 				continue
 			}
 			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs, reply: st.reply})
@@ -305,6 +305,14 @@ func (s *subscription) free(held []*lease) {
 // max_delivery_attempts).
 const leaseAttempts = 5
 
+// leaseLimit lets `attempts: unlimited` hold for leases too: who asked for that wants no dead letters.
+func leaseLimit(c *subConfig) int {
+	if c.Retry.Attempts == event.Unlimited {
+		return event.Unlimited
+	}
+	return leaseAttempts
+}
+
 var (
 	errNacked  = errors.New("the consumer gave it back")
 	errExpired = errors.New("the lease expired before it was acknowledged")
@@ -336,7 +344,8 @@ func (s *subscription) giveBack(ctx context.Context, held []*lease, why error, d
 			}
 			f.done, f.hash = st.done, hashOutputs(st.recs)
 		}
-		sts = append(sts, s.failAfter(s.config.Load(), leaseAttempts, l.job.it, f))
+		c := s.config.Load()
+		sts = append(sts, s.failAfter(c, leaseLimit(c), l.job.it, f))
 	}
 	s.mu.Unlock()
 	return s.settleTogether(ctx, sts)

@@ -147,6 +147,27 @@ func TestNackAndExpiryCountAndEnd(t *testing.T) {
 	}
 }
 
+// `attempts: unlimited` keeps leases from ending in dead letters, and a delivery's id is the same in each.
+func TestLeasesWithoutEnd(t *testing.T) {
+	w := newWorld(t, Options{})
+	s := pullSpec("s", "orders", "s.dead")
+	s.Retry.Attempts = event.Unlimited
+	w.apply(specOf(s))
+	w.publish("orders", "a")
+	for attempt := 1; attempt <= leaseAttempts+2; attempt++ {
+		got := w.pull("s", 1)
+		if got[0].Attempt != attempt || got[0].Delivery != "s:orders@1:0-0:0" {
+			t.Fatalf("attempt %d of %q, want %d of s:orders@1:0-0:0", got[0].Attempt, got[0].Delivery, attempt)
+		}
+		if lost, err := w.e.Nack(t.Context(), "s", leaseIDs(got), 0); err != nil || len(lost) != 0 {
+			t.Fatalf("nack: lost %v, %v", lost, err)
+		}
+	}
+	if n := len(w.ids("s.dead")); n != 0 {
+		t.Errorf("%d dead letters", n)
+	}
+}
+
 func TestNackDelays(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.apply(specOf(pullSpec("s", "orders", "")))

@@ -193,7 +193,7 @@ func (s *subscription) hand(taken []*lease) []event.Lease {
 	deadline := time.Unix(0, taken[0].deadline).UTC()
 	leases := make([]event.Lease, len(taken))
 	for i, l := range taken {
-		leases[i] = event.Lease{ID: s.leaseID(l.job, l.seq), Attempt: int(l.job.it.attempt), Deadline: deadline, Event: l.job.rec}
+		leases[i] = event.Lease{ID: s.leaseID(l.job, l.seq), Delivery: string(s.appendDeliveryID(nil, l.job)), Attempt: int(l.job.it.attempt), Deadline: deadline, Event: l.job.rec}
 	}
 	return leases
 }

@@ -242,7 +242,8 @@ type Delivery struct {
 
 // Lease is a delivery handed to a puller until Deadline.
 type Lease struct {
-	ID       string
+	ID       string // of this lease; every attempt has another
+	Delivery string // the same in every attempt: what a webhook would get as webhook-id
 	Attempt  int
 	Deadline time.Time
 	Event    Record

@@ -142,7 +142,7 @@ func (f *fake) Pull(ctx context.Context, sub string, max int, wait time.Duration
 				continue
 			}
 			f.leases[id] = t.recs[i]
-			out = append(out, event.Lease{ID: id, Attempt: 1, Deadline: f.epoch.Add(10 * time.Second), Event: t.recs[i]})
+			out = append(out, event.Lease{ID: id, Delivery: id, Attempt: 1, Deadline: f.epoch.Add(10 * time.Second), Event: t.recs[i]})
 		}
 		f.mu.Unlock()
 		if len(out) > 0 || wait <= 0 {

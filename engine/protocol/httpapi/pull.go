@@ -43,6 +43,8 @@ func (c *call) pull() error {
 		}
 		out = append(out, `{"lease":`...)
 		out = appendQuoted(out, l.ID)
+		out = append(out, `,"id":`...)
+		out = appendQuoted(out, l.Delivery)
 		out = append(out, `,"attempt":`...)
 		out = appendInt(out, l.Attempt)
 		out = append(out, `,"deadline":"`...)
