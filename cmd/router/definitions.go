@@ -174,6 +174,9 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 		for _, s := range set.Subscriptions {
 			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
 		}
+		for _, h := range set.Hosts {
+			spec.Hosts = append(spec.Hosts, h.Host)
+		}
 	}
 	errs = append(errs, d.applyAPI(set, api, topics, functions, &spec))
 	for name, t := range topics {

@@ -57,7 +57,7 @@ func TestDefinitionsOfTheAPI(t *testing.T) {
 	if got, want := string(s.Source), `{"name":"s","topic":"orders","functions":["redact"],"start":"24h","deliver":{"webhook":{"url":"https://x.y/?***","headers":{"a":"***"}}}}`; got != want {
 		t.Errorf("source %s\nwant   %s", got, want)
 	}
-	if got, want := string(s.Effective), `{"name":"s","topic":"orders","start":"24h","functions":["redact"],"order":"none","deliver":{"webhook":{"url":"https://x.y/?***","format":"structured","headers":{"a":"***"},"timeout":"15s","reply":false}},"concurrency":16,"retry":{"attempts":10,"schedule":["5s","5m","30m","2h","5h","10h","14h","20h","1d"],"jitter":0.2,"on4xx":"retry"},"parked":{"bytes":"256MiB"},"deadLetter":"s.dead"}`; got != want {
+	if got, want := string(s.Effective), `{"name":"s","topic":"orders","start":"24h","functions":["redact"],"order":"none","deliver":{"webhook":{"url":"https://x.y/?***","format":"structured","headers":{"a":"***"},"timeout":"15s","reply":false}},"concurrency":16,"rate":"unlimited","retry":{"attempts":10,"schedule":["5s","5m","30m","2h","5h","10h","14h","20h","1d"],"jitter":0.2,"on4xx":"retry"},"parked":{"bytes":"256MiB"},"deadLetter":"s.dead"}`; got != want {
 		t.Errorf("effective %s\nwant      %s", got, want)
 	}
 }

@@ -74,6 +74,15 @@ func (p *parser) file(src *source) {
 	each("subscriptions", "subscription", p.subKeys, func(name string, key, n *node) {
 		p.subscriptions = append(p.subscriptions, p.subscription(name, key, n))
 	})
+	switch n := f["hosts"]; {
+	case n == nil || n.kind == null:
+	case n.kind != mapping:
+		p.bad(n, "is %s; want a mapping from hosts to their limits, such as {api.example.com: {concurrency: 8, rate: 50/s}}", n.kind)
+	default:
+		for i, key := range n.keys {
+			p.host(key, n.items[i])
+		}
+	}
 }
 
 // definition reads a document of the API; nil after a fault.

@@ -33,7 +33,7 @@ func TestDocs(t *testing.T) {
 			t.Errorf("got\n%v\nthe documents say\n%s", err, m[3])
 		}
 	}
-	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape} {
+	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape} {
 		for _, key := range s.keys {
 			if !strings.Contains(string(text), key) {
 				t.Errorf("key %s is not in the documents", key)

@@ -19,9 +19,9 @@ type later struct{ key, accepts string }
 
 var (
 	rulesShape = shape{
-		keys:  []string{"version", "topics", "functions", "subscriptions"},
+		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts"},
 		later: []later{{"sources", ""}, {"schedules", ""}, {"tests", ""}},
-		empty: []string{"topics", "functions", "subscriptions"},
+		empty: []string{"topics", "functions", "subscriptions", "hosts"},
 	}
 	topicShape = shape{
 		keys:  []string{"partitions", "retain", "whenFull", "dedupe", "schema"},
@@ -34,13 +34,13 @@ var (
 	limitsShape       = shape{keys: []string{"cpu", "wall", "memory", "output", "fuel"}}
 	allowShape        = shape{keys: []string{"http", "kv"}}
 	subscriptionShape = shape{
-		keys:  []string{"topic", "start", "filter", "functions", "deliver", "order", "concurrency", "retry", "parked", "deadLetter", "shadow"},
-		later: []later{{"rate", "unlimited"}},
+		keys: []string{"topic", "start", "filter", "functions", "deliver", "order", "concurrency", "rate", "retry", "parked", "deadLetter", "shadow"},
 	}
 	retryShape = shape{
 		keys: []string{"attempts", "schedule", "exponential", "jitter", "maxAge", "on4xx"},
 	}
 	exponentialShape = shape{keys: []string{"first", "factor", "max"}}
+	hostShape        = shape{keys: []string{"concurrency", "rate"}}
 	parkedShape      = shape{keys: []string{"bytes"}}
 	pullShape        = shape{keys: []string{"ackDeadline"}}
 	streamShape      = shape{keys: []string{"retain"}}

@@ -45,6 +45,8 @@ type parser struct {
 	topicKeys     map[string]*node // where each was defined
 	functionKeys  map[string]*node
 	subKeys       map[string]*node
+	hostKeys      map[string]*node
+	hosts         []Host
 }
 
 type fault struct {
@@ -59,7 +61,7 @@ func newParser(o Options) *parser {
 	}
 	return &parser{o: o, files: map[string]bool{}, read1: map[string]attached{}, revision: sha256.New(),
 		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{},
-		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}}
+		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}}
 }
 
 // place is where a node lies, as a fault says it.

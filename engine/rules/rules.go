@@ -51,6 +51,7 @@ type Set struct {
 	Topics        []Topic // those that are only named, as a target or for dead letters, included
 	Functions     []Function
 	Subscriptions []Subscription
+	Hosts         []Host   // limits of hosts that are sent to
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
 }
@@ -254,7 +255,7 @@ func (p *parser) finish() (*Set, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	s := &Set{}
+	s := &Set{Hosts: p.hosts}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {

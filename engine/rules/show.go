@@ -334,6 +334,7 @@ func effectiveSubscription(def *subscriptionDef, source *doc) *doc {
 	d.set("order", text([...]string{"none", "key"}[s.Order]))
 	d.set("deliver", deliverDoc(def))
 	d.set("concurrency", number(int64(s.Concurrency)))
+	d.set("rate", text(formatRate(s.Rate)))
 	d.set("retry", retryDoc(s.Retry))
 	parked := &doc{kind: mapping}
 	parked.set("bytes", size(s.Parked))
@@ -433,6 +434,10 @@ func (s *Set) doc(effective bool) *doc {
 	section("subscriptions", len(s.Subscriptions), func(i int) (string, bool, *doc, *doc) {
 		x := &s.Subscriptions[i]
 		return x.Name, false, x.source, x.effective
+	})
+	section("hosts", len(s.Hosts), func(i int) (string, bool, *doc, *doc) {
+		h := &s.Hosts[i]
+		return h.Name, false, h.source, h.effective
 	})
 	return d
 }

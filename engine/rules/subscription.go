@@ -74,6 +74,11 @@ func (p *parser) subscription(name string, key, n *node) *subscriptionDef {
 		i, _ := p.integer(v, 1, maxConcurrency, "a number of sends under way at once")
 		d.Concurrency = int(i)
 	}
+	if v := f["rate"]; v != nil {
+		if d.Rate = p.rate(v); d.Rate > 0 && d.Deliver.Face != event.Push {
+			p.bad(v, "is %s; it bounds what is pushed, and this subscription's deliver is %s: remove it, or set it to unlimited", v.shown(), d.Deliver.Face)
+		}
+	}
 	if v := f["retry"]; v != nil {
 		p.retry(d, v)
 	}
