@@ -171,13 +171,13 @@ func TestChooseDeadLetters(t *testing.T) {
 	w.dies("s", 300)
 	time.Sleep(2 * time.Millisecond) // received times of the two must differ
 	middle := time.Now()
-	sink.code.Store(503)
+	sink.code.Store(422)
 	w.publish("orders", number("b", 200)...)
 	w.dies("s", 500)
 
 	count := func(q event.LetterQuery) int { return len(w.letters("s", q)) }
 	if a, b, c, d := count(event.LetterQuery{}), count(event.LetterQuery{Since: middle}), count(event.LetterQuery{Before: middle}),
-		count(event.LetterQuery{Filter: "ext.deadlettercode == 503"}); a != 500 || b != 200 || c != 300 || d != 200 {
+		count(event.LetterQuery{Filter: "ext.deadlettercode == 422"}); a != 500 || b != 200 || c != 300 || d != 200 {
 		t.Errorf("%d letters: %d since, %d before, %d by code", a, b, c, d)
 	}
 	page, err := w.e.DeadLetters(t.Context(), "s", event.LetterQuery{}, "", 7)
