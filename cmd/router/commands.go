@@ -12,6 +12,7 @@ func commands(p *program) []*cobra.Command {
 		pullCommand(p),
 		topicsCommand(p),
 		subscriptionsCommand(p),
+		deadLettersCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
 		invokeCommand(p),

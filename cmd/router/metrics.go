@@ -86,6 +86,9 @@ var (
 		"failed":       describe("subscription_failed_total", "Attempts that failed.", "subscription"),
 		"retried":      describe("subscription_retried_total", "Events parked for another try.", "subscription"),
 		"dead":         describe("subscription_dead_lettered_total", "Events dead-lettered.", "subscription"),
+		"redriven":     describe("subscription_redriven_total", "Dead letters delivered again.", "subscription"),
+		"purged":       describe("subscription_purged_total", "Dead letters dropped for good.", "subscription"),
+		"deadletters":  describe("subscription_deadletters", "Dead letters that are neither redriven nor purged.", "subscription"),
 		"dropped":      describe("subscription_dropped_total", "Events that a function dropped.", "subscription"),
 		"lost":         describe("subscription_lost_total", "Events that the ring dropped before the subscription read them.", "subscription"),
 		"lag":          describe("subscription_lag_events", "Events of the topic that it has not looked at.", "subscription"),
@@ -162,7 +165,8 @@ func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.M
 	counters, gauges := map[string]*tally{}, map[string]*tally{}
 	for _, s := range e.Subscriptions() {
 		for kind, v := range map[string]uint64{"matched": s.Matched, "delivered": s.Delivered, "failed": s.Failed,
-			"retried": s.Retried, "dead": s.DeadLettered, "dropped": s.Dropped, "lost": s.Lost} {
+			"retried": s.Retried, "dead": s.DeadLettered, "dropped": s.Dropped, "lost": s.Lost,
+			"redriven": s.Redriven, "purged": s.Purged} {
 			tallyOf(counters, kind).add(s.Name, float64(v))
 		}
 		if s.StateKeys > 0 {
@@ -170,7 +174,7 @@ func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.M
 			tallyOf(gauges, "state_bytes").add(s.Name, float64(s.StateBytes))
 		}
 		for kind, v := range map[string]float64{"lag": float64(s.Lag), "outstanding": float64(s.Outstanding), "parked": float64(s.Parked),
-			"parked_bytes": float64(s.ParkedBytes), "leased": float64(s.Leased), "stopped": truth(s.State != "running")} {
+			"parked_bytes": float64(s.ParkedBytes), "leased": float64(s.Leased), "deadletters": float64(s.DeadLetters), "stopped": truth(s.State != "running")} {
 			tallyOf(gauges, kind).add(s.Name, v)
 		}
 	}

@@ -67,6 +67,10 @@ type subscriptionState struct {
 	DeadLettered uint64 `json:"deadLettered"`
 	Dropped      uint64 `json:"dropped"`
 	Lost         uint64 `json:"lost"`
+	Redriven     uint64 `json:"redriven"`
+	Purged       uint64 `json:"purged"`
+
+	DeadLetters int64 `json:"deadLetters"` // neither redriven nor purged
 
 	StateKeys  int64 `json:"stateKeys,omitempty"`  // that its functions keep
 	StateBytes int64 `json:"stateBytes,omitempty"` // of keys and values
@@ -75,8 +79,13 @@ type subscriptionState struct {
 }
 
 func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any, error) {
-	return d.document(kindSubscriptions, s.Name, s.Source, subscriptionState{s.State, s.Reason, s.Since, s.Lag, s.Outstanding,
-		s.Parked, s.ParkedBytes, s.Leased, s.Matched, s.Delivered, s.Failed, s.Retried, s.DeadLettered, s.Dropped, s.Lost, s.StateKeys, s.StateBytes, s.Digests})
+	return d.document(kindSubscriptions, s.Name, s.Source, subscriptionState{
+		State: s.State, Reason: s.Reason, Since: s.Since, Lag: s.Lag, Outstanding: s.Outstanding,
+		Parked: s.Parked, ParkedBytes: s.ParkedBytes, Leased: s.Leased,
+		Matched: s.Matched, Delivered: s.Delivered, Failed: s.Failed, Retried: s.Retried, DeadLettered: s.DeadLettered,
+		Dropped: s.Dropped, Lost: s.Lost, Redriven: s.Redriven, Purged: s.Purged, DeadLetters: s.DeadLetters,
+		StateKeys: s.StateKeys, StateBytes: s.StateBytes, Digests: s.Digests,
+	})
 }
 
 type functionDoc struct {
