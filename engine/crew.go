@@ -17,7 +17,7 @@ type crew struct {
 // kick sees to it that somebody works on what is queued. The caller holds s.mu.
 func (s *subscription) kick() {
 	c := s.config.Load()
-	if s.filler.waits() && (s.gatherEnds(s.filler.c) || s.filled(c)) {
+	if s.filler.waits() && (s.gatherEnds(s.filler.c, s.filler.gen) || s.filled(c)) {
 		s.filler.wake.Signal()
 	}
 	if s.ended || s.stopped() {

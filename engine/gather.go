@@ -36,6 +36,7 @@ func limitsOf(sink Sink) sinkLimits {
 type filler struct {
 	wake          *sync.Cond
 	c             *subConfig // under which it gathers; nil: nobody waits
+	gen           uint32     // of what it has
 	events, bytes int        // what it still takes
 }
 
@@ -52,9 +53,9 @@ func (s *subscription) filled(c *subConfig) bool {
 		s.queue.pinned+s.dueBytes >= min(f.bytes, s.e.o.QueueBytes/2)
 }
 
-// gatherEnds reports whether what was gathered under c is to go out at once.
-func (s *subscription) gatherEnds(c *subConfig) bool {
-	return s.ended || s.stopped() || s.config.Load() != c
+// gatherEnds reports whether what was gathered under a definition, in a generation, is to go out at once.
+func (s *subscription) gatherEnds(c *subConfig, gen uint32) bool {
+	return s.ended || s.stopped() || s.config.Load() != c || s.gen != gen
 }
 
 // gather adds to w what may go out together with its first job. Members of a batch have had equally many
@@ -71,7 +72,7 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 	var end time.Time
 	for {
 		s.fill(c, w)
-		if w.closed || len(w.jobs) == w.limits.events || w.limits.wait <= 0 || w.complete() || s.gatherEnds(c) {
+		if w.closed || len(w.jobs) == w.limits.events || w.limits.wait <= 0 || w.complete() || s.gatherEnds(c, gen) {
 			break
 		}
 		now := time.Now()
@@ -82,7 +83,7 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 		if !now.Before(end) {
 			break
 		}
-		s.filler.c, s.filler.events, s.filler.bytes = c, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
+		s.filler.c, s.filler.gen, s.filler.events, s.filler.bytes = c, gen, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
 		s.filler.wake.Wait()
 		s.filler.c = nil
 		if s.gen != gen { // all that was gathered is void
