@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -400,14 +401,6 @@ func TestBatchesInOrderOfKeys(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	defer func() {
-		if t.Failed() {
-			x := w.e.plan.Load().subs["s"]
-			x.mu.Lock()
-			fmt.Printf(" due %d queue %d sends %d filler %+v lanes %d held %d moving %d fetch %d parked %+v senders %+v got %d\n", x.due.len(), x.queue.len(), x.sends.len(), x.filler, len(x.lanes.open), x.lanes.held, len(x.lanes.moving), x.lanes.fetch.len(), x.parked, x.senders, len(sink.taken))
-			x.mu.Unlock()
-		}
-	}()
 	eventually(t, "all settled", func() bool { return w.settled("s") && len(sink.got()) == 600 })
 	last := map[string]string{}
 	for _, b := range sink.all() {
@@ -418,9 +411,9 @@ func TestBatchesInOrderOfKeys(t *testing.T) {
 	sink.mu.Lock()
 	defer sink.mu.Unlock()
 	for _, id := range sink.taken {
-		var n int
-		if _, err := fmt.Sscan(strings.TrimLeft(id, "0")+" ", &n); err != nil {
-			n = 0
+		n, err := strconv.Atoi(id)
+		if err != nil {
+			t.Fatal(err)
 		}
 		key := fmt.Sprint(n % 30)
 		if last[key] >= id {

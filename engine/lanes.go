@@ -129,7 +129,7 @@ func (s *subscription) unhold(l *lane) {
 		s.lanes.held--
 		s.lanes.bytes -= len(it.rec)
 		if it.parked != nil && it.parked.behind { // it is one already
-			s.parked.forget(it.parked.key(s.serial, it.rec))
+			s.parked.release(it.parked.key(s.serial, it.rec))
 			l.rows = true
 			continue
 		}

@@ -265,6 +265,9 @@ func (s *subscription) takeRow(key string) {
 	s.parked.busy[key] = struct{}{}
 }
 
+// release drops the key of a row that stays. At once, unlike forget: whoever reads next must find it.
+func (p *parkedSize) release(key string) { delete(p.busy, key) }
+
 // forget drops the key of a row that was deleted.
 func (p *parkedSize) forget(key string) {
 	if p.scanning > 0 {

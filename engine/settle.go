@@ -107,7 +107,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	}
 	for _, st := range kept {
 		if st.park != nil {
-			s.parked.forget(st.park.key(s.serial, st.it.rec))
+			s.parked.release(st.park.key(s.serial, st.it.rec))
 		}
 	}
 	if err != nil {
