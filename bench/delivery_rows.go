@@ -15,7 +15,7 @@ func deliveryRows() []row {
 	seconds := func(v float64) string { return fmt.Sprintf("%.1f s", v) }
 	return []row{
 		bound("parked-rss", "resident memory for a million parked deliveries of 100k keys, over idle / bound", "parked-rss", 200, mebibytes,
-			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with 400 MiB."),
+			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with 256 MiB, whose caches are full by then."),
 		bound("parked-heap", "live heap with them / bound", "parked-heap", 200, mebibytes, ""),
 		bound("parked-ready", "a restart with them until the router is ready / bound", "parked-ready", 5, seconds, ""),
 	}

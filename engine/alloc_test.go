@@ -20,7 +20,7 @@ func (quiet) Close() error                                    { return nil }
 func blockOf(first event.Offset, n int) *storage.Block {
 	b := &storage.Block{First: first, Count: n}
 	for i := range n {
-		ev := event.Event{ID: fmt.Sprint(i), Source: "/s", Type: "order.created", Data: []byte(`{"total":250,"country":"DE"}`)}
+		ev := event.Event{ID: fmt.Sprint(i), Source: "/s", Type: "order.created", PartitionKey: fmt.Sprint("key-", i), Data: []byte(`{"total":250,"country":"DE"}`)}
 		at := len(b.Records)
 		b.Records = ev.AppendRecord(b.Records)
 		event.Record(b.Records[at:]).SetPlace(event.Position{Offset: first + event.Offset(i)}, 1)
@@ -38,6 +38,7 @@ func TestHandingOnAllocatesNothing(t *testing.T) {
 	for i := range 20 {
 		s := push(fmt.Sprintf("s%d", i), "orders", fmt.Sprintf(`type == "order.created" && data.total > %d`, i*20), quiet{})
 		s.DeadLetter = "dead"
+		s.Order = []event.Order{event.Unordered, event.ByKey}[i%2]
 		subs = append(subs, s)
 	}
 	w.apply(specOf(subs...))

@@ -21,6 +21,7 @@ import (
 // and slower. The subscription's mutex guards it.
 type laneBook struct {
 	open     map[uint64]*lane
+	free     []*lane // for keys to come: most are idle again at once
 	held     int // events that wait in memory, in all lanes
 	bytes    int // of their records, and of those in moving
 	moving   []settlement
@@ -96,10 +97,7 @@ func (s *subscription) admit(c *subConfig, it *item) bool {
 	l := s.lanes.open[it.lane]
 	switch {
 	case l == nil:
-		if s.lanes.open == nil {
-			s.lanes.open = map[uint64]*lane{}
-		}
-		s.lanes.open[it.lane] = &lane{busy: true}
+		s.lanes.enter(it.lane).busy = true
 		return true
 	case l.parked || l.rows || l.writing > 0:
 		s.behind(l, *it)
@@ -246,7 +244,34 @@ func (s *subscription) advance(hash uint64, l *lane) {
 		s.lanes.fetch.push(hash)
 		s.fetchLanes()
 	default:
-		delete(s.lanes.open, hash)
+		s.lanes.close(hash, l)
+	}
+}
+
+// enter opens a lane.
+func (b *laneBook) enter(hash uint64) *lane {
+	if b.open == nil {
+		b.open = map[uint64]*lane{}
+	}
+	var l *lane
+	if n := len(b.free); n > 0 {
+		l = b.free[n-1]
+		b.free = b.free[:n-1]
+	} else {
+		l = &lane{}
+	}
+	b.open[hash] = l
+	return l
+}
+
+// freeLanes is how many lanes are kept for keys to come.
+const freeLanes = 256
+
+func (b *laneBook) close(hash uint64, l *lane) {
+	delete(b.open, hash)
+	if len(b.free) < freeLanes {
+		*l = lane{}
+		b.free = append(b.free, l)
 	}
 }
 
@@ -377,13 +402,10 @@ func (s *subscription) restoreLanes(ctx context.Context) error {
 
 // found enters a lane that has rows, as they come in order.
 func (b *laneBook) found(hash uint64, marker bool) {
-	if b.open == nil {
-		b.open = map[uint64]*lane{}
-	}
 	l := b.open[hash]
 	if l == nil {
-		l = &lane{rows: true}
-		b.open[hash] = l
+		l = b.enter(hash)
+		l.rows = true
 		if !marker {
 			b.fetch.push(hash)
 		}
