@@ -108,7 +108,7 @@ func (s *subscription) feedBlock(ctx context.Context, c *cursor, b *storage.Bloc
 func (s *subscription) rereads(ctx context.Context, p *partition, c *cursor) bool {
 	for {
 		s.mu.Lock()
-		for len(c.recover) > 0 && s.full() && !s.ended && ctx.Err() == nil {
+		for len(c.recover) > 0 && s.crowded() && !s.ended && ctx.Err() == nil { // not for parked ones: they may wait for these
 			s.room.Wait()
 		}
 		if s.ended || ctx.Err() != nil {
@@ -130,15 +130,23 @@ func (s *subscription) rereads(ctx context.Context, p *partition, c *cursor) boo
 		s.mu.Lock()
 		if s.gen == gen && len(c.recover) > 0 {
 			c.recover = c.recover[1:]
+			it := item{rec: rec, block: b, attempt: 1, gen: gen, reread: true}
 			switch {
 			case err != nil:
 				if c.out.settle(off) {
 					s.c.Lost++
 				}
 				s.touch(c)
-			case c.out.has(off):
-				s.queue.push(item{rec: rec, block: b, attempt: 1, gen: gen})
+			case !c.out.has(off):
+			case laneOf(s.config.Load(), rec) == 0:
+				s.queue.push(it)
 				s.kick()
+			case s.admit(s.config.Load(), &it):
+				s.again(it)
+				s.kick()
+			}
+			if s.lanes.rereads--; s.lanes.rereads == 0 {
+				s.fetchLanes()
 			}
 		}
 		s.mu.Unlock()

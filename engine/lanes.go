@@ -28,6 +28,7 @@ type laneBook struct {
 	mover    bool         // somebody settles what is in moving
 	fetch    fifo[uint64] // lanes whose next row is to be read
 	fetching bool
+	rereads  int // events that were in memory when the router stopped and are still to be read again: rows wait for them
 }
 
 type lane struct {
@@ -36,6 +37,7 @@ type lane struct {
 	rows    bool // there may be rows of it in tableLanes
 	writing int  // rows on the way there
 	wrote   int  // rows that came there: a scan that began before may have missed them
+	older   int  // of writing, those that were read again: they may belong in front of the rows
 	held    []item
 }
 
@@ -139,6 +141,9 @@ func (s *subscription) unhold(l *lane) {
 // behind makes an event a row of its lane.
 func (s *subscription) behind(l *lane, it item) {
 	l.writing++
+	if it.reread {
+		l.older++
+	}
 	row := parkedEvent{behind: true}
 	if p := it.parked; p != nil {
 		row = *p
@@ -210,7 +215,10 @@ func (s *subscription) left(it item, park *parkedEvent) {
 		l.writing--
 		l.wrote++
 		l.rows = true
-		if !l.busy && !l.parked && l.writing == 0 {
+		if it.reread {
+			l.older--
+		}
+		if !l.busy && !l.parked && (l.writing == 0 || it.reread && l.older == 0) {
 			s.advance(it.lane, l)
 		}
 	default:
@@ -277,7 +285,7 @@ func (b *laneBook) close(hash uint64, l *lane) {
 
 // fetchLanes reads on where lanes have rows, unless enough waits to be worked on. The caller holds s.mu.
 func (s *subscription) fetchLanes() {
-	if s.lanes.fetch.len() > 0 && !s.lanes.fetching && !s.ended && !s.seeking && !s.dueBusy() {
+	if s.lanes.fetch.len() > 0 && s.lanes.rereads == 0 && !s.lanes.fetching && !s.ended && !s.seeking && !s.dueBusy() {
 		s.lanes.fetching = true
 		s.workers.Go(s.fetchAll)
 	}
@@ -290,7 +298,7 @@ func (s *subscription) fetchAll() {
 	defer func() { s.lanes.fetching = false }()
 	for s.lanes.fetch.len() > 0 && !s.ended && !s.seeking && !s.dueBusy() && ctx.Err() == nil {
 		hash := s.lanes.fetch.pop()
-		if l := s.lanes.open[hash]; l != nil && !l.busy && !l.parked {
+		if l := s.lanes.open[hash]; l != nil && !l.busy && !l.parked && l.older == 0 {
 			s.fetchLane(ctx, hash, l)
 		}
 	}
@@ -390,6 +398,9 @@ func parseLaneRow(key, row []byte) (*parkedEvent, event.Record, error) {
 // restoreLanes finds the keys that have rows. The caller holds s.mu or is the only one who knows s.
 func (s *subscription) restoreLanes(ctx context.Context) error {
 	s.lanes = laneBook{mover: s.lanes.mover, fetching: s.lanes.fetching}
+	for _, c := range s.cursors {
+		s.lanes.rereads += len(c.recover)
+	}
 	if s.parked.count == 0 {
 		return nil
 	}

@@ -213,7 +213,7 @@ func (s *subscription) redeem(ref leaseRef) bool {
 	if ref.epoch >= s.epoch(ref.key.pos.Partition) || s.e.o.Now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
 		return false
 	}
-	return len(s.config.Load().functions) == 0 && s.gen == 0 && s.cursors[ref.key.pos.Partition].out.has(ref.key.pos.Offset)
+	return len(s.config.Load().functions) == 0 && ref.gen == s.gen && s.cursors[ref.key.pos.Partition].out.has(ref.key.pos.Offset)
 }
 
 // placeholder is a record that has a position and nothing else: what settling needs.

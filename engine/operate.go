@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -147,6 +148,9 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	// From here on nothing that was taken before counts.
 	s.mu.Lock()
 	s.gen++
+	s.row.Seeks = s.gen
+	row, err := s.rowOp()
+	b.Ops = append(b.Ops, row)
 	s.seeking, s.waiting = true, "" // what is due is fetched again when the rows say what still is
 	s.queue.clear()
 	s.due.clear()
@@ -156,7 +160,7 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	s.leases = leaseBook{}
 	delivered := s.parked.cleared
 	s.parked.busy, s.parked.cleared = nil, nil
-	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.moving, s.lanes.fetch = nil, 0, 0, nil, fifo[uint64]{}
+	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.moving, s.lanes.fetch, s.lanes.rereads = nil, 0, 0, nil, fifo[uint64]{}, 0
 	for i, c := range s.cursors {
 		c.read, c.attached, c.recover = offsets[i], false, nil // hasRow when it has: a checkpoint must not pass it before
 		c.out.clear()
@@ -167,9 +171,9 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 		s.leave(l.config)
 	}
 
-	left, err := s.seekRows(ctx, &b, offsets, delivered)
+	left, failed := s.seekRows(ctx, &b, offsets, delivered)
 	b.Ops = append(b.Ops, left.op(s.serial))
-	if err == nil {
+	if err = errors.Join(err, failed); err == nil {
 		err = e.store.Commit(ctx, &b)
 	}
 	s.mu.Lock()

@@ -13,6 +13,8 @@ type item struct {
 	attempt uint32         // 1 on the first try
 	gen     uint32         // the subscription's generation: a seek makes older ones void
 	lane    uint64         // in which it is the one in hand; 0 where it waits for no other
+
+	reread bool // it was in memory when the router stopped: it may be older than its lane's rows
 }
 
 // fifo is a ring of T that grows to its largest use. The zero value is empty.

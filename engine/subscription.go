@@ -70,6 +70,7 @@ type subRow struct {
 	Serial   uint32
 	Topic    uint32         // serial of the topic
 	Starts   []event.Offset // by partition: where it began
+	Seeks    uint32         `json:",omitempty"` // how many there were: leases of before are not held after a restart either
 	Paused   *time.Time     `json:",omitempty"`
 	Why      string         `json:",omitempty"` // Paused
 	Disabled string         `json:",omitempty"` // why
@@ -227,7 +228,7 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 		}
 	}
 	if value != nil && s.row.Topic == t.serial && len(s.row.Starts) == len(t.parts) {
-		s.serial = s.row.Serial
+		s.serial, s.gen = s.row.Serial, s.row.Seeks
 		err = s.restore(ctx)
 	} else {
 		if value != nil { // its topic was deleted and made again
@@ -398,8 +399,12 @@ func (s *subscription) fallBehind(_ *Engine, p *partition) {
 
 // full reports whether the subscription takes no further event now.
 func (s *subscription) full() bool {
-	return s.queue.len()+s.lanes.held+len(s.lanes.moving) >= s.e.o.Queue || s.queue.pinned+s.lanes.bytes >= s.e.o.QueueBytes ||
-		s.parked.bytes >= s.config.Load().Parked
+	return s.crowded() || s.parked.bytes >= s.config.Load().Parked
+}
+
+// crowded reports whether it has as much in memory as it may.
+func (s *subscription) crowded() bool {
+	return s.queue.len()+s.lanes.held+len(s.lanes.moving) >= s.e.o.Queue || s.queue.pinned+s.lanes.bytes >= s.e.o.QueueBytes
 }
 
 // reach is the offset below which the subscription has looked at everything.
@@ -477,7 +482,11 @@ func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 		if s.due.len() <= dueBatch/4 {
 			s.fetchLanes()
 		}
-		if it.gen == s.gen {
+		switch {
+		case it.gen != s.gen:
+		case it.reread && it.parked == nil && !s.cursors[it.rec.Partition()].out.has(it.rec.Offset()):
+			s.left(it, nil) // settled by an acknowledgement of the run before
+		default:
 			return it, true
 		}
 	}
