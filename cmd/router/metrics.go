@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -98,7 +99,10 @@ var (
 		"leased":       describe("subscription_leased", "Leases out.", "subscription"),
 		"state_keys":   describe("subscription_state_keys", "Keys that its functions keep.", "subscription"),
 		"state_bytes":  describe("subscription_state_bytes", "Bytes of keys and values that its functions keep.", "subscription"),
-		"stopped":      describe("subscription_stopped", "1 while paused, disabled or waiting.", "subscription"),
+		"stopped":      describe("subscription_stopped", "1 while paused, disabled or waiting, or while its circuit is open.", "subscription"),
+		"circuit_open": describe("subscription_circuit_open", "1 while the circuit of its target, or of its target's host, is open or half-open.", "subscription"),
+		"rate_waits":   describe("subscription_rate_waits_total", "Sends that its rate has put off.", "subscription"),
+		"host_waits":   describe("subscription_host_waits_total", "Sends that its host's limits or circuit have put off.", "subscription"),
 	}
 	descCommits   = describe("store_commits_total", "Synced group commits.")
 	descBatches   = describe("store_batches_total", "Callers' batches in them.")
@@ -172,6 +176,11 @@ func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.M
 		if s.StateKeys > 0 {
 			tallyOf(gauges, "state_keys").add(s.Name, float64(s.StateKeys))
 			tallyOf(gauges, "state_bytes").add(s.Name, float64(s.StateBytes))
+		}
+		if s.Deliver.Face == event.Push {
+			tallyOf(gauges, "circuit_open").add(s.Name, truth(s.Circuit.State != "closed"))
+			tallyOf(counters, "rate_waits").add(s.Name, float64(s.Circuit.RateWaits))
+			tallyOf(counters, "host_waits").add(s.Name, float64(s.Circuit.HostWaits))
 		}
 		for kind, v := range map[string]float64{"lag": float64(s.Lag), "outstanding": float64(s.Outstanding), "parked": float64(s.Parked),
 			"parked_bytes": float64(s.ParkedBytes), "leased": float64(s.Leased), "deadletters": float64(s.DeadLetters), "stopped": truth(s.State != "running")} {

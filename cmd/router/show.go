@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/rules"
 )
 
@@ -54,6 +55,7 @@ type subscriptionState struct {
 	State       string     `json:"state"`
 	Reason      string     `json:"reason,omitempty"`
 	Since       *time.Time `json:"since,omitempty"`
+	Circuit     *circuit   `json:"circuit,omitempty"`
 	Lag         uint64     `json:"lag"`
 	Outstanding int        `json:"outstanding"`
 	Parked      int64      `json:"parked"`
@@ -80,12 +82,32 @@ type subscriptionState struct {
 
 func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any, error) {
 	return d.document(kindSubscriptions, s.Name, s.Source, subscriptionState{
-		State: s.State, Reason: s.Reason, Since: s.Since, Lag: s.Lag, Outstanding: s.Outstanding,
+		State: s.State, Reason: s.Reason, Since: s.Since, Circuit: circuitOf(s), Lag: s.Lag, Outstanding: s.Outstanding,
 		Parked: s.Parked, ParkedBytes: s.ParkedBytes, Leased: s.Leased,
 		Matched: s.Matched, Delivered: s.Delivered, Failed: s.Failed, Retried: s.Retried, DeadLettered: s.DeadLettered,
 		Dropped: s.Dropped, Lost: s.Lost, Redriven: s.Redriven, Purged: s.Purged, DeadLetters: s.DeadLetters,
 		StateKeys: s.StateKeys, StateBytes: s.StateBytes, Digests: s.Digests,
 	})
+}
+
+// circuit is a subscription's, or that of its host where that one is not closed.
+type circuit struct {
+	State     string     `json:"state"`
+	Host      string     `json:"host,omitempty"`
+	Since     *time.Time `json:"since,omitempty"`
+	Failures  int        `json:"failures"` // in a row
+	Next      *time.Time `json:"next,omitempty"`
+	Reason    string     `json:"reason,omitempty"`
+	RateWaits uint64     `json:"rateWaits,omitempty"`
+	HostWaits uint64     `json:"hostWaits,omitempty"`
+}
+
+func circuitOf(s engine.SubscriptionInfo) *circuit {
+	if s.Deliver.Face != event.Push {
+		return nil
+	}
+	c := s.Circuit
+	return &circuit{c.State, c.Host, c.Since, c.Failures, c.Next, c.Reason, c.RateWaits, c.HostWaits}
 }
 
 type functionDoc struct {
@@ -259,6 +281,9 @@ func (d *definitions) Rules(context.Context) ([]byte, error) {
 			return nil, err
 		}
 		doc[kind] = all
+	}
+	if d.file != nil && len(d.file.Hosts) > 0 {
+		doc["hosts"] = d.file.HostsJSON()
 	}
 	return json.Marshal(doc)
 }

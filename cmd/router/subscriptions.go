@@ -21,7 +21,7 @@ func subscriptionsCommand(p *program) *cobra.Command {
 		subscriptionsCreate(p),
 		p.deleteCommand("subscriptions", "workers"),
 		subscriptionsDo(p, "pause", "Stop delivering until resumed; events keep"),
-		subscriptionsDo(p, "resume", "Deliver again; also after a target answered 410"),
+		subscriptionsDo(p, "resume", "Deliver again; also after a target answered 410, or at once while its circuit is open"),
 		subscriptionsSeek(p),
 		subscriptionsShadow(p),
 	)
@@ -30,10 +30,10 @@ func subscriptionsCommand(p *program) *cobra.Command {
 
 // subscribing is the flags of subscriptions create.
 type subscribing struct {
-	file, topic, filter, start, format, toTopic, url, deadLetter string
-	functions, secrets                                           []string
-	pull, stream                                                 bool
-	concurrency, attempts                                        int
+	file, topic, filter, start, format, toTopic, url, deadLetter, rate string
+	functions, secrets                                                 []string
+	pull, stream                                                       bool
+	concurrency, attempts                                              int
 }
 
 func subscriptionsCreate(p *program) *cobra.Command {
@@ -62,6 +62,7 @@ It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or 
 	f.StringVar(&o.toTopic, "to-topic", "", "deliver into this `topic`")
 	f.BoolVar(&o.stream, "stream", false, "deliver to whoever streams")
 	f.IntVar(&o.concurrency, "concurrency", 0, "at most `N` deliveries under way (default 16)")
+	f.StringVar(&o.rate, "rate", "", "send at most so many, such as `500/s` or 10/m (default unlimited)")
 	f.IntVar(&o.attempts, "attempts", 0, "try `N` times before the dead-letter topic (default 10)")
 	f.StringVar(&o.deadLetter, "dead-letter", "", "the dead-letter `topic` (default NAME.dead)")
 	cmd.MarkFlagsMutuallyExclusive("to", "pull", "to-topic", "stream")
@@ -84,6 +85,7 @@ func (o *subscribing) fill(cmd *cobra.Command, doc map[string]any) error {
 	setIf(doc, "filter", o.filter)
 	setIf(doc, "start", o.start)
 	setIf(doc, "concurrency", o.concurrency)
+	setIf(doc, "rate", o.rate)
 	setIf(doc, "deadLetter", o.deadLetter)
 	if len(o.functions) > 0 {
 		doc["functions"] = o.functions
@@ -126,12 +128,20 @@ func subscriptionsDo(p *program, verb, short string) *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 	}
 	r := p.remoteFlags(cmd)
+	var reason string
+	if verb == "pause" {
+		cmd.Flags().StringVar(&reason, "reason", "", "show this `text` with the state")
+	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := p.client(cmd, r)
 		if err != nil {
 			return err
 		}
-		if _, err := c.call(cmd.Context(), "POST", c.path("subscriptions", args[0], verb), nil); err != nil {
+		var in any
+		if reason != "" {
+			in = map[string]string{"reason": reason}
+		}
+		if err := c.callJSON(cmd.Context(), "POST", c.path("subscriptions", args[0], verb), in, nil); err != nil {
 			return err
 		}
 		say(p.stderr, "%sd %s", verb, clean(args[0]))

@@ -457,5 +457,14 @@ func (s *Set) Show(effective bool) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
+// HostsJSON is the limits of hosts with their defaults.
+func (s *Set) HostsJSON() json.RawMessage {
+	d := &doc{kind: mapping}
+	for i := range s.Hosts {
+		d.set(s.Hosts[i].Name, s.Hosts[i].effective)
+	}
+	return d.appendJSON(nil)
+}
+
 // JSON is Show in JSON, key for key.
 func (s *Set) JSON(effective bool) json.RawMessage { return s.doc(effective).appendJSON(nil) }

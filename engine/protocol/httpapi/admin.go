@@ -163,7 +163,13 @@ func (c *call) seek() error {
 }
 
 func (c *call) pause() error {
-	if err := c.s.o.Backend.Pause(c.s.work, strings.Clone(c.params[0])); err != nil {
+	var in struct {
+		Reason string `json:"reason"`
+	}
+	if err := c.members(&in); err != nil {
+		return err
+	}
+	if err := c.s.o.Backend.PauseFor(c.s.work, strings.Clone(c.params[0]), strings.Clone(in.Reason)); err != nil {
 		return err
 	}
 	return c.empty()

@@ -175,6 +175,12 @@ func TestOperate(t *testing.T) {
 			t.Errorf("%s: %d %s", verb, resp.StatusCode, body)
 		}
 	}
+	if resp, body := do(t, "POST", sub+"pause", `{"reason":"they move house"}`, js...); resp.StatusCode != 204 || f.paused[len(f.paused)-1] != "they move house" {
+		t.Errorf("%d %s %q", resp.StatusCode, body, f.paused)
+	}
+	if resp, body := do(t, "POST", sub+"pause", `{"why":"x"}`, js...); resp.StatusCode != 400 {
+		t.Errorf("%d %s", resp.StatusCode, body)
+	}
 	if _, body := do(t, "GET", base+"/v1/rules", ""); !strings.HasPrefix(body, `{"version":1`) {
 		t.Error(body)
 	}

@@ -129,7 +129,8 @@ type Definitions interface {
 // Operator moves and stops subscriptions and tells how the router is.
 type Operator interface {
 	Seek(ctx context.Context, subscription string, to event.Start) error
-	Pause(ctx context.Context, subscription string) error
+	// PauseFor pauses; reason is shown with the state and may be empty.
+	PauseFor(ctx context.Context, subscription, reason string) error
 	Resume(ctx context.Context, subscription string) error
 	// Ready returns a JSON document of details, and an error while the router should get no traffic.
 	Ready(ctx context.Context) ([]byte, error)

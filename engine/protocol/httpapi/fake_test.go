@@ -19,6 +19,7 @@ type fake struct {
 	leases  map[string]event.Record
 	pulled  func() // after something was leased, if not nil
 	seeks   []event.Start
+	paused  []string      // the reasons
 	fail    error         // of the next calls
 	block   chan struct{} // Publish waits for it
 	blocked int

@@ -296,7 +296,10 @@ func (f *fake) Seek(ctx context.Context, sub string, to event.Start) error {
 	return f.fail
 }
 
-func (f *fake) Pause(ctx context.Context, sub string) error {
+func (f *fake) PauseFor(ctx context.Context, sub, reason string) error {
+	f.mu.Lock()
+	f.paused = append(f.paused, reason)
+	f.mu.Unlock()
 	_, err := f.Show(ctx, "subscriptions", sub)
 	return err
 }
