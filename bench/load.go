@@ -202,19 +202,25 @@ func (p *poster) number(n int) {
 
 // post sends the request and reads the whole answer, which must be 2xx.
 func (p *poster) post() error {
+	_, err := p.ask()
+	return err
+}
+
+// ask is post; it returns the answer, header and body, which stays valid until the next.
+func (p *poster) ask() ([]byte, error) {
 	if _, err := p.conn.Write(p.req); err != nil {
-		return err
+		return nil, err
 	}
 	n := 0
 	for {
 		m, err := p.conn.Read(p.buf[n:])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		n += m
 		size, ok, err := answerSize(p.buf[:n])
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !ok {
 			if n == len(p.buf) {
@@ -224,17 +230,17 @@ func (p *poster) post() error {
 		}
 		if size > len(p.buf) {
 			if size > 32<<20 {
-				return fmt.Errorf("an answer of %d bytes", size)
+				return nil, fmt.Errorf("an answer of %d bytes", size)
 			}
 			p.buf = append(p.buf, make([]byte, size-len(p.buf))...)
 		}
 		if _, err := io.ReadFull(p.conn, p.buf[n:max(n, size)]); err != nil {
-			return err
+			return nil, err
 		}
 		if p.buf[9] != '2' {
-			return fmt.Errorf("it answered %.400s", p.buf[:max(n, size)])
+			return nil, fmt.Errorf("it answered %.400s", p.buf[:max(n, size)])
 		}
-		return nil
+		return p.buf[:max(n, size)], nil
 	}
 }
 
