@@ -15,13 +15,14 @@ const (
 	catchUpBatch     = 1000
 )
 
-// measureCatchUp lets a pull subscription begin at the first event of a backlog: with nobody publishing, then while single
-// events are published at half of the rate that publishing alone reaches, then while they are published as fast as the
-// router takes them. Generator, consumers and router share the machine, so the last tells how the cores are divided.
+// measureCatchUp lets a pull subscription hand out a backlog from its first event on. Then single events are published as
+// fast as the router takes them: alone; while another subscription reads the backlog with a filter that lets nothing
+// pass; and while consumers empty it. Generator, consumers and router share the machine, so the last tells how the cores
+// are divided rather than what the router makes of them.
 func measureCatchUp() measurement {
 	var r *routerProcess
 	backlog := 0
-	return measurement{name: "catch-up", gives: []string{"catch-up", "catch-up-busy", "publish-alone", "publish-offered", "publish-meanwhile", "publish-saturated"},
+	return measurement{name: "catch-up", gives: []string{"catch-up", "publish-alone", "publish-meanwhile", "publish-pulled"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			var err error
 			if r == nil {
@@ -39,11 +40,15 @@ func measureCatchUp() measurement {
 					return err
 				}
 			}
-			to := func(where string) error {
+			to, err := l.receiver()
+			if err != nil {
+				return err
+			}
+			seek := func(where string) error {
 				return r.call(ctx, "POST", "/v1/subscriptions/late/seek", "application/json", fmt.Appendf(nil, `{"to":%q}`, where), nil)
 			}
 			open := func(int) (drainer, error) { return newHTTPPuller(ctx, r.addr, "late", catchUpBatch) }
-			if err := to("earliest"); err != nil {
+			if err := seek("earliest"); err != nil {
 				return err
 			}
 			rate, err := drained(ctx, catchUpConsumers, backlog, open)
@@ -51,43 +56,46 @@ func measureCatchUp() measurement {
 				return err
 			}
 			put("catch-up", rate)
-			if err := to("latest"); err != nil {
+			if err := seek("latest"); err != nil {
 				return err
 			}
-			alone, err := r.publishing(ctx, 0, func() error { return sleep(ctx, l.length()) })
+			if rate, err = r.publishing(ctx, func() error { return sleep(ctx, l.length()) }); err != nil {
+				return err
+			}
+			put("publish-alone", rate)
+			rate, err = r.publishing(ctx, func() error {
+				for end := time.Now().Add(l.length()); time.Now().Before(end); {
+					if _, err := r.readAll(ctx, "lagging", to.addr); err != nil {
+						return err
+					}
+					if err := r.call(ctx, "DELETE", "/v1/subscriptions/behind", "", nil, nil); err != nil {
+						return err
+					}
+				}
+				return nil
+			})
 			if err != nil {
 				return err
 			}
-			put("publish-alone", alone)
-			put("publish-offered", alone/2)
-			for _, half := range []bool{true, false} {
-				if err := to("earliest"); err != nil {
-					return err
-				}
-				offered, value := 0.0, "publish-saturated"
-				if half {
-					offered, value = alone/2, "publish-meanwhile"
-				}
-				var busy float64
-				meanwhile, err := r.publishing(ctx, offered, func() (err error) {
-					busy, err = drained(ctx, catchUpConsumers, backlog, open)
-					return err
-				})
-				if err != nil {
-					return err
-				}
-				put(value, meanwhile)
-				if half {
-					put("catch-up-busy", busy)
-				}
+			put("publish-meanwhile", rate)
+			if err := seek("earliest"); err != nil {
+				return err
 			}
+			rate, err = r.publishing(ctx, func() error {
+				_, err := drained(ctx, catchUpConsumers, backlog, open)
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			put("publish-pulled", rate)
 			return r.gone()
 		}}
 }
 
-// publishing publishes single events to the backlog's topic over 64 connections until during has ended, as many a second
-// as offered or, with 0, as fast as they are taken. It returns how many a second there were.
-func (b *routerProcess) publishing(ctx context.Context, offered float64, during func() error) (float64, error) {
+// publishing publishes single events to the backlog's topic over 64 connections, as fast as they are taken, until during
+// has ended. It returns how many a second there were.
+func (b *routerProcess) publishing(ctx context.Context, during func() error) (float64, error) {
 	var sent atomic.Int64
 	var wg sync.WaitGroup
 	errs := make([]error, deliverConnections)
@@ -104,10 +112,7 @@ func (b *routerProcess) publishing(ctx context.Context, offered float64, during 
 		}
 		wg.Go(func() {
 			defer p.conn.Close()
-			for n := i; publish.Err() == nil; n += len(errs) {
-				if offered > 0 && sleep(publish, time.Until(begin.Add(time.Duration(float64(n)/offered*float64(time.Second))))) != nil {
-					return
-				}
+			for publish.Err() == nil {
 				if errs[i] = p.post(); errs[i] != nil {
 					return
 				}

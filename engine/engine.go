@@ -56,6 +56,7 @@ type Engine struct {
 	replies    *replies
 	invoking   *invocations
 	ended      endedLeases
+	macs       sync.Pool     // of hash.Hash, keyed: see seal
 	turn       atomic.Uint32 // partitions for events without a key, in turn
 	clock      timeText
 }

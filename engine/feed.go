@@ -39,11 +39,13 @@ func (s *subscription) catchUp(ctx context.Context, p *partition, c *cursor) {
 	defer stop()
 	var scratch filters.Scratch
 	var blocks []*storage.Block
+	pace := pace{e: s.e}
 	for s.rereads(ctx, p, c) && !p.attach(s) {
 		from, gen, ok := s.waitRoom(ctx, c)
 		if !ok {
 			break
 		}
+		pace.begin()
 		var err error
 		blocks, err = p.log.Read(ctx, from, feedBytes, blocks[:0])
 		var trimmed *storage.TrimmedError
@@ -59,7 +61,17 @@ func (s *subscription) catchUp(ctx context.Context, p *partition, c *cursor) {
 			}
 		}
 		clear(blocks)
+		if s.hungry() {
+			pace.end(ctx)
+		}
 	}
+}
+
+// hungry reports whether what the queue holds is less than what a feeder goes on at.
+func (s *subscription) hungry() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queue.len() <= s.e.o.Queue/2
 }
 
 // waitRoom waits until the queue has room for a good while, so that a feeder does not read a block for

@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"hash"
 	"slices"
 	"time"
 
@@ -60,11 +61,19 @@ func (s *subscription) leaseID(j job, seq uint64) string {
 // two runs alike.
 func (s *subscription) epoch(p event.Partition) uint64 { return s.topic.parts[p].claim.Epoch() }
 
+// seal appends a lease's MAC. A key schedule is most of what a MAC of so little costs, so they are used again.
 func (e *Engine) seal(b []byte) []byte {
-	m := hmac.New(sha256.New, e.secret[:])
+	m, ok := e.macs.Get().(hash.Hash)
+	if !ok {
+		m = hmac.New(sha256.New, e.secret[:])
+	}
+	m.Reset()
 	_, _ = m.Write([]byte("lease\x00"))
 	_, _ = m.Write(b)
-	return append(b, m.Sum(nil)[:12]...)
+	var sum [sha256.Size]byte
+	b = append(b, m.Sum(sum[:0])[:12]...)
+	e.macs.Put(m)
+	return b
 }
 
 type leaseRef struct {
