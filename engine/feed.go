@@ -61,17 +61,17 @@ func (s *subscription) catchUp(ctx context.Context, p *partition, c *cursor) {
 			}
 		}
 		clear(blocks)
-		if s.hungry() {
-			pace.end(ctx)
+		if read, hungry := s.hungry(c); hungry {
+			pace.end(ctx, read, p.log.Bounds())
 		}
 	}
 }
 
-// hungry reports whether what the queue holds is less than what a feeder goes on at.
-func (s *subscription) hungry() bool {
+// hungry reports how far c has come, and whether what the queue holds is less than what a feeder goes on at.
+func (s *subscription) hungry(c *cursor) (event.Offset, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.queue.len() <= s.e.o.Queue/2
+	return c.read, s.queue.len() <= s.e.o.Queue/2
 }
 
 // waitRoom waits until the queue has room for a good while, so that a feeder does not read a block for

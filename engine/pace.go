@@ -4,6 +4,9 @@ import (
 	"context"
 	"runtime"
 	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
 )
 
 // A pace keeps a feeder that skims its backlog, where hardly anything matches, from taking a core from those
@@ -22,13 +25,21 @@ func (p *pace) begin() {
 	p.turn, p.began = p.e.turn.Load(), time.Now()
 }
 
+// paceBehind is how far a feeder must be behind to pause: what is left below that is soon done.
+const paceBehind = 10_000 // events
+
 // end pauses for a multiple of the work that was done while somebody published: with two cores it leaves
-// seven eighths of them to others, with many it hardly matters.
-func (p *pace) end(ctx context.Context) {
+// seven eighths of them to others, with many it hardly matters. One that the ring is about to overtake does
+// not pause: read is how far it has come.
+func (p *pace) end(ctx context.Context, read event.Offset, ring storage.Bounds) {
 	if p.e.turn.Load() == p.turn {
 		return
 	}
-	if p.worked += time.Since(p.began); p.worked >= paceAfter {
+	p.worked += time.Since(p.began)
+	if read+paceBehind > ring.Next || read < ring.Head+(ring.Next-ring.Head)/16 {
+		p.worked = 0
+	}
+	if p.worked >= paceAfter {
 		pause(ctx, 6*p.worked/time.Duration(runtime.GOMAXPROCS(0)))
 		p.worked = 0
 	}
