@@ -208,9 +208,12 @@ func TestChooseDeadLetters(t *testing.T) {
 		t.Errorf("purged %+v, %+v", d, w.info("s"))
 	}
 	for what, err := range map[string]error{
-		"rate":   func() error { _, err := w.e.Redrive(t.Context(), "s", event.Redrive{Rate: -1}); return err }(),
-		"filter": func() error { _, err := w.e.Redrive(t.Context(), "s", event.Redrive{LetterQuery: event.LetterQuery{Filter: "("}}); return err }(),
-		"after":  func() error { _, err := w.e.DeadLetters(t.Context(), "s", event.LetterQuery{}, "7-1", 1); return err }(),
+		"rate": func() error { _, err := w.e.Redrive(t.Context(), "s", event.Redrive{Rate: -1}); return err }(),
+		"filter": func() error {
+			_, err := w.e.Redrive(t.Context(), "s", event.Redrive{LetterQuery: event.LetterQuery{Filter: "("}})
+			return err
+		}(),
+		"after": func() error { _, err := w.e.DeadLetters(t.Context(), "s", event.LetterQuery{}, "7-1", 1); return err }(),
 	} {
 		if !errors.Is(err, event.ErrInvalid) {
 			t.Errorf("%s: %v", what, err)
@@ -292,7 +295,10 @@ func TestFullDeadLetterTopic(t *testing.T) {
 			}
 			w.apply(spec)
 			w.publish("orders", number("a", 40)...)
-			eventually(t, "it waits", func() bool { i := w.info("s"); return i.State == "waiting" && strings.Contains(i.Reason, "s.dead") || strings.Contains(i.Reason, "full") })
+			eventually(t, "it waits", func() bool {
+				i := w.info("s")
+				return i.State == "waiting" && strings.Contains(i.Reason, "s.dead") || strings.Contains(i.Reason, "full")
+			})
 			eventually(t, "they are counted", func() bool { n := w.info("s").DeadLetters; return n > 0 && n <= 20 })
 			if how == "redrive" {
 				sink.down.Store(false)

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 // A sink that takes several events in one Deliver is handed batches: a sender takes what is queued and waits a
@@ -53,14 +55,15 @@ func (s *subscription) filled(c *subConfig) bool {
 		s.queue.pinned+s.dueBytes >= min(f.bytes, s.e.o.QueueBytes/2)
 }
 
-// gatherEnds reports whether what was gathered under a definition, in a generation, is to go out at once.
+// gatherEnds reports whether what was gathered under a definition, in a generation, is to go out at once, or not at all.
 func (s *subscription) gatherEnds(c *subConfig, gen uint32) bool {
 	return s.ended || s.stopped() || s.config.Load() != c || s.gen != gen
 }
 
 // gather adds to w what may go out together with its first job. Members of a batch have had equally many
-// attempts, and those of one that failed whole are sent together again, without others. No jobs are left in w if a
-// seek has made them void. The caller holds s.mu; it is released while w waits.
+// attempts, and those of one that failed whole are sent together again, without others. No jobs are left in w if
+// they cannot go now: a seek has made them void, or they are given back. The caller holds s.mu; it is released while
+// w waits.
 func (s *subscription) gather(c *subConfig, w *sender) {
 	if !w.limits.several() {
 		return
@@ -68,37 +71,72 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 	if w.fits == nil {
 		w.fits = w.fitting // once: it is an allocation
 	}
-	gen := s.gen
-	var end time.Time
-	for {
-		s.fill(c, w)
-		if w.closed || len(w.jobs) == w.limits.events || w.limits.wait <= 0 || w.complete() || s.gatherEnds(c, gen) {
-			break
+	s.fill(c, w)
+	if w.limits.wait > 0 && !w.full() {
+		s.withdraw(&w.pass) // others of the target's host shall not wait because this one waits for events
+		w.outside = true
+		s.waitForMore(c, w)
+		if len(w.jobs) > 0 && s.mayGo(c) && s.enter(c, &w.pass) {
+			w.outside = false
+		} else {
+			s.putJobsBack(w)
 		}
-		now := time.Now()
-		if end.IsZero() {
-			end = now.Add(w.limits.wait)
-			w.alarm(s)
-		}
-		if !now.Before(end) {
-			break
-		}
-		s.filler.c, s.filler.gen, s.filler.events, s.filler.bytes = c, gen, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
-		s.filler.wake.Wait()
-		s.filler.c = nil
-		if s.gen != gen { // all that was gathered is void
-			w.jobs = w.jobs[:0]
-			break
-		}
-	}
-	if w.timer != nil {
-		w.timer.Stop()
 	}
 	// By position, as rows are read again: a batch that is resent is byte for byte what it was.
 	if !slices.IsSortedFunc(w.jobs, compareJobs) {
 		slices.SortFunc(w.jobs, compareJobs)
 	}
 }
+
+// waitForMore fills w until it is full or its time is over, or something interrupts.
+func (s *subscription) waitForMore(c *subConfig, w *sender) {
+	gen, end := s.gen, time.Now().Add(w.limits.wait)
+	w.alarm(s)
+	for !w.full() && !s.gatherEnds(c, gen) && time.Now().Before(end) {
+		f := &s.filler
+		f.c, f.gen, f.events, f.bytes = c, gen, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
+		f.wake.Wait()
+		f.c = nil
+		if s.gen == gen && s.config.Load() == c {
+			s.fill(c, w)
+		}
+	}
+	w.timer.Stop()
+	if s.gen != gen { // all that was gathered is void
+		w.jobs = w.jobs[:0]
+	}
+}
+
+// mayGo reports whether what was gathered may be sent under c still. Of a subscription that ends it may: that is
+// the last chance before the next start.
+func (s *subscription) mayGo(c *subConfig) bool {
+	return s.ended || !s.stopped() && s.config.Load() == c
+}
+
+// putJobsBack puts what w holds where it is taken from again.
+func (s *subscription) putJobsBack(w *sender) {
+	face := s.config.Load().Deliver.Face
+	for _, j := range w.jobs {
+		switch {
+		case j.made == nil:
+			s.again(j.it)
+		case face == event.Push || face == event.Pull:
+			s.sends.push(j)
+		default: // nobody would take outputs: see recall
+			if j.step != nil {
+				j.step.recalled = true
+				if j.step.left--; j.step.left > 0 {
+					continue
+				}
+			}
+			s.again(j.it)
+		}
+	}
+	w.jobs = w.jobs[:0]
+}
+
+// full reports whether w need not wait for more.
+func (w *sender) full() bool { return w.closed || len(w.jobs) == w.limits.events || w.complete() }
 
 func compareJobs(a, b job) int {
 	x, y := a.it.rec.Position(), b.it.rec.Position()

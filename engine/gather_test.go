@@ -79,6 +79,9 @@ func (b *batcher) got() []string {
 	return slices.Sorted(slices.Values(b.taken))
 }
 
+// errDown is of a kind that says nothing about the target: its circuit stays closed.
+var errDown = &event.RetryAfter{Err: errors.New("answered 422"), Code: 422}
+
 func sizes(bs []sentBatch) []int {
 	var n []int
 	for _, b := range bs {
@@ -203,7 +206,7 @@ func TestWholeBatchIsResentAsItWas(t *testing.T) {
 	sink := &batcher{events: 300, bytes: 1 << 20, wait: 5 * time.Millisecond}
 	sink.answer = func(try int, ids []string, _ []event.Delivery) error {
 		if try < 3 || hold {
-			return errors.New("down")
+			return errDown
 		}
 		return nil
 	}
@@ -252,41 +255,68 @@ func TestWholeBatchIsResentAsItWas(t *testing.T) {
 	}
 }
 
-// Whatever ends the wait: what was gathered goes out at once, or is read again.
+// Whatever ends the wait: what was gathered goes out at once where that is the last chance, and waits in its place
+// where it shall not go now or another definition is in force.
 func TestGatheringIsInterrupted(t *testing.T) {
-	for name, c := range map[string]struct {
-		do  func(t *testing.T, w *world, s *SubscriptionSpec)
-		say string
-	}{
-		"pause": {do: func(t *testing.T, w *world, _ *SubscriptionSpec) {
+	three := []string{"a", "b", "c"}
+	for name, do := range map[string]func(t *testing.T, w *world, s SubscriptionSpec, sink *batcher){
+		"pause": func(t *testing.T, w *world, _ SubscriptionSpec, sink *batcher) {
 			if err := w.e.Pause(t.Context(), "s"); err != nil {
 				t.Fatal(err)
 			}
-		}},
-		"reload": {do: func(t *testing.T, w *world, s *SubscriptionSpec) {
-			s.Fingerprint, s.OpenSink = "other", func(context.Context) (Sink, error) { return &recorder{}, nil }
-			w.apply(specOf(*s))
-		}},
-		"drain": {do: func(t *testing.T, w *world, _ *SubscriptionSpec) { w.stop() }},
-		"remove": {do: func(t *testing.T, w *world, _ *SubscriptionSpec) {
+			eventually(t, "they are given back", func() bool {
+				s := w.e.plan.Load().subs["s"]
+				s.mu.Lock()
+				defer s.mu.Unlock()
+				return s.due.len() == 3 && !s.filler.waits()
+			})
+			w.publish("orders", number("d", 47)...)
+			if len(sink.got()) != 0 {
+				t.Error("a paused subscription has sent")
+			}
+			if err := w.e.Resume(t.Context(), "s"); err != nil {
+				t.Fatal(err)
+			}
+			eventually(t, "a full batch", func() bool { return slices.Equal(sizes(sink.all()), []int{50}) })
+		},
+		"reload": func(t *testing.T, w *world, s SubscriptionSpec, sink *batcher) {
+			other := &recorder{}
+			s.Fingerprint, s.OpenSink = "other", func(context.Context) (Sink, error) { return other, nil }
+			w.apply(specOf(s))
+			eventually(t, "the new sink has them", func() bool { return slices.Equal(slices.Sorted(slices.Values(other.ids())), three) })
+			if len(sink.got()) != 0 {
+				t.Error("the old one too")
+			}
+		},
+		"another face": func(t *testing.T, w *world, s SubscriptionSpec, _ *batcher) {
+			s.Fingerprint, s.OpenSink, s.Deliver = "other", nil, event.Deliver{Face: event.ToTopic, Topic: "copies"}
+			w.apply(specOf(s))
+			eventually(t, "the topic has them", func() bool { return len(w.ids("copies")) == 3 })
+		},
+		"drain": func(t *testing.T, w *world, _ SubscriptionSpec, sink *batcher) {
+			w.stop()
+			if !slices.Equal(sink.got(), three) {
+				t.Errorf("sent %v", sink.got())
+			}
+		},
+		"remove": func(t *testing.T, w *world, _ SubscriptionSpec, sink *batcher) {
 			w.apply(Spec{Topics: []event.Topic{{Name: "orders"}, {Name: "s.dead", WhenFull: event.Reject}}})
-		}},
+			eventually(t, "they are sent", func() bool { return slices.Equal(sink.got(), three) })
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, Options{})
 			sink := &batcher{events: 50, bytes: 1 << 20, wait: time.Minute}
 			s := push("s", "orders", "", sink)
 			w.apply(specOf(s))
-			w.publish("orders", "a", "b", "c")
+			w.publish("orders", three...)
 			sub := w.e.plan.Load().subs["s"]
-			gathers := func() bool {
+			eventually(t, "three are gathered", func() bool {
 				sub.mu.Lock()
 				defer sub.mu.Unlock()
-				return sub.filler.waits() && sub.filler.events == 47
-			}
-			eventually(t, "three are gathered", gathers)
-			c.do(t, w, &s)
-			eventually(t, "they are sent", func() bool { return slices.Equal(sink.got(), []string{"a", "b", "c"}) })
+				return sub.filler.waits() && sub.filler.events == 47 && sub.gate.circuit.out == 0
+			})
+			do(t, w, s, sink)
 		})
 	}
 	t.Run("seek", func(t *testing.T) {
@@ -376,12 +406,12 @@ func TestBatchesInOrderOfKeys(t *testing.T) {
 		errs, some := make([]error, len(ids)), false
 		for i := range ids {
 			if r.IntN(4) == 0 {
-				errs[i], some = errors.New("not now"), true
+				errs[i], some = errDown, true
 			}
 		}
 		switch {
 		case r.IntN(6) == 0:
-			return errors.New("down")
+			return errDown
 		case some:
 			return &event.Partial{Errs: errs}
 		}
@@ -430,7 +460,7 @@ func TestBatchesOfOutputs(t *testing.T) {
 	sink.answer = func(try int, ids []string, _ []event.Delivery) error {
 		errs := make([]error, len(ids))
 		if i := slices.Index(ids, "a~s~1"); i >= 0 && try == 1 {
-			errs[i] = errors.New("not now")
+			errs[i] = errDown
 			return &event.Partial{Errs: errs}
 		}
 		return nil
@@ -458,10 +488,10 @@ func TestPowerCutWithBatches(t *testing.T) {
 		sink.answer = func(_ int, ids []string, _ []event.Delivery) error {
 			switch r.IntN(3) {
 			case 0:
-				return errors.New("down")
+				return errDown
 			case 1:
 				errs := make([]error, len(ids))
-				errs[r.IntN(len(ids))] = errors.New("not now")
+				errs[r.IntN(len(ids))] = errDown
 				return &event.Partial{Errs: errs}
 			}
 			return nil

@@ -22,8 +22,8 @@ import (
 type laneBook struct {
 	open     map[uint64]*lane
 	free     []*lane // for keys to come: most are idle again at once
-	held     int // events that wait in memory, in all lanes
-	bytes    int // of their records, and of those in moving
+	held     int     // events that wait in memory, in all lanes
+	bytes    int     // of their records, and of those in moving
 	moving   []settlement
 	mover    bool         // somebody settles what is in moving
 	fetch    fifo[uint64] // lanes whose next row is to be read

@@ -30,6 +30,7 @@ type sender struct {
 	partial *event.Partial // err, if it is one
 	aborted bool           // the drain has ended it
 	pass    pass           // through the gate
+	outside bool           // it is given back
 	sts     []settlement
 }
 
@@ -50,9 +51,11 @@ func (s *subscription) send(crew *crew) {
 			s.gather(c, w)
 		}
 		s.kick() // others may take the rest
-		if len(w.jobs) == 0 {
+		switch {
+		case len(w.jobs) == 0 && w.outside:
+		case len(w.jobs) == 0:
 			s.withdraw(&w.pass)
-		} else {
+		default:
 			s.sentOn(len(w.jobs))
 			w.asks = !c.limits.several() && c.wantsReply(j)
 			s.mu.Unlock()
@@ -135,7 +138,7 @@ func (s *subscription) kickPump(c *subConfig) {
 func (w *sender) begin(j job, limits sinkLimits) {
 	clear(w.jobs)
 	w.jobs, w.bytes = append(w.jobs[:0], j), len(j.rec)
-	w.limits, w.closed = limits, false
+	w.limits, w.closed, w.outside = limits, false, false
 }
 
 // deliver hands w's jobs to the sink. A sink that panics has failed; it must not take the router down.
