@@ -9,6 +9,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
+	"github.com/millrace/millrace/engine/protocol/ws"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -37,6 +38,21 @@ func reader(r *engine.Reader, err error) (httpapi.Reader, error) {
 		return nil, err // a nil *Reader in the interface would not be nil
 	}
 	return r, nil
+}
+
+// A socketBackend is the router as the WebSocket face sees it; the interface wants its own type of reader.
+type socketBackend struct{ backend }
+
+var _ ws.Backend = socketBackend{}
+
+// OpenTopic opens a reader.
+func (b socketBackend) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (ws.Reader, error) {
+	return b.backend.OpenTopic(ctx, topic, start, filter)
+}
+
+// OpenSubscription is the same over a subscription's outputs.
+func (b socketBackend) OpenSubscription(ctx context.Context, name string, start event.Start, filter string) (ws.Reader, error) {
+	return b.backend.OpenSubscription(ctx, name, start, filter)
 }
 
 // FunctionLog reads a function's log; the interface wants its own type.

@@ -24,6 +24,7 @@ type metrics struct {
 	replies   replyMetrics
 	engine    func() *engine.Engine
 	store     func() storage.Stats
+	streams   func() streamStats
 }
 
 // maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under
@@ -132,6 +133,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectSubscriptions(e, out)
 	m.collectFunctions(e, out)
 	m.collectShadows(e, out)
+	m.collectStreams(out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)

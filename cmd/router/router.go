@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
+	"github.com/millrace/millrace/engine/protocol/ws"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/storage"
@@ -49,6 +50,7 @@ type router struct {
 	engine *engine.Engine
 	defs   *definitions
 	http   *httpapi.Server
+	ws     *ws.Server
 	ln     net.Listener
 }
 
@@ -72,6 +74,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	}
 	m := newMetrics()
 	m.engine, m.store = func() *engine.Engine { return r.engine }, func() storage.Stats { return r.store.Stats() }
+	m.streams = r.streams
 	if r.store, err = pebblestore.Open(ctx, pebblestore.Options{
 		Dir: filepath.Join(o.data, storeDir), Cache: o.memory.Cache, MemTable: o.memory.MemTable,
 		BlockCache: o.memory.Fresh, DedupeBytes: o.memory.Dedupe, AcceptClock: o.acceptClock,
@@ -102,15 +105,37 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	b := backend{Engine: r.engine, definitions: r.defs, store: r.store, start: time.Now()}
+	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Log: o.log}); err != nil {
+		return r, err
+	}
 	if r.http, err = httpapi.New(httpapi.Options{
 		Backend: b, Token: o.token, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
+		Mounts: mounts(r.ws),
 	}); err != nil {
 		return r, err
 	}
 	debug.FreeOSMemory() // what compiling functions took is not needed again
 	r.ln, err = net.Listen("tcp", o.listen)
 	return r, err
+}
+
+// mounts are the protocols beside HTTP's own on the one listener.
+func mounts(sockets *ws.Server) []httpapi.Mount {
+	return []httpapi.Mount{
+		{Method: "GET", Path: "/v1/ws", Stream: true, Serve: sockets.Serve},
+	}
+}
+
+// streams are the figures of connections that stay open.
+func (r *router) streams() (s streamStats) {
+	if r.http != nil {
+		s.readers, s.dropped = r.http.SSE()
+	}
+	if r.ws != nil {
+		s.sockets = r.ws.Stats()
+	}
+	return s
 }
 
 // run serves until ctx ends, then drains: new work is refused, what is under way may finish, cursors are

@@ -147,6 +147,27 @@ func isInt32(s string) bool {
 	return string(strconv.AppendInt(buf[:0], n, 10)) == s
 }
 
+// ParseDuration reads a duration; besides time.ParseDuration's units there is d, a day.
+func ParseDuration(v string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(v, "d"); ok {
+		n, err := strconv.ParseUint(days, 10, 16)
+		return time.Duration(n) * 24 * time.Hour, err
+	}
+	return time.ParseDuration(v)
+}
+
+// ParseSince reads where a reader begins: an RFC 3339 time, or a duration back from now.
+func ParseSince(v string, now time.Time) (time.Time, error) {
+	// A + that was not encoded in a URL arrives as a space; no time has one there.
+	if at, err := ParseTime(strings.Replace(v, " ", "+", 1)); err == nil {
+		return at, nil
+	}
+	if back, err := ParseDuration(v); err == nil && back >= 0 {
+		return now.Add(-back), nil
+	}
+	return time.Time{}, fmt.Errorf("%.60q is no time; want RFC 3339 (2026-01-31T12:00:00Z) or a duration back (90s, 15m, 12h, 7d)", v)
+}
+
 // ParseTime reads an RFC 3339 time: also with t and z in lower case and with a leap second, which counts
 // as the second after it.
 func ParseTime(s string) (time.Time, error) {

@@ -70,7 +70,7 @@ type conn struct {
 	bareLF bool // the request line ended with LF alone
 
 	linger  atomic.Bool // the peer may still be sending what nobody will read
-	pending atomic.Pointer[stream]
+	pending atomic.Pointer[takeover]
 }
 
 // connState follows what fasthttp does with a connection, to know where requests begin.
@@ -143,8 +143,8 @@ func (c *conn) Close() error {
 		_ = c.Conn.SetReadDeadline(time.Now().Add(lingerTime))
 		_, _ = io.CopyN(io.Discard, c.Conn, lingerBytes)
 	}
-	if st := c.pending.Swap(nil); st != nil { // a stream that was never begun
-		st.reader.Close()
+	if t := c.pending.Swap(nil); t != nil { // it was never begun
+		t.never()
 	}
 	c.s.mu.Lock()
 	delete(c.s.conns, c)

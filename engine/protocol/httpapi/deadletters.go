@@ -97,7 +97,7 @@ func (in *choosing) query(s *Server, at string) (q event.LetterQuery, err error)
 		if x.text == "" {
 			continue
 		}
-		if *x.to, err = s.timeOf(x.text); err != nil {
+		if *x.to, err = event.ParseSince(x.text, s.o.Now()); err != nil {
 			return q, event.Invalid(at+x.name, err.Error())
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"strconv"
 	"strings"
@@ -75,14 +74,7 @@ func (c *call) functionLogs() error {
 	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
 		st.origin = strings.Clone(c.h.origin)
 	}
-	c.ctx.HijackSetNoResponse(true)
-	c.ctx.Hijack(func(nc net.Conn) {
-		if st.s.streamBegins() {
-			defer st.s.streamEnded()
-			st.serve(nc)
-		}
-	})
-	return nil
+	return c.takeOver(&takeover{serve: st.serve, never: func() {}})
 }
 
 // A logStream sends a log as it grows.
@@ -94,19 +86,9 @@ type logStream struct {
 }
 
 // serve sends lines until the client is gone, too slow, or the server drains.
-func (st *logStream) serve(nc net.Conn) {
-	ctx, gone := context.WithCancel(st.s.wait)
-	defer gone()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer gone()
-		_, _ = io.CopyN(io.Discard, nc, 1<<20) // its end is what matters
-	}()
-	defer func() {
-		_ = nc.SetReadDeadline(time.Unix(1, 0))
-		<-done
-	}()
+func (st *logStream) serve(draining context.Context, nc net.Conn, _ []byte) {
+	ctx, stop := watch(draining, nc)
+	defer stop()
 	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: application/x-ndjson\r\nCache-Control: no-store\r\n"+
 		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
 	if st.origin != "" {

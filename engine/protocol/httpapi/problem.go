@@ -46,18 +46,23 @@ type problem struct {
 	Errors []event.Fault `json:"errors,omitempty"`
 }
 
-// problem answers with what err means.
-func (c *call) problem(err error) {
-	ctx := c.ctx
+// ProblemOf is the problem document (RFC 9457) by which err is told, the same on every face of the router: one JSON
+// object. Of an error that is the router's own it shows nothing; internal reports that, so that it can be logged.
+func ProblemOf(err error) (doc []byte, internal bool) {
+	p, internal := problemOf(err)
+	doc, _ = json.Marshal(p) // of strings and a number: cannot fail
+	return doc, internal
+}
+
+func problemOf(err error) (p problem, internal bool) {
 	var r *refusal
-	p := problem{Detail: err.Error()}
+	p.Detail = err.Error()
 	if errors.As(err, &r) {
-		p.Status, p.Type = r.status, ""
+		p.Status = r.status
 	} else {
 		p.Status, p.Type = statusOf(err)
 	}
-	if p.Status == fasthttp.StatusInternalServerError && r == nil {
-		c.s.o.Log.Error("a request failed", "method", string(ctx.Method()), "path", string(ctx.Path()), "error", err)
+	if internal = p.Status == fasthttp.StatusInternalServerError && r == nil; internal {
 		p.Detail = "the router failed; its log says why"
 	}
 	var f *event.Faults
@@ -70,6 +75,16 @@ func (c *call) problem(err error) {
 	p.Title = fasthttp.StatusMessage(p.Status)
 	p.Type = "urn:millrace:problem:" + kindOf(p.Status, p.Type)
 	p.Detail = visible(p.Detail)
+	return p, internal
+}
+
+// problem answers with what err means.
+func (c *call) problem(err error) {
+	ctx := c.ctx
+	p, internal := problemOf(err)
+	if internal {
+		c.s.o.Log.Error("a request failed", "method", string(ctx.Method()), "path", string(ctx.Path()), "error", err)
+	}
 	body, _ := json.Marshal(p) // of strings and a number: cannot fail
 	ctx.Response.ResetBody()
 	ctx.SetStatusCode(p.Status)
@@ -83,7 +98,8 @@ func (c *call) problem(err error) {
 		linger(ctx)
 		ctx.SetConnectionClose()
 	}
-	if r != nil {
+	var r *refusal
+	if errors.As(err, &r) {
 		for _, h := range r.header {
 			ctx.Response.Header.Set(h[0], h[1])
 		}

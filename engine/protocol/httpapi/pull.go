@@ -152,7 +152,7 @@ func (c *call) nack() error {
 	}
 	delay := time.Duration(0)
 	if in.Delay != "" {
-		if delay, err = durationOf(in.Delay); err != nil || delay < 0 || delay > maxDelay {
+		if delay, err = event.ParseDuration(in.Delay); err != nil || delay < 0 || delay > maxDelay {
 			return invalidf("delay", "is %.20q; want a duration of 0s to %s", in.Delay, maxDelay)
 		}
 	}
@@ -165,7 +165,7 @@ func (c *call) extend() error {
 	if err != nil {
 		return err
 	}
-	d, err := durationOf(in.Deadline)
+	d, err := event.ParseDuration(in.Deadline)
 	if err != nil || d != 0 && (d < minDeadline || d > maxDeadline) {
 		return invalidf("deadline", "is %.20q; want a duration from now of %s to %s, or 0s to give the deliveries back", in.Deadline, minDeadline, maxDeadline)
 	}

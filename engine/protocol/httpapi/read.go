@@ -3,7 +3,6 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"fmt"
 	"strconv"
 	"strings"
 	"time"
@@ -117,32 +116,11 @@ func (c *call) startOf(def event.Start) (event.Start, error) {
 	case since == "":
 		return def, nil
 	}
-	at, err := c.s.timeOf(since)
+	at, err := event.ParseSince(since, c.s.o.Now())
 	if err != nil {
 		return def, event.Invalid("?since", err.Error())
 	}
 	return event.Start{At: event.AtTime, Time: at}, nil
-}
-
-// timeOf reads an RFC 3339 time or a duration back from now.
-func (s *Server) timeOf(v string) (time.Time, error) {
-	// A + that was not encoded arrives as a space; no time has one there.
-	if at, err := event.ParseTime(strings.Replace(v, " ", "+", 1)); err == nil {
-		return at, nil
-	}
-	if back, err := durationOf(v); err == nil && back >= 0 {
-		return s.o.Now().Add(-back), nil
-	}
-	return time.Time{}, fmt.Errorf("%.60q is no time; want RFC 3339 (2026-01-31T12:00:00Z) or a duration back (90s, 15m, 12h, 7d)", v)
-}
-
-// durationOf reads a duration; besides time.ParseDuration's units there is d, a day.
-func durationOf(v string) (time.Duration, error) {
-	if days, ok := strings.CutSuffix(v, "d"); ok {
-		n, err := strconv.ParseUint(days, 10, 16)
-		return time.Duration(n) * 24 * time.Hour, err
-	}
-	return time.ParseDuration(v)
 }
 
 // waitOf reads how long to wait for the first event, "" being not at all.
@@ -150,7 +128,7 @@ func waitOf(at, v string) (time.Duration, error) {
 	if v == "" {
 		return 0, nil
 	}
-	d, err := durationOf(v)
+	d, err := event.ParseDuration(v)
 	if err != nil || d < 0 || d > maxWait {
 		return 0, invalidf(at, "is %.20q; want a duration of 0s to %s", v, maxWait)
 	}
@@ -162,6 +140,10 @@ const (
 	extPosition = "millraceposition"
 	extRecorded = "recordedtime" // a documented extension of CloudEvents; a producer's own stays
 )
+
+// AppendEvent appends an event as every face of the router shows it: in structured mode with where it lies and when the
+// router took it. It borrows nothing of rec.
+func AppendEvent(dst []byte, rec event.Record) []byte { return appendEvent(dst, rec) }
 
 // appendEvent appends an event in structured mode with where it lies and when the router took it.
 func appendEvent(dst []byte, rec event.Record) []byte {

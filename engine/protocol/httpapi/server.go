@@ -47,6 +47,9 @@ type Options struct {
 	MaxConns      int           // connections at once, and as many streams; 10,000
 	// DrainGrace is how long Shutdown lets half-sent requests arrive; 2 s.
 	DrainGrace time.Duration
+
+	// Mounts are calls that other packages answer, on this listener and behind the same checks.
+	Mounts []Mount
 }
 
 func (o Options) withDefaults() Options {
@@ -108,6 +111,9 @@ type Server struct {
 	loopback atomic.Bool  // the listener's address is loopback
 	drainAt  atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
 
+	sseReaders atomic.Int64
+	sseDropped atomic.Uint64
+
 	work     context.Context // of requests; ends when Shutdown gives up
 	stopWork context.CancelFunc
 	wait     context.Context // of what waits for events; ends when draining begins
@@ -129,7 +135,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{o: o, token: sha256.Sum256([]byte(o.Token)), conns: map[*conn]struct{}{},
 		idle: make(chan struct{}), down: make(chan struct{})}
-	s.routes = tree(routes())
+	s.routes = tree(append(routes(), mounted(o.Mounts)...))
 	s.calls.New = func() any { return &call{s: s} }
 	s.work, s.stopWork = context.WithCancel(context.Background())
 	s.wait, s.stopWait = context.WithCancel(s.work)
@@ -151,6 +157,7 @@ func New(o Options) (*Server, error) {
 		NoDefaultServerHeader:        true,
 		SecureErrorLogMessage:        true,
 		CloseOnShutdown:              true,
+		KeepHijackedConns:            true, // see takeOver
 	}
 	return s, nil
 }
@@ -292,7 +299,13 @@ func (s *Server) streamEnded() {
 	}
 }
 
-// Streams is the number of open streams.
+// SSE is the number of readers of server-sent events, and of those, since the start, that were dropped because their
+// client did not read.
+func (s *Server) SSE() (readers int, dropped uint64) {
+	return int(s.sseReaders.Load()), s.sseDropped.Load()
+}
+
+// Streams is the number of open streams, WebSockets included.
 func (s *Server) Streams() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -3,9 +3,8 @@ package httpapi
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"net"
+	"os"
 	"strings"
 	"time"
 
@@ -43,8 +42,8 @@ func (c *call) stream(open func(context.Context, string, event.Start, string) (R
 	default:
 		return invalidf("?event", "is %.20q; want type, or leave it out so that onmessage fires", v)
 	}
-	if c.s.Streams() >= c.s.o.MaxConns { // fasthttp does not count connections that were taken from it
-		return fmt.Errorf("%d streams are open, which is the limit; try again later: %w", c.s.o.MaxConns, event.ErrUnavailable)
+	if err := c.s.roomForStream(); err != nil {
+		return err
 	}
 	start, err := c.startOf(event.Start{At: event.Latest})
 	if err != nil {
@@ -66,41 +65,16 @@ func (c *call) stream(open func(context.Context, string, event.Start, string) (R
 	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
 		st.origin = strings.Clone(c.h.origin)
 	}
-	nc, ok := c.ctx.Conn().(*conn)
-	if !ok {
-		st.reader.Close()
-		return errors.New("stream: the connection is not this server's")
-	}
-	nc.pending.Store(st) // until the hijacker begins, closing nc closes the reader
-	c.ctx.HijackSetNoResponse(true)
-	c.ctx.Hijack(func(hc net.Conn) {
-		if !nc.pending.CompareAndSwap(st, nil) {
-			return
-		}
-		defer st.reader.Close()
-		if !st.s.streamBegins() {
-			return
-		}
-		defer st.s.streamEnded()
-		st.serve(hc)
-	})
-	return nil
+	return c.takeOver(&takeover{serve: st.serve, never: st.reader.Close})
 }
 
 // serve sends events until the client is gone, too slow, or the server drains.
-func (st *stream) serve(nc net.Conn) {
-	ctx, gone := context.WithCancel(st.s.wait)
-	defer gone()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		defer gone()
-		_, _ = io.CopyN(io.Discard, nc, 1<<20) // nobody has anything to say here; its end is what matters
-	}()
-	defer func() {
-		_ = nc.SetReadDeadline(time.Unix(1, 0))
-		<-done
-	}()
+func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
+	defer st.reader.Close()
+	st.s.sseReaders.Add(1)
+	defer st.s.sseReaders.Add(-1)
+	ctx, stop := watch(draining, nc)
+	defer stop()
 
 	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"+
 		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
@@ -201,6 +175,9 @@ func (st *stream) flush(nc net.Conn) error {
 		return err
 	}
 	_, err := nc.Write(st.out)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		st.s.sseDropped.Add(1)
+	}
 	if st.out = st.out[:0]; cap(st.out) > 2*streamFlush {
 		st.out = nil
 	}
