@@ -41,6 +41,7 @@ type hostGate struct {
 	line    fifo[*subscription]
 	inLine  map[*subscription]struct{}
 	invited map[*subscription]struct{} // out of the line, woken, and not come yet
+	until   int64                      // that places are kept for the first of them
 	alarm   alarm
 }
 
@@ -180,7 +181,7 @@ func (h *hostGate) arm(now int64) {
 	case h.line.len() == 0 && len(h.invited) == 0:
 		at = 0
 	case len(h.invited) > 0: // should one of them not come
-		at = now + inviteFor
+		at = h.until
 	case n > 0:
 		at = now
 	}
@@ -193,6 +194,9 @@ func (h *hostGate) next(now int64) []*subscription {
 	for n, _ := h.free(now); h.line.len() > 0 && n > len(h.invited); {
 		s := h.line.pop()
 		delete(h.inLine, s)
+		if len(h.invited) == 0 {
+			h.until = now + inviteFor
+		}
 		h.invited[s] = struct{}{}
 		turn = append(turn, s)
 	}
@@ -223,7 +227,9 @@ func (h *hostGate) call(turn []*subscription, now int64) {
 // ring is what the alarm does.
 func (h *hostGate) ring(now int64) {
 	h.mu.Lock()
-	clear(h.invited)
+	if now >= h.until {
+		clear(h.invited)
+	}
 	turn := h.next(now)
 	h.mu.Unlock()
 	h.call(turn, now)

@@ -43,14 +43,27 @@ type downSink struct {
 	mu        sync.Mutex
 	now, most int // sends under way
 	got       []string
+	by        map[string]int // by subscription
+	attempts  []int
+	queued    bool // every send waits until release
+	waiting   []chan struct{}
 }
 
 func (d *downSink) Deliver(ctx context.Context, ds []event.Delivery) error {
 	d.tries.Add(1)
 	d.mu.Lock()
 	d.now++
+	d.attempts = append(d.attempts, ds[0].Attempt)
 	d.most = max(d.most, d.now)
+	var turn chan struct{}
+	if d.queued {
+		turn = make(chan struct{})
+		d.waiting = append(d.waiting, turn)
+	}
 	d.mu.Unlock()
+	if turn != nil {
+		<-turn
+	}
 	defer func() {
 		d.mu.Lock()
 		d.now--
@@ -71,10 +84,28 @@ func (d *downSink) Deliver(ctx context.Context, ds []event.Delivery) error {
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.by == nil {
+		d.by = map[string]int{}
+	}
 	for i := range ds {
+		d.by[ds[i].Subscription]++
 		d.got = append(d.got, strings.Clone(ds[i].Event.Attr(event.TagID)))
 	}
 	return nil
+}
+
+// release lets the send go on that waits longest.
+func (d *downSink) release(t *testing.T) {
+	eventually(t, "a send waits", func() bool {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if len(d.waiting) == 0 {
+			return false
+		}
+		close(d.waiting[0])
+		d.waiting = d.waiting[1:]
+		return true
+	})
 }
 
 func (d *downSink) Close() error { return nil }
