@@ -196,6 +196,9 @@ func (e *Engine) Close(ctx context.Context) error {
 		<-done
 	}
 	defer e.abort()
+	for _, s := range p.subs {
+		s.refresh()
+	}
 	errs := []error{e.flush(context.WithoutCancel(ctx))}
 	for _, s := range p.subs {
 		s.dropLeases()

@@ -51,7 +51,7 @@ func (s *subscription) catchUp(ctx context.Context, p *partition, c *cursor) {
 		var trimmed *storage.TrimmedError
 		switch {
 		case errors.As(err, &trimmed):
-			s.lose(c, gen, from, trimmed.Head)
+			s.lose(p, c, gen, trimmed.Head)
 		case err != nil:
 			s.stall(ctx, p, err)
 		}
@@ -139,6 +139,7 @@ func (s *subscription) rereads(ctx context.Context, p *partition, c *cursor) boo
 			s.stall(ctx, p, err)
 			continue
 		}
+		begins := false
 		s.mu.Lock()
 		if s.gen == gen && len(c.recover) > 0 {
 			c.recover = c.recover[1:]
@@ -146,7 +147,7 @@ func (s *subscription) rereads(ctx context.Context, p *partition, c *cursor) boo
 			switch {
 			case err != nil:
 				if c.out.settle(off) {
-					s.c.Lost++
+					begins = s.noteLoss(p, off, off+1)
 				}
 				s.touch(c)
 			case !c.out.has(off):
@@ -162,6 +163,9 @@ func (s *subscription) rereads(ctx context.Context, p *partition, c *cursor) boo
 			}
 		}
 		s.mu.Unlock()
+		if begins {
+			s.sayLosing(p, off, off+1)
+		}
 	}
 }
 
@@ -186,18 +190,17 @@ func readOne(ctx context.Context, log storage.Log, off event.Offset) (*storage.B
 }
 
 // lose moves a cursor that the ring has overtaken to the head, and counts.
-func (s *subscription) lose(c *cursor, gen uint32, from, head event.Offset) {
+func (s *subscription) lose(p *partition, c *cursor, gen uint32, head event.Offset) {
 	s.mu.Lock()
-	lost := s.gen == gen && c.read < head
-	if lost {
-		s.c.Lost += head - c.read
+	from, begins := c.read, false
+	if s.gen == gen && from < head {
+		begins = s.noteLoss(p, from, head)
 		c.read = head
 		s.touch(c)
 	}
 	s.mu.Unlock()
-	if lost {
-		s.e.o.Log.Warn("the ring has overtaken a subscription: raise the topic's retain, or look why it is behind",
-			"subscription", s.name, "topic", s.topic.name, "lost", head-from, "from", from, "to", head)
+	if begins {
+		s.sayLosing(p, from, head)
 	}
 }
 

@@ -52,6 +52,8 @@ func (e *Engine) flushLoop(ctx context.Context) {
 			lastTrim = now
 			for _, s := range e.plan.Load().subs {
 				s.trim()
+				s.watchLosses()
+				s.refresh()
 			}
 			e.choices.rest(ctx, e, now.Add(-chosenRest))
 		}
@@ -63,6 +65,7 @@ type folded struct {
 	s       *subscription
 	rows    []rowChange
 	cleared []cleared
+	lost    uint64 // Loss.Events as it is written
 }
 
 type rowChange struct {
@@ -118,11 +121,7 @@ func (e *Engine) flush(ctx context.Context) error {
 		p.mu.Unlock()
 	}
 	for _, t := range plan.topics {
-		if plan.deadLetters != nil && t.def.Load().WhenFull == event.Reject { // nil: no plan says yet who needs what
-			for _, p := range t.parts {
-				p.hold(plan.deadLetters[t.name], e.now())
-			}
-		}
+		e.refloor(plan, t)
 	}
 	return err
 }
@@ -204,6 +203,7 @@ func (f *folded) fold(ops []storage.Op, plan *Plan) []storage.Op {
 	if plan.subs[s.key] != s {
 		return ops // removed: its rows are gone and must stay so
 	}
+	ops, f.lost = s.appendLoss(ops), s.row.Loss.Events
 	f.cleared, s.parked.cleared = s.parked.cleared, nil
 	for _, c := range f.cleared {
 		ops = c.row.drop(ops, s.serial, c.pos)
@@ -220,6 +220,12 @@ func (f *folded) fold(ops []storage.Op, plan *Plan) []storage.Op {
 func (f *folded) end(err error) {
 	s := f.s
 	s.mu.Lock()
+	switch {
+	case err == nil:
+		s.losing.stored = max(s.losing.stored, f.lost)
+	case f.lost > s.losing.stored:
+		s.soil()
+	}
 	for _, r := range f.rows {
 		if err != nil {
 			s.touch(r.c)

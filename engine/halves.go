@@ -199,6 +199,7 @@ func (i SubscriptionInfo) with(d SubscriptionInfo) SubscriptionInfo {
 	i.DeadLettered += d.DeadLettered
 	i.Dropped += d.Dropped
 	i.Lost += d.Lost
+	i.Loss = i.Loss.with(d.Loss)
 	i.Redriven += d.Redriven
 	i.Purged += d.Purged
 	return i

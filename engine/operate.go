@@ -108,6 +108,11 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	if err != nil {
 		return err
 	}
+	unpin := s.topic.pin(to)
+	defer func() {
+		unpin()
+		e.refloor(e.plan.Load(), s.topic)
+	}()
 	offsets, err := s.topic.resolve(ctx, to)
 	if err != nil {
 		return event.At("to", err)
@@ -294,7 +299,9 @@ type SubscriptionInfo struct {
 	StateKeys   int64    // that its functions keep
 	StateBytes  int64    // of keys and values
 
-	// Counters since the start.
+	Loss Loss // what the ring has dropped before it was read, ever; Lost has beside it what is gone and not passed yet
+
+	// Counters since the start, but for Lost, which is kept.
 	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost uint64
 	Redriven, Purged                                                 uint64
 
@@ -340,7 +347,7 @@ func (s *subscription) info() SubscriptionInfo {
 	info := SubscriptionInfo{
 		Subscription: *c.shown(), State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
-		Dropped: s.c.Dropped, Lost: s.c.Lost, Redriven: s.c.Redriven, Purged: s.c.Purged, StateKeys: s.state.keys, StateBytes: s.state.bytes,
+		Dropped: s.c.Dropped, Lost: s.row.Loss.Events + s.overtaken(), Loss: s.row.Loss, Redriven: s.c.Redriven, Purged: s.c.Purged, StateKeys: s.state.keys, StateBytes: s.state.bytes,
 	}
 	for i, p := range s.topic.parts {
 		c := s.cursors[i]

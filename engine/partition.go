@@ -24,6 +24,8 @@ type partition struct {
 	live  atomic.Uint64 // the reader has handed on everything below; written under mu
 	feeds atomic.Pointer[feeds]
 
+	floor floor // of a topic that rejects
+
 	filterErrors, filterMissing atomic.Uint64 // since the start: see TopicInfo
 	saved                       event.Offset  // checkpoint as last written; guarded by mu
 	unsaved                     bool          // writing it failed; guarded by mu

@@ -83,6 +83,7 @@ type change struct {
 	swaps   []swap
 	gone    []*subscription
 	undo    []func()
+	pins    []func() // see pin
 
 	versions []versioned
 }
@@ -125,6 +126,12 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	if c.next.topics == nil {
 		c.next.topics = map[string]*topic{}
 	}
+	defer func() {
+		c.unpin()
+		for _, t := range e.plan.Load().topics {
+			e.refloor(e.plan.Load(), t)
+		}
+	}()
 	err := spec.checkNames()
 	if err == nil {
 		spec, err = e.split(ctx, c, old, spec)
@@ -220,6 +227,11 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 	c.next.deadLetters = map[string]bool{}
 	for _, s := range c.next.subs {
 		c.next.deadLetters[s.config.Load().DeadLetter] = true
+	}
+	for name := range c.next.deadLetters { // unfinished from the first on
+		if t := c.next.topics[name]; t != nil {
+			c.pin(t, event.Start{At: event.Latest})
+		}
 	}
 	e.plan.Store(&c.next)
 	for name := range c.next.deadLetters {

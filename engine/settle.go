@@ -80,7 +80,8 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	if state != nil {
 		b.Ops = state.appendOps(b.Ops)
 	}
-	size := s.parked.size
+	b.Ops = s.appendLoss(b.Ops)
+	size, lost := s.parked.size, s.row.Loss.Events
 	s.mu.Unlock()
 	if len(kept) == 0 {
 		return nil
@@ -115,6 +116,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		s.parked.bytes += was.bytes - size.bytes
 		return err
 	}
+	s.losing.stored = max(s.losing.stored, lost)
 	if state != nil {
 		state.committed()
 	}

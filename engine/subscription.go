@@ -57,12 +57,13 @@ type subscription struct {
 	replying sync.Mutex // one commit of gathered replies at a time; taken before commits
 	workers  sync.WaitGroup
 	c        counters
+	losing   losing
 }
 
 // counters are a subscription's since the start. The mutex guards them.
 type counters struct {
-	Matched, Delivered, Failed, Parked, DeadLettered, Dropped, Lost uint64
-	Redriven, Purged                                                uint64
+	Matched, Delivered, Failed, Parked, DeadLettered, Dropped uint64
+	Redriven, Purged                                          uint64
 }
 
 // subRow is what the store keeps of a subscription besides its cursors.
@@ -75,6 +76,7 @@ type subRow struct {
 	Why      string         `json:",omitempty"` // Paused
 	Disabled string         `json:",omitempty"` // why
 	Since    *time.Time     `json:",omitempty"` // Disabled
+	Loss     Loss           `json:",omitzero"`
 }
 
 // subConfig is a subscription's definition with all that it needs open. It is closed when the last step
@@ -227,6 +229,7 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 			return nil, fmt.Errorf("row of subscription %s: %w", s.name, err)
 		}
 	}
+	s.losing.stored = s.row.Loss.Events
 	if value != nil && s.row.Topic == t.serial && len(s.row.Starts) == len(t.parts) {
 		s.serial, s.gen = s.row.Serial, s.row.Seeks
 		err = s.restore(ctx)
@@ -245,7 +248,8 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 }
 
 func (s *subscription) begin(ctx context.Context, c *change, start event.Start) error {
-	s.row = subRow{Serial: s.serial, Topic: s.topic.serial}
+	s.row, s.losing = subRow{Serial: s.serial, Topic: s.topic.serial}, losing{}
+	c.pin(s.topic, start)
 	offsets, err := s.topic.resolve(ctx, start)
 	if err != nil {
 		return event.At("start", err)
@@ -278,6 +282,7 @@ func (s *subscription) restore(ctx context.Context) error {
 			return err
 		}
 		if row == nil {
+			s.passSettled(c, s.topic.parts[i])
 			continue
 		}
 		read, out, err := parseCursorRow(row)
@@ -285,7 +290,8 @@ func (s *subscription) restore(ctx context.Context) error {
 			return fmt.Errorf("subscription %s, partition %d: %w", s.name, i, err)
 		}
 		c.read, c.hasRow, c.recover = read, true, out
-		for _, off := range out {
+		s.passSettled(c, s.topic.parts[i])
+		for _, off := range c.recover {
 			c.out.add(off)
 		}
 	}

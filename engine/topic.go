@@ -173,13 +173,15 @@ const disabledHold = 24 * time.Hour
 // settled. Dead letters are unfinished until they are redriven or purged, and a topic without subscriptions
 // holds nothing back but that.
 func (p *partition) hold(deadLetters bool, now time.Time) {
+	p.floor.mu.Lock() // what a pin or another's look has changed meanwhile must not be undone
+	defer p.floor.mu.Unlock()
 	floor := p.holdFloor(deadLetters)
 	for _, s := range p.feeds.Load().subs {
 		if !s.disabledFor(now, disabledHold) {
 			floor = min(floor, s.watermark(p))
 		}
 	}
-	p.log.Hold(floor)
+	p.floor.set(p.log, floor)
 }
 
 // changed is called by the partition readers after the live offset moved.
