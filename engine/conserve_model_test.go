@@ -44,6 +44,7 @@ type account struct {
 	rewinds  int
 	settling bool // an operation on it ran since the engine was last idle
 	moving   bool // one is under way that decides from where on events are owed
+	doubt    bool // a crash may have undone the last seek
 	stopped  bool
 	gone     bool
 	most     int // attempts that any of its definitions allowed, 0: no limit
@@ -198,6 +199,7 @@ func (l *ledger) redefine(b *account, def definition) {
 func (l *ledger) seek(b *account, to []event.Offset) {
 	b.gen++
 	b.rewinds++
+	b.doubt = false
 	b.settling = true
 	for _, d := range b.debts {
 		d.inHand, d.tries, d.soonest = 0, 0, d.later
@@ -213,6 +215,7 @@ func (l *ledger) seek(b *account, to []event.Offset) {
 
 // unsure takes back what a seek said that a crash may have undone. before is what the account was.
 func (b *account) unsure(before map[string]debt) {
+	b.doubt = true
 	for id, d := range b.debts {
 		was := before[id]
 		d.must, d.owed = d.must && was.must, d.owed && was.owed
@@ -282,7 +285,8 @@ func (l *ledger) check(b *account, d *debt, attempt int) {
 		case o == d:
 		case o.inHand > 0:
 			l.violate("%s has %s and %s of key %s in hand at once", b.def.name, o.id, d.id, d.key)
-		case o.owed && !o.done && o.later.IsZero() && o.stored && d.stored && o.at.Offset < d.at.Offset:
+		case !o.later.IsZero() || !d.later.IsZero(): // a delayed event comes when it may, and holds nobody
+		case o.owed && !o.done && o.stored && d.stored && o.at.Offset < d.at.Offset:
 			b.suspects = append(b.suspects, suspect{o, d, time.Since(l.start).String()})
 		}
 	}

@@ -34,6 +34,7 @@ func (d *driver) pull(s *script) {
 }
 
 func (d *driver) lease(name string, n int) int {
+	d.expire()
 	run := d.note("pull %d from %s", n, name)
 	d.l.mu.Lock()
 	b := d.l.accounts[name]
@@ -109,7 +110,10 @@ func (d *driver) answered(run int, held []*hold, lost []string, how outcome, wai
 		switch {
 		case !d.l.current(run): // settled or not
 			tok.d.done = tok.d.done || how == taken && tok.gen == tok.b.gen
-		case h.run != run: // of the run before
+			tok.d.most++
+		case h.run != run && how == failed:
+			tok.d.most++
+		case h.run != run:
 			tok.d.done, tok.d.barred, tok.d.durable = true, true, true
 		default:
 			d.l.endLocked(tok, how, wait, how == taken)
@@ -124,6 +128,11 @@ func (d *driver) judge(h *hold, run int, refused bool) bool {
 	b := tok.b
 	certain := tok.certain && !b.settling && tok.d != nil && d.l.current(run)
 	switch {
+	case b.doubt && tok.gen != b.gen:
+		if !refused && tok.d != nil {
+			tok.d.done = true
+		}
+		return false
 	case !certain:
 		return tok.gen == b.gen && !b.gone
 	case h.run != run:
@@ -251,11 +260,13 @@ func (d *driver) flush(*script) {
 
 // restart drains the engine and opens it again.
 func (d *driver) restart(*script) {
+	d.expire()
 	d.note("restart")
 	d.w.stop()
 	d.l.mu.Lock()
 	crashed := d.image != nil
 	if !crashed {
+		d.outrun(d.l.run)
 		d.l.reopened()
 		d.settling()
 	}
@@ -263,6 +274,15 @@ func (d *driver) restart(*script) {
 	if !crashed {
 		d.open()
 		d.w.apply(d.spec())
+	}
+}
+
+// outrun notes leases of a run that has ended which may have run out in it.
+func (d *driver) outrun(run int) {
+	for _, h := range d.holds {
+		if h.run == run && !h.tok.ended && h.tok.d != nil && h.deadline.Before(time.Now()) {
+			h.tok.d.most++
+		}
 	}
 }
 
@@ -294,6 +314,7 @@ func (d *driver) recover() {
 		}
 	}
 	d.l.mu.Lock()
+	d.outrun(-d.l.run - 1)
 	d.mem, d.image, d.l.run = d.image, nil, -d.l.run
 	d.settling()
 	d.l.mu.Unlock()
@@ -419,6 +440,11 @@ func (d *driver) settled() bool {
 	defer d.l.mu.Unlock()
 	for name := range d.defs {
 		if len(d.l.accounts[name].missing()) > 0 {
+			return false
+		}
+	}
+	for name := range d.defs {
+		if i := d.w.info(name); i.Parked > 0 || i.Lag > 0 { // what another filter matched may wait for its time
 			return false
 		}
 	}
