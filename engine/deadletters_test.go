@@ -332,7 +332,14 @@ func TestRedriveRate(t *testing.T) {
 	w := newWorld(t, Options{Now: clock})
 	sink := newMending()
 	sub := push("s", "orders", "", sink)
-	sub.Retry.MaxAge = time.Hour // of a life
+	sub.Retry.MaxAge = time.Hour // of a life: the first try of each event of the second fails
+	answer := sink.answer
+	sink.answer = func(d event.Delivery) error {
+		if !sink.down.Load() && d.Attempt == 1 {
+			return errors.New("busy")
+		}
+		return answer(d)
+	}
 	w.apply(specOf(sub))
 	w.publish("orders", number("a", 10)...)
 	w.dies("s", 10)

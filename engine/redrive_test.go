@@ -234,14 +234,20 @@ func TestRedriveWithAVersion(t *testing.T) {
 	// Of the chain of two the first is chosen; the second traps for good, until it is chosen as well.
 	w.spec.Functions[1].Digest = d[1]
 	w.apply(w.spec)
+	if err := w.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
 	if r := w.redrive("s", event.Redrive{Function: "f0@" + d[1][:15], LetterQuery: event.LetterQuery{Filter: `id == "x"`}}); r.Done != 1 {
 		t.Errorf("%+v", r)
 	}
-	eventually(t, "it is tried again and again", func() bool { return w.info("s").Retried > 3 })
 	named := map[string]bool{}
 	if err := w.e.parkedDigests(t.Context(), named); err != nil || !named[d[1]] {
 		t.Errorf("what is parked names %v, %v", named, err)
 	}
+	if err := w.e.Resume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it is tried again and again", func() bool { return w.info("s").Retried > 3 })
 	w.restart()
 	if _, err := w.e.CollectModules(t.Context(), time.Now().Add(time.Hour)); err != nil || !host.Has(d[1]) {
 		t.Errorf("the version was collected: %v", err)
