@@ -7,8 +7,9 @@ import (
 	"time"
 )
 
-// alarms call their owners at a time, one goroutine for all of an engine's: a timer each would run on the wall
-// clock, and a goroutine each would wait for most of its life.
+// alarms call their owners at a time, one goroutine for all of them: a timer each would run on the wall clock, a
+// goroutine each would wait for most of its life, and a look at all subscriptions whenever one has something to do
+// would cost each of thousands.
 type alarms struct {
 	mu   sync.Mutex
 	list alarmHeap
@@ -19,7 +20,7 @@ type alarms struct {
 type alarm struct {
 	at    int64 // Unix ns; 0: not set
 	index int
-	ring  func(now int64) // called without locks
+	ring  func(ctx context.Context) // called without locks
 }
 
 // set sets an alarm anew; 0 unsets it.
@@ -42,6 +43,16 @@ func (a *alarms) set(x *alarm, at int64) {
 	}
 	if x.index == 0 {
 		a.nudge()
+	}
+}
+
+// sooner sets an alarm unless it is set to an earlier time.
+func (a *alarms) sooner(x *alarm, at int64) {
+	a.mu.Lock()
+	earlier := x.at == 0 || at < x.at
+	a.mu.Unlock()
+	if earlier {
+		a.set(x, at)
 	}
 }
 
@@ -68,20 +79,21 @@ func (a *alarms) due(now int64) (x *alarm, next int64) {
 	return x, 0
 }
 
-func (e *Engine) alarmLoop(ctx context.Context) {
+// follow rings alarms when it is time, until ctx ends.
+func (e *Engine) follow(ctx context.Context, a *alarms) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		now := e.now().UnixNano()
-		x, next := e.alarms.due(now)
+		x, next := a.due(now)
 		if x != nil {
-			x.ring(now)
+			x.ring(ctx)
 			continue
 		}
 		timer.Reset(max(time.Duration(next-now), 0))
 		select {
 		case <-ctx.Done():
-		case <-e.alarms.wake:
+		case <-a.wake:
 		case <-timer.C:
 		}
 	}

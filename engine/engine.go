@@ -47,7 +47,7 @@ type Engine struct {
 	shadowing  sync.WaitGroup // every shadow's worker
 	shadowLife func() context.Context
 	endShadows context.CancelFunc
-	parked     schedule
+	parked     alarms // of what is due
 	alarms     alarms
 	hosts      hosts
 	circuit    breakerLimits
@@ -96,8 +96,8 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.litter = make(chan struct{}, 1)
 	e.spawn(e.collectLoop)
 	e.spawn(e.flushLoop)
-	e.spawn(e.scheduleLoop)
-	e.spawn(e.alarmLoop)
+	e.spawn(func(ctx context.Context) { e.follow(ctx, &e.parked) })
+	e.spawn(func(ctx context.Context) { e.follow(ctx, &e.alarms) })
 	e.spawn(e.letterLoop)
 	return e, nil
 }

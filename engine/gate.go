@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -212,7 +213,7 @@ func (s *subscription) announce(what string, args ...any) {
 }
 
 // ringGate is what the gate's alarm does.
-func (s *subscription) ringGate(int64) {
+func (s *subscription) ringGate(context.Context) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.openGate()

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"math"
 	"net"
 	"sync"
@@ -63,7 +64,7 @@ func (h *hosts) use(name string) *hostGate {
 	g := h.by[name]
 	if g == nil {
 		g = &hostGate{e: h.e, name: name, inLine: map[*subscription]struct{}{}, invited: map[*subscription]struct{}{}}
-		g.alarm.ring = g.ring
+		g.alarm.ring = func(context.Context) { g.ring(h.e.now().UnixNano()) }
 		g.limit(h.limitsOf(name))
 		if h.by == nil {
 			h.by = map[string]*hostGate{}

@@ -39,6 +39,15 @@ type lane struct {
 	wrote   int  // rows that came there: a scan that began before may have missed them
 	older   int  // of writing, those that were read again: they may belong in front of the rows
 	held    []item
+
+	from event.Position // the rows below it have been read: what the store has not cleaned up of them is passed over
+}
+
+// back reaches back to an event that becomes a row again, or for the first time.
+func (l *lane) back(p event.Position) {
+	if p.Partition < l.from.Partition || p.Partition == l.from.Partition && p.Offset < l.from.Offset {
+		l.from = p
+	}
 }
 
 // laneOf is the lane of an event, 0 for none.
@@ -131,6 +140,7 @@ func (s *subscription) unhold(l *lane) {
 		if it.parked != nil && it.parked.behind { // it is one already
 			s.parked.release(it.parked.key(s.serial, it.rec))
 			l.rows = true
+			l.back(it.rec.Position())
 			continue
 		}
 		s.behind(l, it)
@@ -141,6 +151,7 @@ func (s *subscription) unhold(l *lane) {
 // behind makes an event a row of its lane.
 func (s *subscription) behind(l *lane, it item) {
 	l.writing++
+	l.back(it.rec.Position())
 	if it.reread {
 		l.older++
 	}
@@ -316,7 +327,8 @@ func (s *subscription) fetchLane(ctx context.Context, hash uint64, l *lane) {
 	var items []item
 	bytes := 0
 	parked := false
-	from, to := laneRange(s.serial, hash)
+	_, to := laneRange(s.serial, hash)
+	from := laneKey(s.serial, hash, l.from, 0)
 	err := s.e.store.Scan(ctx, tableLanes, from, to, func(k, v []byte) error {
 		marker := len(v) > 0 && v[0] == laneMarker
 		row := k
@@ -368,6 +380,8 @@ func (s *subscription) fetchLane(ctx context.Context, hash uint64, l *lane) {
 				s.lanes.bytes += len(it.rec)
 			}
 		}
+		l.from = items[len(items)-1].rec.Position()
+		l.from.Offset++
 		l.busy = true
 		s.again(items[0])
 		s.kick()

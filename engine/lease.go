@@ -150,7 +150,7 @@ func (s *subscription) lend(l *lease) {
 	s.leases.out[key] = l
 	if s.leases.next == 0 || l.deadline < s.leases.next {
 		s.leases.next = l.deadline
-		s.e.parked.nudge()
+		s.look(l.deadline)
 	}
 }
 
@@ -383,7 +383,7 @@ func (s *subscription) extend(ids []string, d time.Duration) (lost []event.Lost)
 			s.leases.next = deadline
 		}
 	}
-	s.e.parked.nudge()
+	s.look(deadline)
 	return lost
 }
 

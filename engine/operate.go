@@ -92,8 +92,8 @@ func (s *subscription) setState(ctx context.Context, change func(*subRow)) error
 	change(&s.row)
 	op, err := s.rowOp()
 	s.kick()
+	s.lookNow()
 	s.mu.Unlock()
-	s.e.parked.nudge()
 	if err == nil {
 		err = s.e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{op}})
 	}
@@ -188,18 +188,18 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 		c.hasRow = c.hasRow || err == nil
 	}
 	s.parked.size = left.size
-	s.parked.next = 0
+	s.parked.next, s.parked.low = 0, 0
 	if left.count > 0 {
 		s.parked.next = 1
 	}
 	s.room.Broadcast()
 	s.fetchLanes()
 	s.kick()
+	s.lookNow()
 	s.mu.Unlock()
 	for _, p := range s.topic.parts {
 		s.feed(p)
 	}
-	e.parked.nudge()
 	if err != nil {
 		return fmt.Errorf("seek: moved for this run only, since the store refused: %w", err)
 	}

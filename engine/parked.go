@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -237,6 +238,7 @@ func borrow(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b))
 type parkedSize struct {
 	size
 	next    int64               // when the next one is due, Unix ns; 0 if none waits
+	low     int64               // no row is due before it, Unix ns
 	busy    map[string]struct{} // keys of those in hand, or delivered and not yet deleted
 	cleared []cleared           // delivered: rows to delete with the next flush
 
@@ -303,47 +305,33 @@ func (s *subscription) restoreParked(ctx context.Context) error {
 
 // dueAt notes that a parked event is due at a time. The caller holds s.mu.
 func (s *subscription) dueAt(due int64) {
+	s.parked.low = min(s.parked.low, due)
 	if s.parked.next == 0 || due < s.parked.next {
 		s.parked.next = due
-		s.e.parked.nudge()
+		s.look(due)
 	}
 }
 
-// schedule wakes the goroutine that fetches what is due.
-type schedule struct {
-	wake chan struct{}
-}
-
-func (s *schedule) nudge() {
-	select {
-	case s.wake <- struct{}{}:
-	default:
+// look has the schedule look at the subscription at a time, or earlier. The caller holds s.mu.
+func (s *subscription) look(at int64) {
+	if !s.ended {
+		s.e.parked.sooner(&s.looking, at)
 	}
 }
 
-// breath is the shortest time between two rounds.
+// lookNow has the schedule look at the subscription at once. The caller holds s.mu.
+func (s *subscription) lookNow() { s.look(s.e.now().UnixNano()) }
+
+// breath is the shortest time between two looks: it bounds their cost where every event parks.
 const breath = time.Millisecond
 
-// scheduleLoop fetches parked events when they are due and ends leases that ran out.
-func (e *Engine) scheduleLoop(ctx context.Context) {
-	timer := time.NewTimer(time.Hour)
-	defer timer.Stop()
-	for ctx.Err() == nil {
-		now := e.now()
-		next := now.Add(time.Hour).UnixNano()
-		for _, s := range e.plan.Load().subs {
-			if at := s.tick(ctx, now); at != 0 {
-				next = min(next, at)
-			}
-		}
-		// A pause between rounds bounds their cost where every event parks.
-		timer.Reset(max(time.Duration(next-e.now().UnixNano()), breath))
-		select {
-		case <-ctx.Done():
-		case <-e.parked.wake:
-			pause(ctx, breath)
-		case <-timer.C:
-		}
+// ringSchedule fetches parked events that are due and ends leases that ran out.
+func (s *subscription) ringSchedule(ctx context.Context) {
+	now := s.e.now()
+	if at := s.tick(ctx, now); at != 0 {
+		s.mu.Lock()
+		s.look(max(at, now.Add(breath).UnixNano()))
+		s.mu.Unlock()
 	}
 }
 
@@ -379,15 +367,18 @@ const dueBatch = 256
 // fetchDue queues what is due and returns when the next one is.
 func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.mu.Lock()
-	gen := s.gen
-	s.parked.next = 0
+	gen, low := s.gen, s.parked.low
+	s.parked.next, s.parked.low = 0, math.MaxInt64
 	s.beginScan()
 	s.mu.Unlock()
 	var next int64
 	var found []item // queued at once: who takes the first of a batch finds all of it
 	bytes, last := 0, uint64(0)
-	err := s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+	// Rows leave at the front; what the store has not cleaned up of them yet is passed over by beginning behind it.
+	first := int64(math.MaxInt64)
+	err := s.e.store.Scan(ctx, tableParked, parkedKey(s.serial, low, event.Position{}), key32(s.serial+1), func(k, v []byte) error {
 		due, _ := splitParkedKey(k)
+		first = min(first, due)
 		if due > now.UnixNano() {
 			next = due
 			return storage.ErrStop
@@ -415,6 +406,10 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.endScan()
+	if err != nil {
+		first = low
+	}
+	s.parked.low = min(s.parked.low, first)
 	for _, it := range found {
 		if it.gen == s.gen {
 			s.arrive(it)

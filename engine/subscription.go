@@ -48,6 +48,7 @@ type subscription struct {
 	acks     *ackGroup  // of settlements of leases whose commit has not begun
 	acking   sync.Mutex // one commit of acks at a time; taken before commits
 	parked   parkedSize
+	looking  alarm // of the schedule
 	spread   int64 // until when redrives at a rate have spread what they took, Unix ns; of this run
 	state    stateSize
 	leases   leaseBook
@@ -215,6 +216,7 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 	s.pumps.wake, s.senders.wake = sync.NewCond(&s.mu), sync.NewCond(&s.mu)
 	s.filler.wake = sync.NewCond(&s.mu)
 	s.config.Store(config)
+	s.looking.ring = s.ringSchedule
 	s.gate.alarm.ring, s.gate.target = s.ringGate, targetOf(config.sink)
 	s.state.next = make([]int64, len(t.parts))
 	for range t.parts {
@@ -313,8 +315,8 @@ func (e *Engine) startSubscription(s *subscription) {
 	s.room.Broadcast() // a bound may have been raised
 	s.fetchLanes()
 	s.kick()
+	s.lookNow()
 	s.mu.Unlock()
-	e.parked.nudge()
 }
 
 // join puts a subscription that is new to this run onto the live feed if it has read everything; if not its
@@ -459,6 +461,7 @@ func (s *subscription) close() {
 	s.mu.Lock()
 	s.ended = true
 	s.e.alarms.set(&s.gate.alarm, 0)
+	s.e.parked.set(&s.looking, 0)
 	s.pumps.idle, s.senders.idle = 0, 0
 	s.pumps.wake.Broadcast()
 	s.senders.wake.Broadcast()
@@ -483,7 +486,7 @@ func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 		it := s.due.pop()
 		s.dueBytes -= len(it.rec)
 		if s.due.len() == 0 && s.parked.next != 0 {
-			s.e.parked.nudge()
+			s.lookNow()
 		}
 		if s.due.len() <= dueBatch/4 {
 			s.fetchLanes()
