@@ -234,7 +234,7 @@ func TestLoopThroughTopicsEnds(t *testing.T) {
 
 // Whatever fails, and however often: in the end every event is delivered, or is a dead letter, once.
 func TestEveryEventIsAccountedFor(t *testing.T) {
-	w := newWorld(t, Options{Queue: 16})
+	w := newWorld(t, Options{Queue: 16, CircuitFailures: -1}) // ten failures in a row happen
 	sink := &recorder{answer: func(d event.Delivery) error {
 		switch rand.IntN(10) {
 		case 0, 1, 2:

@@ -44,7 +44,7 @@ func TestModel(t *testing.T) {
 			b.OpenSink, b.Deliver, b.Fingerprint = nil, event.Deliver{Face: event.ToTopic, Topic: "copies"}, fmt.Sprint(n)
 			return specOf(a, b)
 		}
-		o := Options{Queue: 8}
+		o := Options{Queue: 8, CircuitFailures: -1}
 		w := &world{t: t, fs: vfs.NewCrashableMem(), o: o}
 		w.open()
 		defer func() { w.stop() }()
