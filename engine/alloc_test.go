@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/filters"
@@ -90,6 +91,72 @@ func TestHandingOnAllocatesNothing(t *testing.T) {
 		s.ended = false
 		s.mu.Unlock()
 	}
+}
+
+// quietBatches takes batches of 50 and does nothing.
+type quietBatches struct{ quiet }
+
+func (quietBatches) Batch() (int, int, time.Duration) { return 50, 1 << 20, time.Millisecond }
+
+// The same where events go out in batches: gathering, delivering and settling them.
+func TestBatchesAllocateNothing(t *testing.T) {
+	if raceEnabled {
+		return // as above
+	}
+	w := newWorld(t, Options{Flush: 1 << 40, Queue: 1 << 12, QueueBytes: 1 << 30})
+	w.apply(specOf(push("s", "orders", "", quietBatches{})))
+	p := w.e.plan.Load().topics["orders"].parts[0]
+	s := p.feeds.Load().subs[0]
+	c := s.config.Load()
+	s.mu.Lock()
+	s.ended = true // nobody takes from the queue but this test; and a sender does not wait for more
+	s.mu.Unlock()
+	const events = 64
+	blocks := make([]*storage.Block, 60)
+	for i := range blocks {
+		blocks[i] = blockOf(event.Offset(i*events), events)
+	}
+	var scratch filters.Scratch
+	var hits []int
+	sender := &sender{}
+	next, batches := 0, 0
+	round := func() {
+		hits = w.e.handOn(p, blocks[next], &scratch, hits)
+		next++
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for {
+			s.enter(c, &sender.pass)
+			j, ok := s.takeJob(c, nil)
+			if !ok {
+				s.withdraw(&sender.pass)
+				return
+			}
+			sender.begin(j, c.limits)
+			s.gather(c, sender)
+			s.mu.Unlock()
+			sender.deliver(t.Context(), s, c)
+			s.observe(sender, 0)
+			s.mu.Lock()
+			s.passed(c, &sender.pass, verdictOf(sender), false)
+			s.sent(t.Context(), c, sender)
+			batches++
+		}
+	}
+	for range 5 {
+		round()
+	}
+	delivered, before := s.c.Delivered, batches
+	allocs := testing.AllocsPerRun(50, round)
+	if got, n := s.c.Delivered-delivered, batches-before; got < 50*events || n != 2*51 {
+		t.Fatalf("%d events passed in %d batches; want 50 and 14 each time", got, n)
+	}
+	if allocs > 0 {
+		t.Errorf("%v allocations for %d events in two batches", allocs, events)
+	}
+	s.mu.Lock()
+	s.ended = false
+	s.mu.Unlock()
 }
 
 // Publishing one event with a client's id allocates nothing beyond what the store needs for a commit.

@@ -21,6 +21,7 @@ type metrics struct {
 	published *prometheus.CounterVec
 	bytes     prometheus.Counter
 	took      prometheus.Histogram
+	batched   prometheus.Histogram
 	replies   replyMetrics
 	engine    func() *engine.Engine
 	store     func() storage.Stats
@@ -42,8 +43,11 @@ func newMetrics() *metrics {
 			Name: "millrace_delivery_seconds", Help: "How long successful deliveries took at their sink.",
 			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 16)}),
 	}
+	m.batched = prometheus.NewHistogram(prometheus.HistogramOpts{
+		Name: "millrace_delivery_batch_events", Help: "Events of sends that had several.",
+		Buckets: []float64{2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000}})
 	m.replies = newReplyMetrics(m.registry)
-	m.registry.MustRegister(m.published, m.bytes, m.took, m, collectors.NewGoCollector(),
+	m.registry.MustRegister(m.published, m.bytes, m.took, m.batched, m, collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }
@@ -56,6 +60,7 @@ func (m *metrics) observer() engine.Observer {
 			topics.counter(topic).Add(float64(events))
 			m.bytes.Add(float64(bytes))
 		},
+		Batched:   func(_ string, events int) { m.batched.Observe(float64(events)) },
 		Delivered: func(_ string, took time.Duration) { m.took.Observe(took.Seconds()) },
 		Replied:   m.replies.replied, ReplyDiscarded: m.replies.discarded,
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"mime"
 	"net"
 	"net/http"
 	"sort"
@@ -111,7 +112,7 @@ func receiveCommand(p *program) *cobra.Command {
 		Use:   "receive",
 		Short: "Receive webhooks and print them, to try things with",
 		Long: `Receive is a web server that prints each webhook it gets and answers 204. With --secret it verifies the signature
-(Standard Webhooks) and answers 401 to what does not carry it. With --fail it shows how a router tries again.
+(Standard Webhooks) and answers 401 to what does not carry it. A batch is printed event by event. With --fail it shows how a router tries again.
 A router delivers to an address such as this one only when it was started with --allow-private-targets.`,
 		Example: `  router receive --listen 127.0.0.1:9000 --secret whsec_…
   router receive --fail 2
@@ -179,13 +180,31 @@ func serveHTTP(ctx context.Context, ln net.Listener, h http.Handler) error {
 	return nil
 }
 
-// printReceived prints one delivery on one line, with its headers below where they are asked for.
+// events are the events of a batch of CloudEvents as they stand in the body; nil if it is none, or not readable.
+func (d *received) events() []json.RawMessage {
+	kind, _, err := mime.ParseMediaType(d.Header.Get("Content-Type"))
+	var list []json.RawMessage
+	if err != nil || kind != "application/cloudevents-batch+json" || json.Unmarshal(d.Body, &list) != nil || len(list) == 0 {
+		return nil
+	}
+	return list
+}
+
+// printReceived prints one delivery on one line, a batch on a line for each event, with the headers below where
+// they are asked for.
 func (p *program) printReceived(d received, asJSON, headers bool) {
+	events := d.events()
 	if asJSON {
-		doc, err := json.Marshal(map[string]any{"id": d.ID, "try": d.Try, "signature": d.Signature, "verified": d.Verified,
-			"status": d.Status, "headers": d.Header, "body": string(d.Body)})
-		if err == nil { // strings, numbers and lists of strings: nothing can fail
-			_ = printJSON(p.stdout, doc)
+		shown := map[string]any{"id": d.ID, "try": d.Try, "signature": d.Signature, "verified": d.Verified,
+			"status": d.Status, "headers": d.Header, "body": string(d.Body)}
+		for i := range max(len(events), 1) {
+			if events != nil {
+				shown["index"], shown["events"], shown["body"] = i, len(events), string(events[i])
+			}
+			doc, err := json.Marshal(shown)
+			if err == nil { // strings, numbers and lists of strings: nothing can fail
+				_ = printJSON(p.stdout, doc)
+			}
 		}
 		return
 	}
@@ -193,7 +212,13 @@ func (p *program) printReceived(d received, asJSON, headers bool) {
 	if d.ID != "" {
 		id = clean(d.ID)
 	}
-	say(p.stdout, "%d  %s  try %d  signature %s  %s", d.Status, id, d.Try, clean(d.Signature), clean(strings.TrimSpace(string(d.Body))))
+	line := fmt.Sprintf("%d  %s  try %d  signature %s", d.Status, id, d.Try, clean(d.Signature))
+	if events == nil {
+		say(p.stdout, "%s  %s", line, clean(strings.TrimSpace(string(d.Body))))
+	}
+	for i, e := range events {
+		say(p.stdout, "%s  %d of %d  %s", line, i+1, len(events), clean(string(e)))
+	}
 	if !headers {
 		return
 	}

@@ -57,6 +57,7 @@ type Features struct {
 	Busy       bool // the other side can name a wait
 	Gone       bool // it can say Gone
 	Silent     bool // it can be Silent
+	Batch      bool // the sink takes several deliveries at once; Received names the ids of the events then
 }
 
 // Target is one other side and its sink.
@@ -75,6 +76,7 @@ func Run(t *testing.T, h Harness) {
 	t.Run("SameIDInEveryAttempt", func(t *testing.T) { sameID(t, h) })
 	t.Run("Concurrent", func(t *testing.T) { concurrent(t, h) })
 	t.Run("ReadOnly", func(t *testing.T) { readOnly(t, h) })
+	t.Run("Several", func(t *testing.T) { several(t, h) })
 	t.Run("Errors", func(t *testing.T) { kinds(t, h) })
 	t.Run("ContextEnds", func(t *testing.T) { contextEnds(t, h) })
 	t.Run("Close", func(t *testing.T) { closes(t, h) })
@@ -231,6 +233,40 @@ func readOnly(t *testing.T, h Harness) {
 	}
 	if err := to.Sink.Deliver(t.Context(), nil); err != nil {
 		t.Errorf("no deliveries: %v", err)
+	}
+}
+
+// several deliveries at once arrive in their order, each once, and fail together where the other side refuses all.
+func several(t *testing.T, h Harness) {
+	if !h.Features.Batch {
+		return
+	}
+	to := h.Open(t)
+	var ds []event.Delivery
+	var want []string
+	for i := range 20 {
+		e := samples()["every attr"]
+		e.ID = fmt.Sprint("several-", i)
+		e.Data = fmt.Appendf(nil, `{"i":%d}`, i)
+		ds = append(ds, one(fmt.Sprint("d-", i), e)...)
+		want = append(want, e.ID+string(e.Data))
+	}
+	to.Set(Fail)
+	var p *event.Partial
+	if err := to.Sink.Deliver(t.Context(), ds); err == nil || errors.As(err, &p) || event.IsPermanent(err) {
+		t.Errorf("Fail: %v; want one error for all, and that they are tried again", err)
+	}
+	to.Set(Accept)
+	before := len(to.Received())
+	if err := to.Sink.Deliver(t.Context(), ds); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, r := range to.Received()[before:] {
+		got = append(got, r.Event.ID+string(r.Event.Data))
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("received %q, want %q", got, want)
 	}
 }
 

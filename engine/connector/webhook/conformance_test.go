@@ -13,7 +13,7 @@ import (
 )
 
 func TestSinkConformance(t *testing.T) {
-	for _, format := range []string{Structured, Binary, Data} {
+	for _, format := range []string{Structured, Binary, Data, batches} {
 		for _, scheme := range []string{"http", "https"} {
 			t.Run(format+" "+scheme, func(t *testing.T) {
 				if scheme == "https" && format != Structured {
@@ -21,13 +21,16 @@ func TestSinkConformance(t *testing.T) {
 				}
 				sinktest.Run(t, sinktest.Harness{
 					Open: func(t *testing.T) sinktest.Target { return target1(t, format, scheme == "https") },
-					Features: sinktest.Features{Attributes: format != Data, NoData: format == Structured,
-						Busy: true, Gone: true, Silent: true},
+					Features: sinktest.Features{Attributes: format != Data, NoData: format == Structured || format == batches,
+						Batch: format == batches, Busy: true, Gone: true, Silent: true},
 				})
 			})
 		}
 	}
 }
+
+// batches is structured mode with several events in a request.
+const batches = "batches"
 
 func target1(t *testing.T, format string, https bool) sinktest.Target {
 	var behaviour atomic.Int64
@@ -50,6 +53,9 @@ func target1(t *testing.T, format string, https bool) sinktest.Target {
 		}
 	})
 	o := Options{Format: format, Secrets: []string{secretA}}
+	if format == batches {
+		o.Format, o.Batch = Structured, Batch{Events: 50}
+	}
 	if https {
 		r.Server = httptest.NewTLSServer(h)
 		o.TLS = r.Client().Transport.(*http.Transport).TLSClientConfig
@@ -64,6 +70,16 @@ func target1(t *testing.T, format string, https bool) sinktest.Target {
 		Received: func() []sinktest.Received {
 			var got []sinktest.Received
 			for _, q := range r.all() {
+				if format == batches {
+					evs, err := event.ParseBatch([]byte(q.body), event.Limits{Event: 2 << 20}, nil)
+					if err != nil {
+						t.Error(err)
+					}
+					for _, e := range evs {
+						got = append(got, sinktest.Received{ID: q.header.Get("webhook-id"), Event: e.Clone()})
+					}
+					continue
+				}
 				got = append(got, sinktest.Received{ID: q.header.Get("webhook-id"), Event: parse(t, format, q)})
 			}
 			return got
