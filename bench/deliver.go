@@ -62,6 +62,7 @@ type way struct {
 	value    string // its topic and subscription as well
 	name     string
 	function bool
+	batch    int // events of a webhook; 0: one
 }
 
 // measureDelivered measures single events from publishing to the signed webhook.
@@ -92,8 +93,12 @@ func (l *lab) prepare(ctx context.Context, w way) error {
 	if err != nil {
 		return err
 	}
+	hook := map[string]any{"url": "http://" + to.addr + "/hook", "secrets": []string{newSecret()}}
+	if w.batch > 0 {
+		hook["batch"] = map[string]any{"events": w.batch, "wait": "5ms"}
+	}
 	sub := map[string]any{"name": w.value, "topic": w.value, "filter": aFilter, "concurrency": deliverConnections,
-		"deliver": map[string]any{"webhook": map[string]any{"url": "http://" + to.addr + "/hook", "secrets": []string{newSecret()}}}}
+		"deliver": map[string]any{"webhook": hook}}
 	if w.function {
 		module, err := l.guest(ctx)
 		if err != nil {

@@ -14,6 +14,9 @@ func deliveryRows() []row {
 	}
 	seconds := func(v float64) string { return fmt.Sprintf("%.1f s", v) }
 	return []row{
+		{key: "webhook-batch", name: "delivered in webhook batches of 50 / singly, events", group: "delivery", values: []string{"batched", "passed"},
+			figure: value("batched"), limit: value("passed"), show: rate, ratio: times, floor: 1.15, aim: 1.36,
+			note: "Both published singly over 64 connections, durable, filtered, signed; batches with `wait: 5ms`."},
 		bound("parked-rss", "resident memory for a million parked deliveries of 100k keys, over idle / bound", "parked-rss", 200, mebibytes,
 			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with 256 MiB, whose caches are full by then."),
 		bound("parked-heap", "live heap with them / bound", "parked-heap", 200, mebibytes, ""),

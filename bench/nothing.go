@@ -59,10 +59,10 @@ func listensAt(line string) (string, bool) {
 	return string(addr), ok
 }
 
-// A board is memory that this process and the receiver share: how many requests came, and when which event did.
+// A board is memory that this process and the receiver share: how many events came, and when which event did.
 type board struct {
 	mem   []byte
-	count *atomic.Int64
+	count *atomic.Int64  // events
 	note  *atomic.Int64  // 1: look for numbers
 	slots []atomic.Int64 // when an event came, Unix ns, by its number; 0: not yet
 }
@@ -107,7 +107,11 @@ func (b *board) receive(ctx *fasthttp.RequestCtx) {
 			b.slots[n].CompareAndSwap(0, time.Now().UnixNano())
 		}
 	}
-	b.count.Add(1)
+	events := 1
+	if bytes.HasPrefix(ctx.Request.Header.ContentType(), []byte("application/cloudevents-batch")) {
+		events = bytes.Count(ctx.PostBody(), []byte(`{"specversion":"1.0"`))
+	}
+	b.count.Add(int64(events))
 	ctx.SetStatusCode(fasthttp.StatusAccepted)
 }
 

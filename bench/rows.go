@@ -6,6 +6,7 @@ import "fmt"
 var (
 	withFunction = way{value: "delivered", name: "delivered: filter, C function, signed webhook", function: true}
 	withFilter   = way{value: "passed", name: "delivered: filter, signed webhook"}
+	withBatches  = way{value: "batched", name: "delivered: filter, signed webhooks of 50 events", batch: 50}
 )
 
 // bento's figures are recorded: HTTP in, filter, HTTP out, nothing stored, on two shared cores.
@@ -20,7 +21,7 @@ func measurements() []measurement {
 	return append([]measurement{
 		measureIdle(), measureFsync(), measurePost(),
 		measureNothing(64), measureAccept(64), measureNothing(256), measureAccept(256), measureRedis(256), measureBatch(),
-		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter),
+		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter), measureDelivered(withBatches),
 		measurePebble(64), measureStore(64), measurePebble(256), measureStore(256),
 		measureFilters(), measureWritten(), measureBacklog(),
 	}, append(append(deliveryMeasurements(), pullMeasurements()...), functionMeasurements()...)...)
