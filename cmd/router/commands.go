@@ -10,6 +10,7 @@ func commands(p *program) []*cobra.Command {
 		publishCommand(p),
 		tailCommand(p),
 		pullCommand(p),
+		listenCommand(p),
 		topicsCommand(p),
 		subscriptionsCommand(p),
 		deadLettersCommand(p),
@@ -19,6 +20,7 @@ func commands(p *program) []*cobra.Command {
 		rulesCommand(p),
 		doctorCommand(p),
 		benchCommand(p),
+		verifyCommand(p),
 		versionCommand(p),
 	}
 }

@@ -11,6 +11,7 @@ import (
 // leased is a delivery as the router hands it to pullers.
 type leased struct {
 	Lease    string          `json:"lease"`
+	ID       string          `json:"id"`
 	Attempt  int             `json:"attempt"`
 	Deadline string          `json:"deadline"`
 	Event    json.RawMessage `json:"event"`

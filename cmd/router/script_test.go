@@ -25,7 +25,8 @@ func TestMain(m *testing.M) {
 //
 //	start NAME 'text' COMMAND...  run COMMAND in the background until the script ends; wait until it has
 //	                              printed text (a regular expression); its first group becomes $NAME
-//	finish NAME                   send SIGTERM to it, wait, and want exit code 0
+//	finish NAME                   send SIGINT to it, wait, and want exit code 0
+//	kill9 NAME                    kill it with SIGKILL, and wait
 //	eventually 'text' COMMAND...  run COMMAND again until its output has text, for at most 20 s
 //	code N COMMAND...             run COMMAND and want exit code N
 func TestScript(t *testing.T) {
@@ -49,7 +50,7 @@ func scriptParams(dir string) testscript.Params {
 			return errors.Join(err, lookErr)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"start": startCmd, "finish": finishCmd, "eventually": eventuallyCmd, "code": codeCmd,
+			"start": startCmd, "finish": finishCmd, "kill9": kill9Cmd, "eventually": eventuallyCmd, "code": codeCmd,
 		},
 	}
 }
@@ -152,6 +153,15 @@ func finishCmd(ts *testscript.TestScript, neg bool, args []string) {
 	if (b.err == nil) == neg {
 		ts.Fatalf("%s ended with %v:\n%s", args[0], b.err, ts.ReadFile(args[0]+".out"))
 	}
+}
+
+func kill9Cmd(ts *testscript.TestScript, neg bool, args []string) {
+	b := ts.Value(backgroundKey{}).(map[string]*background)[args[0]]
+	if b == nil || neg {
+		ts.Fatalf("usage: kill9 NAME, of what was started")
+	}
+	ts.Check(b.cmd.Process.Kill())
+	<-b.done
 }
 
 func eventuallyCmd(ts *testscript.TestScript, neg bool, args []string) {
