@@ -37,8 +37,9 @@ func TestRateHolds(t *testing.T) {
 			if most := 1 + c.burst + c.rate*clock.now().Sub(began).Seconds(); float64(sink.delivered()) > most {
 				t.Fatalf("%d sent after %s at %v a second", sink.delivered(), clock.now().Sub(began), c.rate)
 			}
+			waits := w.info("s").Circuit.RateWaits
 			clock.forward(w, step)
-			stays(t, "", func() bool { return true })
+			eventually(t, "it looks again", func() bool { return w.info("s").Circuit.RateWaits > waits || sink.delivered() == c.events })
 		}
 		took := clock.now().Sub(began).Seconds()
 		if want := float64(c.events) / c.rate; took < want*0.9 || took > want*1.1+2*step.Seconds() {
@@ -150,14 +151,23 @@ func TestHostRateHolds(t *testing.T) {
 	began := clock.now()
 	w.publish("orders", number("e", 20)...)
 	for sink.delivered() < 60 {
-		stays(t, "", func() bool { return true })
+		eventually(t, "all wait", func() bool {
+			for _, name := range []string{"a", "b", "c"} {
+				if shutOf(w, name) != byHost && !w.settled(name) {
+					return false
+				}
+			}
+			return true
+		})
 		if most := 2 + 10*clock.now().Sub(began).Seconds(); float64(sink.delivered()) > most {
 			t.Fatalf("%d sent after %s", sink.delivered(), clock.now().Sub(began))
 		}
 		if clock.now().Sub(began) > 8*time.Second {
 			t.Fatalf("only %d of 60 sent after %s at 10 a second", sink.delivered(), clock.now().Sub(began))
 		}
+		had := sink.delivered()
 		clock.forward(w, 100*time.Millisecond)
+		eventually(t, "one is sent", func() bool { return sink.delivered() > had })
 	}
 	sink.mu.Lock()
 	defer sink.mu.Unlock()
@@ -293,8 +303,8 @@ func TestAttemptsOutliveACrash(t *testing.T) {
 		tries := sink.tries.Load()
 		eventually(t, "another try", func() bool { clock.forward(w, 2*time.Millisecond); return sink.tries.Load() > tries })
 	}
-	eventually(t, "it is parked", func() bool { return w.info("s").Parked == 1 })
 	had := sink.tries.Load()
+	eventually(t, "it is parked", func() bool { return w.info("s").Retried == uint64(had) })
 	after := w.powerCut(Options{Now: clock.now}, nil)
 	again := &downSink{}
 	s.OpenSink = push("", "", "", again).OpenSink

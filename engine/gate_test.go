@@ -128,7 +128,7 @@ func (d *downSink) delivered() int {
 // stays checks that something holds for as long as it takes others to do what they should not.
 func stays(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(60 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(40 * time.Millisecond); time.Now().Before(end); time.Sleep(time.Millisecond) {
 		if !ok() {
 			t.Fatal("not: " + what)
 		}
