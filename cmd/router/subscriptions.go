@@ -30,10 +30,10 @@ func subscriptionsCommand(p *program) *cobra.Command {
 
 // subscribing is the flags of subscriptions create.
 type subscribing struct {
-	file, topic, filter, start, format, toTopic, url, deadLetter, rate string
-	functions, secrets                                                 []string
-	pull, stream                                                       bool
-	concurrency, attempts                                              int
+	file, topic, filter, start, format, toTopic, url, deadLetter, rate, batchWait string
+	functions, secrets                                                            []string
+	pull, stream                                                                  bool
+	concurrency, attempts, batch                                                  int
 }
 
 func subscriptionsCreate(p *program) *cobra.Command {
@@ -58,6 +58,8 @@ It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or 
 	f.StringVar(&o.url, "to", "", "deliver to the webhook at this `URL`")
 	f.StringVar(&o.format, "format", "", "webhook: `structured, binary or data`")
 	f.StringArrayVar(&o.secrets, "secret", nil, "webhook: sign with this `whsec_…`; again while rotating")
+	f.IntVar(&o.batch, "batch", 0, "webhook: send up to `N` events in a request")
+	f.StringVar(&o.batchWait, "batch-wait", "", "webhook: wait this `long` for more events of a batch, such as 50ms")
 	f.BoolVar(&o.pull, "pull", false, "deliver to whoever pulls")
 	f.StringVar(&o.toTopic, "to-topic", "", "deliver into this `topic`")
 	f.BoolVar(&o.stream, "stream", false, "deliver to whoever streams")
@@ -93,8 +95,8 @@ func (o *subscribing) fill(cmd *cobra.Command, doc map[string]any) error {
 	retry := child(doc, "retry")
 	setIf(retry, "attempts", o.attempts)
 	putChild(doc, "retry", retry)
-	if o.url == "" && (o.format != "" || len(o.secrets) > 0) {
-		return usagef(cmd, "--format and --secret belong to a webhook: give its URL with --to")
+	if o.url == "" && (o.format != "" || len(o.secrets) > 0 || o.batch != 0 || o.batchWait != "") {
+		return usagef(cmd, "--format, --secret and --batch belong to a webhook: give its URL with --to")
 	}
 	switch {
 	case o.url != "":
@@ -102,6 +104,12 @@ func (o *subscribing) fill(cmd *cobra.Command, doc map[string]any) error {
 		setIf(hook, "format", o.format)
 		if len(o.secrets) > 0 {
 			hook["secrets"] = o.secrets
+		}
+		batch := map[string]any{}
+		setIf(batch, "events", o.batch)
+		setIf(batch, "wait", o.batchWait)
+		if len(batch) > 0 {
+			hook["batch"] = batch
 		}
 		doc["deliver"] = map[string]any{"webhook": hook}
 	case o.pull:
