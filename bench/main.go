@@ -53,6 +53,13 @@ func doMain(ctx context.Context, args []string, stdin io.Reader, stdout, stderr 
 		}
 		return 0
 	}
+	if len(args) > 0 && args[0] == fanCommand {
+		if err := serveFan(ctx, stdin, stdout); err != nil {
+			fmt.Fprintln(stderr, "bench fan:", err)
+			return 1
+		}
+		return 0
+	}
 	if len(args) > 0 && args[0] == nothingCommand {
 		if err := serveNothing(ctx, args[1:], stdin, stdout); err != nil {
 			fmt.Fprintln(stderr, "bench nothing:", err)

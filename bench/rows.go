@@ -24,7 +24,7 @@ func measurements() []measurement {
 		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter), measureDelivered(withBatches),
 		measurePebble(64), measureStore(64), measurePebble(256), measureStore(256),
 		measureFilters(), measureWritten(), measureBacklog(),
-	}, append(append(deliveryMeasurements(), pullMeasurements()...), functionMeasurements()...)...)
+	}, append(append(append(deliveryMeasurements(), pullMeasurements()...), streamMeasurements()...), functionMeasurements()...)...)
 }
 
 func value(name string) func(func(string) float64) float64 {
@@ -96,5 +96,5 @@ func rows() []row {
 		pair("backlog-rss", "resident memory with the backlog / before it", "rss-after", "rss-before", row{show: mebibytes, ratio: times, lower: true}),
 		pair("behind", "a subscription that is behind reads / live rate", "behind", "accept-64", row{ratio: times, floor: 3,
 			note: "It reads the backlog with a filter that looks at the data and lets nothing pass. Live rate: durable accept, 64 connections."}),
-	}, append(append(deliveryRows(), pullRows()...), functionRows()...)...)
+	}, append(append(append(deliveryRows(), pullRows()...), streamRows()...), functionRows()...)...)
 }
