@@ -359,3 +359,42 @@ func TestASelectiveFilterHoldsNothing(t *testing.T) {
 		t.Errorf("%v", b)
 	}
 }
+
+// TestLiveStreamsShareALine renders an event once for all streams that wait for it; streams with a filter or a type line too.
+func TestLiveStreamsShareALine(t *testing.T) {
+	f := newFake("orders")
+	s, base := serve(t, Options{Backend: f})
+	var streams []*bufio.Reader
+	for _, query := range []string{"", "", "?event=type", "?filter=type+%3D%3D+%22a%22"} {
+		resp, err := http.Get(base + "/v1/topics/orders/stream" + query)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { resp.Body.Close() })
+		streams = append(streams, bufio.NewReader(resp.Body))
+	}
+	do(t, "POST", base+orders+"?type=a", "{\n\"n\":1}", "Content-Type", "application/json")
+	do(t, "POST", base+orders+"?type=b", `2`, "Content-Type", "application/json")
+	for n, r := range streams {
+		for at, typ := range []string{"a", "b"} {
+			if n == 3 && typ == "b" {
+				continue
+			}
+			var line string
+			for !strings.HasPrefix(line, "data: ") {
+				var err error
+				if line, err = r.ReadString('\n'); err != nil {
+					t.Fatal(err)
+				}
+			}
+			f.mu.Lock()
+			rec := f.topics["orders"].recs[at]
+			f.mu.Unlock()
+			shared := s.shown[at].Load()
+			if shared == nil || line != "data: "+string(shared.line)+"\n" || &shared.rec[0] != &rec[0] {
+				t.Errorf("stream %d was sent %q; shared is %v", n, line, shared)
+			}
+			like(t, strings.TrimPrefix(line, "data: "), `{"type":"`+typ+`"}`)
+		}
+	}
+}

@@ -113,6 +113,7 @@ type Server struct {
 
 	sseReaders atomic.Int64
 	sseDropped atomic.Uint64
+	shown      shown
 
 	work     context.Context // of requests; ends when Shutdown gives up
 	stopWork context.CancelFunc

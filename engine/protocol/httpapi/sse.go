@@ -6,7 +6,9 @@ import (
 	"net"
 	"os"
 	"strings"
+	"sync/atomic"
 	"time"
+	"unsafe"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -24,6 +26,7 @@ type stream struct {
 	reader Reader
 	origin string // allowed to read it
 	typed  bool   // ?event=type
+	live   bool   // it has read all there was: others read what it reads now
 	out    []byte
 }
 
@@ -72,7 +75,11 @@ func (c *call) stream(open func(context.Context, string, event.Start, string) (R
 func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	defer st.reader.Close()
 	st.s.sseReaders.Add(1)
-	defer st.s.sseReaders.Add(-1)
+	defer func() {
+		if st.s.sseReaders.Add(-1) == 0 {
+			st.s.shown.forget()
+		}
+	}()
 	ctx, stop := watch(draining, nc)
 	defer stop()
 
@@ -129,8 +136,10 @@ func (st *stream) fill(ctx context.Context) error {
 		case err != nil && n == 0, ctx.Err() != nil && n == 0:
 			return errors.Join(err, ctx.Err())
 		case n > 0:
+			st.live = true
 			return nil // send these first
 		}
+		st.live = true
 		wait, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
 		rec, err = st.reader.Next(wait)
 		cancel()
@@ -139,6 +148,7 @@ func (st *stream) fill(ctx context.Context) error {
 		}
 		st.event(rec)
 	}
+	st.live = false
 	return nil
 }
 
@@ -151,6 +161,16 @@ func (st *stream) event(rec event.Record) {
 		out = append(out, rec.Attr(event.TagType)...)
 	}
 	out = append(out, "\ndata: "...)
+	if st.live && rec.Len() <= maxShown {
+		out = append(out, st.s.shown.of(rec)...)
+	} else {
+		out = appendLine(out, rec)
+	}
+	st.out = append(out, '\n', '\n')
+}
+
+// appendLine appends an event as one line.
+func appendLine(out []byte, rec event.Record) []byte {
 	from := len(out)
 	out = appendEvent(out, rec)
 	// JSON has line breaks between its tokens alone, where one is as good as another.
@@ -159,7 +179,38 @@ func (st *stream) event(rec event.Record) {
 			out[i] = ' '
 		}
 	}
-	st.out = append(out, '\n', '\n')
+	return out
+}
+
+// maxShown bounds the records whose lines are kept.
+const maxShown = 64 << 10
+
+// shown are the lines of the last events that live streams have sent: an event that comes is rendered once, however many
+// read its topic. Streams that are behind render for themselves. It may be used from several goroutines.
+type shown [16]atomic.Pointer[shownLine]
+
+type shownLine struct {
+	rec  event.Record
+	line []byte
+}
+
+// of returns an event's line, which is read-only. A record that comes from the log is the same memory for all who read
+// it live; keeping it keeps that memory from being another record's.
+func (s *shown) of(rec event.Record) []byte {
+	at := &s[rec.Offset()%uint64(len(s))]
+	if l := at.Load(); l != nil && unsafe.SliceData(l.rec) == unsafe.SliceData(rec) {
+		return l.line
+	}
+	l := &shownLine{rec, appendLine(make([]byte, 0, rec.Len()+rec.Len()/4+256), rec)}
+	at.Store(l)
+	return l.line
+}
+
+// forget lets go of the events.
+func (s *shown) forget() {
+	for i := range s {
+		s[i].Store(nil)
+	}
 }
 
 // cursor appends an id without data: clients take it as their Last-Event-ID and fire no event.
@@ -178,7 +229,11 @@ func (st *stream) flush(nc net.Conn) error {
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		st.s.sseDropped.Add(1)
 	}
-	if st.out = st.out[:0]; cap(st.out) > 2*streamFlush {
+	keep := 2 * streamFlush
+	if st.live { // a stream that waits keeps little
+		keep = 4 << 10
+	}
+	if st.out = st.out[:0]; cap(st.out) > keep {
 		st.out = nil
 	}
 	return err
