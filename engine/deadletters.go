@@ -142,7 +142,7 @@ func (e *Engine) DeadLetters(ctx context.Context, name string, q event.LetterQue
 		w.froms[w.at] = max(w.froms[w.at], pos.Offset)
 	}
 	w.budget = letterScan
-	page := event.LetterPage{Total: w.t.unfinished(name), Letters: []event.DeadLetter{}}
+	page := event.LetterPage{Total: e.unfinished(w.t, name), Letters: []event.DeadLetter{}}
 	err = w.each(ctx, func(rec event.Record) bool {
 		if len(page.Letters) == limit {
 			return false
@@ -303,7 +303,7 @@ func (w *letterWalk) end(ctx context.Context, done *event.LettersDone) error {
 		return nil
 	}
 	if w.whole {
-		done.Left = w.t.unfinished(w.sub) - done.Skipped
+		done.Left = w.e.unfinished(w.t, w.sub) - done.Skipped
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), countLeft)

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -9,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/cockroachdb/pebble/v2/vfs"
+
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
 )
 
 // mending is a sink that refuses for good while down is set.
@@ -279,6 +283,66 @@ func TestSharedDeadLetterTopic(t *testing.T) {
 	}
 	if floor := w.e.plan.Load().topics["dead"].parts[0].lettersFloor(); floor != 101 || w.rows(tableLettersDone) != 0 {
 		t.Errorf("floor %d, %d rows", floor, w.rows(tableLettersDone))
+	}
+}
+
+// Of a dead-letter topic that drops what is oldest, what it has dropped is neither counted nor redriven.
+func TestDeadLettersThatTheRingDropped(t *testing.T) {
+	w := newWorld(t, Options{})
+	sink := newMending()
+	spec := specOf(push("s", "orders", "", sink))
+	spec.Topics[1].WhenFull, spec.Topics[1].Retain.Events = event.DropOldest, 50
+	w.apply(spec)
+	for i := range 10 {
+		w.publish("orders", number(fmt.Sprint(i), 20)...)
+		eventually(t, "they die", func() bool { return w.info("s").DeadLettered == uint64(20*(i+1)) })
+	}
+	left := int64(len(w.records("s.dead")))
+	w.dies("s", left)
+	if n := len(w.letters("s", event.LetterQuery{})); left > 60 || int64(n) != left {
+		t.Errorf("%d letters listed of %d", n, left)
+	}
+	sink.down.Store(false)
+	if d := w.redrive("s", event.Redrive{}); d.Done != left || w.info("s").DeadLetters != 0 {
+		t.Errorf("%+v of %d", d, left)
+	}
+	w.restart()
+	w.dies("s", 0)
+}
+
+// A call that ends early has done what it says, and the next goes on where it was; what dies meanwhile is left
+// out by the time that the first one told.
+func TestRedriveInSeveralCalls(t *testing.T) {
+	w := &world{t: t, fs: vfs.NewMem()}
+	var end atomic.Pointer[context.CancelFunc]
+	w.wrap = func(s storage.Store) storage.Store {
+		return &cutStore{Store: s, after: func(b *storage.Batch) {
+			if f := end.Load(); f != nil && writes(b, tableLettersDone) && writes(b, tableParked) {
+				(*f)()
+			}
+		}}
+	}
+	w.open()
+	defer w.stop()
+	sink := newMending()
+	w.apply(specOf(push("s", "orders", "", sink)))
+	w.publish("orders", number("e", 600)...)
+	w.dies("s", 600)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	end.Store(&cancel)
+	first, err := w.e.Redrive(ctx, "s", event.Redrive{})
+	if err != nil || first.Stopped != "time" || first.Done != redriveBatch || first.Left != 600-redriveBatch {
+		t.Fatalf("%+v, %v", first, err)
+	}
+	end.Store(nil)
+	eventually(t, "they died again", func() bool { return w.info("s").DeadLettered == 600+redriveBatch })
+	if d := w.redrive("s", event.Redrive{LetterQuery: event.LetterQuery{Before: first.Until}}); d.Done != 600-redriveBatch || d.Stopped != "" {
+		t.Errorf("%+v", d)
+	}
+	eventually(t, "all died twice", func() bool { return w.info("s").DeadLettered == 1200 && w.info("s").DeadLetters == 600 })
+	if n := len(w.letters("s", event.LetterQuery{Filter: "ext.deadletterredrives == 1"})); n != 600 {
+		t.Errorf("%d of 600 were redriven once", n)
 	}
 }
 

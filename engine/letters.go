@@ -94,14 +94,18 @@ func (p *partition) lettersFloor() event.Offset {
 	return b.parts[p.id.Partition].floor
 }
 
-// unfinished counts a subscription's letters in the topic, as far as they are counted.
-func (t *topic) unfinished(sub string) (n int64) {
+// unfinished counts a subscription's letters in the topic, as far as they are counted. Where the ring has
+// dropped some since, they are counted again soon.
+func (e *Engine) unfinished(t *topic, sub string) (n int64) {
 	b := &t.letters
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for i := range b.parts {
 		head := t.parts[i].log.Bounds().Head
 		for _, g := range b.parts[i].segments {
+			if g.from < head && !g.empty() {
+				e.uncounted.add(t)
+			}
 			if g.to > head {
 				n += int64(g.open[sub])
 			}

@@ -355,7 +355,7 @@ func (s *subscription) info() SubscriptionInfo {
 		info.Outstanding += c.out.live
 	}
 	if t := s.e.plan.Load().topics[c.DeadLetter]; t != nil && c.half != deliveryHalf { // both halves have the same
-		info.DeadLetters = t.unfinished(s.name)
+		info.DeadLetters = s.e.unfinished(t, s.name)
 	}
 	for _, f := range c.functions {
 		info.Digests = append(info.Digests, f.digest())

@@ -246,9 +246,7 @@ unless --yes is given.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(p.stderr, "drop %s of %s for good? [y/N] ", plural(would.Purged, "dead letter"), clean(args[0]))
-			answer, _ := bufio.NewReader(p.stdin).ReadString('\n') // no answer is a no
-			if !slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answer))) {
+			if !p.agreed(fmt.Sprintf("drop %s of %s for good?", plural(would.Purged, "dead letter"), clean(args[0]))) {
 				say(p.stderr, "nothing was purged")
 				return nil
 			}
@@ -260,6 +258,13 @@ unless --yes is given.`,
 		return p.tellDone(c, args[0], "purged", sum.Purged, sum, err)
 	}
 	return cmd
+}
+
+// agreed asks a question at the terminal. No answer is a no.
+func (p *program) agreed(question string) bool {
+	fmt.Fprintf(p.stderr, "%s [y/N] ", question)
+	answer, _ := bufio.NewReader(p.stdin).ReadString('\n')
+	return slices.Contains([]string{"y", "yes"}, strings.ToLower(strings.TrimSpace(answer)))
 }
 
 // workOff calls until everything is done or something but the time of a call stops it. What is given up since the
