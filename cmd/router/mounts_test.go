@@ -1,0 +1,30 @@
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/millrace/millrace/engine/protocol/ws"
+)
+
+// What is mounted beside HTTP's own calls is described where these are.
+func TestMountsAreDescribed(t *testing.T) {
+	text, err := os.ReadFile(filepath.Join("..", "..", "engine", "protocol", "httpapi", "openapi.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Paths map[string]map[string]json.RawMessage
+	}
+	if err := json.Unmarshal(text, &doc); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range mounts(&ws.Server{}) {
+		if doc.Paths[m.Path][strings.ToLower(m.Method)] == nil {
+			t.Errorf("openapi.json does not describe %s %s", m.Method, m.Path)
+		}
+	}
+}
