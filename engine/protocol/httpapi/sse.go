@@ -90,14 +90,18 @@ func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	}
 	st.out = append(st.out, "\r\nretry: 1000\n"...)
 	st.cursor() // so that a client which loses the connection before its first event misses nothing
+	beat, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
+	defer func() { cancel() }()
 	for st.flush(nc) == nil {
-		err := st.fill(ctx)
+		err := st.fill(beat)
 		switch {
 		case err == nil:
 			continue
 		case errors.Is(err, context.DeadlineExceeded):
 			st.out = append(st.out, ": \n"...)
 			st.cursor() // a filter may have passed over events meanwhile
+			cancel()
+			beat, cancel = context.WithTimeout(ctx, st.s.o.Heartbeat)
 			continue
 		case st.s.wait.Err() != nil:
 			st.out = append(st.out, ": the router is shutting down; come back with Last-Event-ID\n"...)
@@ -118,9 +122,8 @@ func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	}
 }
 
-// fill gathers what there is, waiting for the first event up to the heartbeat.
+// fill gathers what there is, waiting for the first event up to the heartbeat, when ctx ends.
 func (st *stream) fill(ctx context.Context) error {
-	began := time.Now()
 	for n := 0; len(st.out) < streamFlush; n++ {
 		rec, ok, more, err := st.reader.TryNext(ctx)
 		switch {
@@ -128,9 +131,6 @@ func (st *stream) fill(ctx context.Context) error {
 			st.event(rec)
 			continue
 		case err == nil && more && n == 0 && ctx.Err() == nil:
-			if time.Since(began) > st.s.o.Heartbeat {
-				return context.DeadlineExceeded
-			}
 			n = -1 // a selective filter: look on
 			continue
 		case err != nil && n == 0, ctx.Err() != nil && n == 0:
@@ -140,10 +140,7 @@ func (st *stream) fill(ctx context.Context) error {
 			return nil // send these first
 		}
 		st.live = true
-		wait, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
-		rec, err = st.reader.Next(wait)
-		cancel()
-		if err != nil {
+		if rec, err = st.reader.Next(ctx); err != nil {
 			return err
 		}
 		st.event(rec)

@@ -115,13 +115,13 @@ func TestSettle(t *testing.T) {
 	}
 	c.frame(frames.OpClose, true, "\x03\xe8")
 	c.closes(1000, "")
+	eventually(t, "what was unsettled is given back", func() bool {
+		h.f.mu.Lock()
+		defer h.f.mu.Unlock()
+		return len(h.f.nacked) == 2
+	})
 	h.f.mu.Lock()
 	defer h.f.mu.Unlock()
-	for len(h.f.nacked) < 2 {
-		h.f.mu.Unlock()
-		runtime.Gosched()
-		h.f.mu.Lock()
-	}
 	if !slices.Equal(h.f.nacked[:2], []string{leases[2], leases[1]}) {
 		t.Errorf("given back: %v; want the nacked %s, then the unsettled %s", h.f.nacked, leases[2], leases[1])
 	}
