@@ -33,6 +33,21 @@ subscriptions:
     topic: load
     functions: [keep]
     deliver: {topic: shaped}
+  keyed:
+    topic: load
+    order: key
+    rate: 20000/s
+    deliver: {webhook: {url: "${env:HOOK_URL}/keyed", secrets: ["${env:HOOK_SECRET}"]}}
+    retry: {attempts: unlimited, exponential: {first: 50ms, factor: 2, max: 400ms}}
+  batched:
+    topic: load
+    deliver: {webhook: {url: "${env:HOOK_URL}/batched", secrets: ["${env:HOOK_SECRET}"], batch: {events: 20, wait: 20ms}}}
+    retry: {attempts: unlimited, schedule: [100ms]}
+  broken:
+    topic: load
+    filter: data.n %% 7 == 0
+    deliver: {webhook: {url: "${env:HOOK_URL}/broken", secrets: ["${env:HOOK_SECRET}"]}}
+    retry: {attempts: 2, schedule: [50ms], on4xx: deadLetter}
 # revision %d
 `
 
@@ -50,14 +65,17 @@ func (l *ledger) wrong(format string, args ...any) {
 	l.failed = append(l.failed, fmt.Sprintf(format, args...))
 }
 
-// kill -9 under load, also while rules are loaded again and while a function is uploaded: no acknowledged event is lost
-// on any way, and what is written into a topic with a cursor is there exactly once.
+// kill -9 under load, with all that a subscription can do in use, also while rules are loaded again, while a function is
+// uploaded and while dead letters are redriven: no acknowledged event is lost on any way, what is written into a topic
+// with a cursor is there exactly once, the events of a key arrive in order, no delayed event comes early, and each dead
+// letter is redriven once.
 func TestKill(t *testing.T) {
 	cycles := 10
 	if long {
 		cycles = 200
 	}
-	rc := newReceiver(t, nil)
+	hooks := &hooks{failed: map[string]bool{}}
+	rc := newReceiver(t, hooks.answer)
 	dir := t.TempDir()
 	rules, data := filepath.Join(dir, "rules.yaml"), filepath.Join(dir, "data")
 	write(t, rules, fmt.Sprintf(killRules, 0))
@@ -76,6 +94,9 @@ func TestKill(t *testing.T) {
 		clients.Go(func() { publishLoad(l, &current, p, stop) })
 	}
 	clients.Go(func() { pullLoad(l, &current, stop) })
+	clients.Go(func() { redriveLoad(l, &current, stop) })
+	streamed := &follower{seen: map[string]bool{}}
+	clients.Go(func() { streamed.follow(&current, stop) })
 
 	seed := uint64(time.Now().UnixNano())
 	rnd := rand.New(rand.NewPCG(seed, 1))
@@ -105,6 +126,9 @@ func TestKill(t *testing.T) {
 		if strings.Contains(r.log.String(), "panic") {
 			t.Fatalf("the router panicked:\n%s", r.log)
 		}
+		if cycle%20 == 19 {
+			t.Logf("%d cycles", cycle+1)
+		}
 		r = serve(t, data, env, "--rules", rules)
 		readies = append(readies, r.ready)
 		current.Store(r)
@@ -124,6 +148,8 @@ func TestKill(t *testing.T) {
 		t.Errorf("ready after median %s, most %s; want less than 2s, and never more than 8s", readies[len(readies)/2], most)
 	}
 	checkLedger(t, r, rc, l)
+	hooks.check(t, r, rc, l)
+	streamed.check(t, r)
 	r.stop(30 * time.Second)
 }
 
@@ -204,7 +230,12 @@ func publishLoad(l *ledger, current *atomic.Pointer[router], publisher int, stop
 		for i := range 1 + n%8 {
 			id := fmt.Sprintf("p%d-%d-%d", publisher, n, i)
 			ids = append(ids, id)
-			fmt.Fprintf(&body, `{"specversion":"1.0","id":%q,"source":"/load","type":"t","data":{"action":"a","total":1,"email":"a@example.com","n":%d}}`+"\n", id, n)
+			later := ""
+			if i == 7 { // of the longest requests one event is delayed
+				later = fmt.Sprintf(`"deliverat":%q,`, time.Now().Add(1500*time.Millisecond).UTC().Format(time.RFC3339Nano))
+			}
+			fmt.Fprintf(&body, `{"specversion":"1.0","id":%q,"source":"/load","type":"t","partitionkey":"p%d-%d",%s"data":{"action":"a","total":1,"email":"a@example.com","n":%d}}`+"\n",
+				id, publisher, i%4, later, n)
 		}
 		status, text, err := current.Load().try("POST", "/v1/topics/load/events", "application/x-ndjson", body.Bytes())
 		if err != nil {

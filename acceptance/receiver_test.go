@@ -2,9 +2,11 @@ package acceptance
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync"
 	"testing"
 
@@ -63,6 +65,10 @@ func (rc *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		rc.fail(w, "signature of "+d.webhookID+": "+err.Error())
 		return
 	}
+	if strings.HasPrefix(req.Header.Get("Content-Type"), "application/cloudevents-batch+json") {
+		rc.batch(w, d, body)
+		return
+	}
 	if err := decode(body, &d.doc); err != nil {
 		rc.fail(w, "body of "+d.webhookID+": "+err.Error())
 		return
@@ -85,6 +91,36 @@ func (rc *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		rc.mu.Unlock()
 	}
 	w.WriteHeader(status)
+}
+
+// batch answers for each event of a batch.
+func (rc *receiver) batch(w http.ResponseWriter, whole delivery, body []byte) {
+	var docs []map[string]any
+	if err := decode(body, &docs); err != nil || len(docs) == 0 {
+		rc.fail(w, fmt.Sprintf("body of batch %s: %d events, %v", whole.webhookID, len(docs), err))
+		return
+	}
+	rc.mu.Lock()
+	rc.tries[whole.webhookID]++
+	try := rc.tries[whole.webhookID]
+	rc.mu.Unlock()
+	failed := []int{}
+	for i, doc := range docs {
+		d := whole
+		d.doc = doc
+		d.id, _ = doc["id"].(string)
+		if rc.answer != nil && rc.answer(d, try)/100 != 2 {
+			failed = append(failed, i)
+			continue
+		}
+		rc.mu.Lock()
+		rc.got = append(rc.got, d)
+		rc.ids[d.path+" "+d.id]++
+		rc.mu.Unlock()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusMultiStatus)
+	_ = json.NewEncoder(w).Encode(map[string]any{"failed": failed}) // the router may be gone
 }
 
 func (rc *receiver) fail(w http.ResponseWriter, what string) {

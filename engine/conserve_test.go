@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"pgregory.net/rapid"
 
@@ -21,9 +22,9 @@ import (
 // each subscription that owes it, soon after the faults end; nothing else is delivered; what is settled stays
 // settled; the events of a key keep their order where that is asked for.
 func TestConservation(t *testing.T) {
-	runs, most := 0, soak(15)
+	runs := 0
 	rapid.Check(t, func(r *rapid.T) {
-		if runs++; runs > most {
+		if runs++; runs > 15 {
 			return
 		}
 		seed := rapid.Uint64Range(0, 1<<20).Draw(r, "seed")
@@ -38,12 +39,14 @@ func TestConservation(t *testing.T) {
 	})
 }
 
-// soak multiplies the length of a long test: MILLRACE_SOAK=100 makes it a hundred times as long.
-func soak(n int) int {
-	if times, err := strconv.Atoi(os.Getenv("MILLRACE_SOAK")); err == nil && times > 0 {
-		return n * times
+// soak is how long the long form of a test goes on: MILLRACE_SOAK minutes, 0 if that is not set.
+func soak(t *testing.T) time.Duration {
+	text := os.Getenv("MILLRACE_SOAK")
+	minutes, err := strconv.Atoi(text)
+	if text != "" && (err != nil || minutes < 0) {
+		t.Fatalf("MILLRACE_SOAK is %q; want whole minutes", text)
 	}
-	return n
+	return time.Duration(minutes) * time.Minute
 }
 
 // random makes a script that defines everything first, so that there is something to go wrong.
@@ -62,9 +65,14 @@ func random(seed uint64) []script {
 	return steps
 }
 
-// The same over scripts that are longer than those that shrink well.
+// The same over scripts that are longer than those that shrink well: 8, or as many as MILLRACE_SOAK minutes hold.
 func TestConservationOfLongScripts(t *testing.T) {
-	for seed := range uint64(soak(8)) {
+	began, last := time.Now(), time.Now()
+	for seed := uint64(0); seed < 8 || time.Since(began) < soak(t); seed++ {
+		if time.Since(last) > time.Minute {
+			last = time.Now()
+			t.Logf("%d scripts in %s", seed, time.Since(began).Round(time.Second))
+		}
 		if err := conserve(t, seed, random(seed), noBug); err != nil {
 			t.Fatal(err)
 		}
