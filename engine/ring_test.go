@@ -358,6 +358,7 @@ func TestWhatIsPassedOverIsNotLost(t *testing.T) {
 	sink := &recorder{}
 	spec := smallRing(event.DropOldest, push("s", "orders", `type == "wanted"`, sink))
 	w.apply(spec)
+	w.flush()
 	s := w.e.plan.Load().subs["s"]
 	s.mu.Lock()
 	s.cursors[0].hasRow = true // as after a flush that some other subscription's settlement held back
