@@ -34,6 +34,21 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 	if shown < 20 {
 		t.Errorf("docs/cli.md shows %d commands", shown)
 	}
+	for _, page := range []struct{ file, script string }{{"webhooks.md", "listen.txtar"}, {"operations.md", "verify.txtar"}} {
+		text, err := os.ReadFile(filepath.Join("..", "..", "docs", page.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		script, err := os.ReadFile(filepath.Join("testdata", "script", page.script))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := strings.ReplaceAll(string(script), "http://$HOOK/", "http://localhost:3000/")
+		shown := regexp.MustCompile(`(?m)^\$ (router .*)$`).FindStringSubmatch(string(text))
+		if shown == nil || !strings.Contains(run, shown[1]+"\n") {
+			t.Errorf("docs/%s shows %q, which %s does not run", page.file, shown, page.script)
+		}
+	}
 	p := &program{env: func(string) string { return "" }}
 	for _, c := range rootCommand(p).Commands() {
 		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {

@@ -226,6 +226,9 @@ func (l *listener) forward(ctx, working context.Context, d leased) {
 			l.ack(working, d, e, reply.Status, took)
 			return
 		}
+		if event.IsDisable(err) {
+			err = fmt.Errorf("%w; so it is in production, and here it comes again", err)
+		}
 		back := delayOf(err, d.Attempt)
 		l.report(e, d, event.Code(err), took, err, back)
 		l.giveBack(working, d, back)
