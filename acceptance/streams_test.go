@@ -90,6 +90,9 @@ func TestWebSocketExample(t *testing.T) {
 		}
 		delete(want, lines.Text())
 	}
+	if _, text, err := r.try("GET", "/metrics", "", nil); err != nil || !bytes.Contains(text, []byte("\nmillrace_ws_connections 1\n")) {
+		t.Errorf("/metrics does not count the socket (%v)", err)
+	}
 	cancel()
 	_ = node.Wait() // it was ended
 	if len(want) > 0 {

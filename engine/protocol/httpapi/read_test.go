@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -396,5 +397,40 @@ func TestLiveStreamsShareALine(t *testing.T) {
 			}
 			like(t, strings.TrimPrefix(line, "data: "), `{"type":"`+typ+`"}`)
 		}
+	}
+}
+
+// TestIdleStreamIsSmall holds what the server keeps for a stream that waits, this test's own client included: fasthttp's
+// buffers and the request are not kept.
+func TestIdleStreamIsSmall(t *testing.T) {
+	const streams, most = 200, 20 << 10
+	f := newFake("orders")
+	s, base := serve(t, Options{Backend: f})
+	used := func() int {
+		runtime.GC()
+		runtime.GC() // and what pools let go
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int(m.HeapAlloc + m.StackInuse)
+	}
+	open := func() {
+		nc, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { nc.Close() })
+		fmt.Fprint(nc, "GET /v1/topics/orders/stream HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	open()
+	f.until(t, "first stream", func() bool { n, _ := s.SSE(); return n == 1 })
+	before := used()
+	for range streams {
+		open()
+	}
+	f.until(t, "streams", func() bool { n, _ := s.SSE(); return n == streams+1 })
+	each := (used() - before) / streams
+	t.Logf("%d bytes a stream", each)
+	if each > most {
+		t.Errorf("a stream that waits keeps %d bytes; at most %d", each, most)
 	}
 }
