@@ -289,6 +289,10 @@ func TestSlowReader(t *testing.T) {
 		}
 	}
 	eventually(t, "the slow reader is dropped", func() bool { return h.Stats().Dropped == 1 })
+	h.dial(t).publish(1) // and the good one still has its time for a write
+	if m := good.want("event", "a"); m.Position != fmt.Sprint("0-", events) {
+		t.Fatal(m.Position)
+	}
 	// What had been sent is read, as far as it goes.
 	at, cursor := 0, "0"
 	for {
