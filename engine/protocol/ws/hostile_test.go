@@ -86,6 +86,8 @@ func TestHalfAMessage(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := h.dial(t)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
 			c.raw(first)
 			if name == "a message without an end" {
 				for range 5 {
@@ -96,6 +98,10 @@ func TestHalfAMessage(t *testing.T) {
 				if _, _, err := c.next(); err != nil {
 					break
 				}
+			}
+			runtime.ReadMemStats(&after)
+			if took := after.TotalAlloc - before.TotalAlloc; took > 4<<20 {
+				t.Errorf("took %d bytes of memory", took)
 			}
 		})
 	}
