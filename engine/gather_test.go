@@ -173,7 +173,7 @@ func TestPartialFailureRetriesOnlyTheFailed(t *testing.T) {
 		return &event.Partial{Errs: errs}
 	}
 	s := push("s", "orders", "", sink)
-	s.Retry.Jitter = 0.2
+	s.Retry = event.RetryPolicy{Attempts: 3, Schedule: []time.Duration{250 * time.Millisecond}, Jitter: 0.5}
 	w.apply(specOf(s))
 	ids := number("e", 10)
 	w.publish("orders", ids...)
@@ -213,7 +213,9 @@ func TestWholeBatchIsResentAsItWas(t *testing.T) {
 	s := push("s", "orders", "", sink)
 	s.Retry = event.RetryPolicy{Attempts: 50, Schedule: []time.Duration{time.Millisecond, 100 * time.Millisecond}}
 	s.Concurrency = 3
-	w.apply(specOf(s))
+	spec := specOf(s)
+	spec.Topics[0].Partitions = 4 // what comes from them comes mixed
+	w.apply(spec)
 	sink.mu.Lock()
 	hold = true
 	sink.mu.Unlock()
@@ -434,6 +436,9 @@ func TestBatchesInOrderOfKeys(t *testing.T) {
 	eventually(t, "all settled", func() bool { return w.settled("s") && len(sink.got()) == 600 })
 	last := map[string]string{}
 	for _, b := range sink.all() {
+		if b.attempt < 1 {
+			t.Errorf("events of several attempts in one batch: %v", b.ids)
+		}
 		if keys := slices.Clone(b.keys); len(slices.Compact(slices.Sorted(slices.Values(keys)))) != len(b.keys) {
 			t.Errorf("two events of one key in a batch: %v", b.keys)
 		}
