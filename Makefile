@@ -39,8 +39,8 @@ bench: build ## measure every figure beside its own limit in the same run, and p
 fuzz: ## fuzz each target for FUZZTIME (60s)
 	GO='$(GO)' ./scripts/fuzz.sh $(FUZZTIME)
 
-soak: build ## load on one router for SOAKTIME (10m): its memory must not grow, nothing may be lost
-	./scripts/soak.sh ./bin/router $(SOAKTIME)
+soak: build ## the long forms: model, kill -9, reloads, load, each load for SOAKTIME (10m)
+	GO='$(GO)' ./scripts/soak.sh ./bin/router $(SOAKTIME)
 
 crash: $(QUICKSTART)/redact.wasm ## the long crash tests
 	MILLRACE_LONG=1 $(GO) test -count=1 -timeout 60m -run 'Crash|Kill|Power|Fail|Reload' ./storage/... ./engine/... ./acceptance/...

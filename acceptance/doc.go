@@ -3,5 +3,5 @@
 // are computed without the packages under test.
 //
 // MILLRACE_LONG=1 runs the long forms: 200 cycles of kill -9 instead of 10, and minutes of reloading instead of seconds; give
-// them -timeout 60m.
+// them -timeout 60m. MILLRACE_SOAK=<minutes> is how long the soak lasts, instead of seconds.
 package acceptance

@@ -133,6 +133,8 @@ type follower struct {
 	ids    []string
 	seen   map[string]bool
 	twice  []string
+	forget bool // only count, and look for what comes twice in a row
+	count  int
 }
 
 func (f *follower) follow(current *atomic.Pointer[router], stop <-chan struct{}) {
@@ -184,8 +186,13 @@ func (f *follower) read(ctx context.Context, r *router) {
 				if f.seen[e.ID] {
 					f.twice = append(f.twice, e.ID)
 				}
-				f.seen[e.ID] = true
-				f.ids = append(f.ids, e.ID)
+				f.count++
+				if f.forget {
+					f.seen = map[string]bool{e.ID: true}
+				} else {
+					f.seen[e.ID] = true
+					f.ids = append(f.ids, e.ID)
+				}
 			}
 			f.cursor, data = cursor, ""
 		}

@@ -33,6 +33,8 @@ type receiver struct {
 	ids   map[string]int // how often each event was taken, by path and id
 	tries map[string]int // by webhook-id
 	wrong []string       // what was not as it must be
+
+	forget bool // keep nothing of what comes: it would grow for hours
 }
 
 func newReceiver(t *testing.T, answer func(d delivery, try int) int) *receiver {
@@ -77,14 +79,16 @@ func (rc *receiver) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		d.id = id
 	}
 	rc.mu.Lock()
-	rc.tries[d.webhookID]++
+	if !rc.forget {
+		rc.tries[d.webhookID]++
+	}
 	try := rc.tries[d.webhookID]
 	rc.mu.Unlock()
 	status := http.StatusNoContent
 	if rc.answer != nil {
 		status = rc.answer(d, try)
 	}
-	if status/100 == 2 {
+	if status/100 == 2 && !rc.forget {
 		rc.mu.Lock()
 		rc.got = append(rc.got, d)
 		rc.ids[d.path+" "+d.id]++

@@ -1,13 +1,19 @@
 #!/bin/sh
-# soak.sh ROUTER TIME: rounds of end-to-end load on one router for TIME (seconds, or with s, m, h). Fails when a round
-# loses an event, or when the router's memory after the last round is over 1.5 times that after the second.
+# soak.sh ROUTER TIME: the long forms of what the tests do shortly, and says how far it is: random scripts against the
+# model of delivery for TIME (seconds, or with s, m, h), 200 cycles of kill -9, two minutes of reloads, load with bad receivers and
+# readers for TIME; then rounds of end-to-end load on one router for TIME. Fails when a test fails, when a round loses
+# an event, or when the router's memory after the last round is over 1.5 times that after the second.
 set -eu
 router=$1
+GO=${GO:-go}
 case $2 in
 *h) seconds=$((${2%h} * 3600)) ;;
 *m) seconds=$((${2%m} * 60)) ;;
 *) seconds=${2%s} ;;
 esac
+minutes=$(((seconds + 59) / 60))
+MILLRACE_LONG=1 MILLRACE_SOAK=$minutes $GO test -count=1 -v -timeout $((minutes + 10))m -run 'TestConservation' ./engine
+MILLRACE_LONG=1 MILLRACE_SOAK=$minutes $GO test -count=1 -v -timeout $((minutes + 60))m -run 'TestKill|TestReloadUnderLoad|TestSoak' ./acceptance
 work=$(mktemp -d)
 "$router" serve --data "$work/data" --listen 127.0.0.1:0 --memory 400MiB --allow-private-targets >"$work/out" 2>"$work/log" &
 pid=$!
