@@ -158,13 +158,13 @@ func (e *Engine) unfinishedIn(ctx context.Context, p *partition, from, to event.
 		case len(blocks) == 0:
 			return from, nil
 		}
+		done, floor, err := e.finishedIn(ctx, p, max(from, blocks[0].First), min(to, blocks[len(blocks)-1].End()))
+		if err != nil {
+			return from, err
+		}
 		for _, b := range blocks {
 			if from >= to {
 				break
-			}
-			done, floor, err := e.finishedIn(ctx, p, max(from, b.First), min(to, b.End()))
-			if err != nil {
-				return from, err
 			}
 			for rest := event.Record(b.Records); len(rest) > 0 && from < to; {
 				rec := rest[:rest.Len():rest.Len()]
