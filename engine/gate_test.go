@@ -45,7 +45,8 @@ type downSink struct {
 	got       []string
 	by        map[string]int // by subscription
 	attempts  []int
-	queued    bool // every send waits until release
+	sizes     []int // of batches
+	queued    bool  // every send waits until release
 	waiting   []chan struct{}
 }
 
@@ -330,5 +331,82 @@ func TestOperatingBesideAnOpenCircuit(t *testing.T) {
 	slices.Sort(sink.got)
 	if got := slices.Compact(sink.got); len(got) != 50 {
 		t.Errorf("%d of 50 events came", len(got))
+	}
+}
+
+// batching is a sink that takes several events at once.
+type batching struct{ *downSink }
+
+func (b batching) Batch() (events, bytes int, wait time.Duration) { return 10, 1 << 20, 0 }
+
+func (b batching) Deliver(ctx context.Context, ds []event.Delivery) error {
+	b.mu.Lock()
+	b.sizes = append(b.sizes, len(ds))
+	b.mu.Unlock()
+	return b.downSink.Deliver(ctx, ds)
+}
+
+// What finds out whether a target of batches is back is one event, not a batch of them, unless it is one that is sent
+// again as it was; and nothing is stuck behind it.
+func TestCircuitBesideBatches(t *testing.T) {
+	clock := newHandClock()
+	w := newWorld(t, Options{Now: clock.now})
+	sink := batching{&downSink{}}
+	sink.down.Store(true)
+	s := push("s", "orders", "", sink)
+	s.Concurrency, s.Rate = 2, 10_000
+	s.Retry = event.RetryPolicy{Attempts: 1000, Schedule: []time.Duration{time.Hour}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 200)...)
+	eventually(t, "the circuit opens", func() bool { clock.forward(w, 10*time.Millisecond); return circuitOf(w, "s").State == "open" })
+	stays(t, "those under way end", func() bool { return true })
+	tries := sink.tries.Load()
+	clock.forward(w, 7*time.Second)
+	eventually(t, "a probe", func() bool { return sink.tries.Load() == tries+1 })
+	sink.mu.Lock()
+	if n := sink.sizes[len(sink.sizes)-1]; n != 1 {
+		t.Errorf("the probe has %d events", n)
+	}
+	sink.mu.Unlock()
+	sink.down.Store(false)
+	eventually(t, "all are delivered", func() bool { clock.forward(w, time.Minute); return sink.delivered() == 200 && w.settled("s") })
+}
+
+// A send that nothing limits passes the gate without an allocation, and one that is limited as well.
+func TestPassingTheGateAllocatesNothing(t *testing.T) {
+	if raceEnabled {
+		return // the race detector allocates
+	}
+	for _, limits := range []event.Host{{}, {Name: "h", Concurrency: 8, Rate: 1e6}} {
+		w := newWorld(t, Options{})
+		spec := push("s", "orders", "", &downSink{host: "h:1"})
+		if limits.Name != "" {
+			spec.Rate = 1e6
+		}
+		all := specOf(spec)
+		all.Hosts = []event.Host{limits}
+		w.apply(all)
+		s := w.e.plan.Load().subs["s"]
+		c := s.config.Load()
+		if limits.Name != "" {
+			s.gate.rate.set(1e6, w.e.now().UnixNano())
+			s.gate.rate.tokens, c.host.rate.tokens = 1000, 1000
+		}
+		var sent sender
+		allocs := testing.AllocsPerRun(100, func() {
+			s.mu.Lock()
+			if !s.enter(c, &sent.pass) {
+				t.Error("it is shut")
+			}
+			s.mu.Unlock()
+			v := verdictOf(&sent)
+			down := sent.pass.hostPassed(s, v)
+			s.mu.Lock()
+			s.passed(c, &sent.pass, v, down)
+			s.mu.Unlock()
+		})
+		if allocs > 0 {
+			t.Errorf("%v allocations a send with %+v", allocs, limits)
+		}
 	}
 }
