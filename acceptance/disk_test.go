@@ -6,13 +6,15 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 )
 
 // A disk of 24 MiB is filled over HTTP: publishing is refused with 507 and soon, deliveries go on, and when there is room
-// again publishing goes on without a restart; nothing acknowledged is lost, also after kill -9.
+// again publishing goes on without a restart; nothing acknowledged is lost, also after kill -9. Deliveries are plain,
+// in order, in batches, delayed, pulled, and dead letters that are redriven.
 func TestFullDisk(t *testing.T) {
 	disk := t.TempDir()
 	if err := syscall.Mount("millrace-test", disk, "tmpfs", 0, "size=24m"); err != nil {
@@ -28,7 +30,11 @@ func TestFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	taking := make(chan struct{})
-	rc := newReceiver(t, func(delivery, int) int {
+	var mended atomic.Bool
+	rc := newReceiver(t, func(d delivery, _ int) int {
+		if d.path == "/letters" && !mended.Load() {
+			return http.StatusUnprocessableEntity
+		}
 		select {
 		case <-taking:
 			return http.StatusNoContent
@@ -47,6 +53,27 @@ subscriptions:
     concurrency: 2
     retry: {attempts: unlimited, schedule: [500ms]}
     parked: {bytes: 128KiB}
+  keyed:
+    topic: fill
+    order: key
+    deliver: {webhook: {url: "${env:HOOK_URL}/keyed", secrets: ["${env:HOOK_SECRET}"]}}
+    retry: {attempts: unlimited, schedule: [500ms]}
+    parked: {bytes: 128KiB}
+  batched:
+    topic: fill
+    deliver: {webhook: {url: "${env:HOOK_URL}/batched", secrets: ["${env:HOOK_SECRET}"], batch: {events: 4, wait: 20ms}}}
+    retry: {attempts: unlimited, schedule: [500ms]}
+    parked: {bytes: 128KiB}
+  jobs:
+    topic: fill
+    deliver: {pull: {ackDeadline: 10s}}
+    parked: {bytes: 128KiB}
+  letters:
+    topic: fill
+    filter: ext.partitionkey == "k0"
+    deliver: {webhook: {url: "${env:HOOK_URL}/letters", secrets: ["${env:HOOK_SECRET}"]}}
+    retry: {attempts: 2, schedule: [200ms], on4xx: deadLetter}
+    parked: {bytes: 128KiB}
 `)
 	env := []string{"HOOK_URL=" + rc.URL, "HOOK_SECRET=" + secret}
 	r := serve(t, data, env, "--rules", rules)
@@ -58,7 +85,11 @@ subscriptions:
 		t.Helper()
 		for n := range most {
 			id := fmt.Sprintf("%s-%d", name, n)
-			body := fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"/s","type":"t","data":"%s"}`, id, noise(n, 64<<10))
+			later := "" // what is due after a second stays parked while the disk is full
+			if n%16 == 5 {
+				later = fmt.Sprintf(`"deliverat":%q,`, time.Now().Add(time.Second).UTC().Format(time.RFC3339Nano))
+			}
+			body := fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"/s","type":"t","partitionkey":"k%d",%s"data":"%s"}`, id, n%40, later, noise(n, 64<<10))
 			begin := time.Now()
 			status, text, err := r.try("POST", "/v1/topics/fill/events", structuredType, body)
 			slowest = max(slowest, time.Since(begin))
@@ -140,6 +171,43 @@ subscriptions:
 		}
 		return nil
 	})
+	eventually(t, 30*time.Second, func() error {
+		for _, path := range []string{"/keyed", "/batched"} {
+			if missing := rc.missing(path, acked); missing != nil {
+				return fmt.Errorf("not delivered at %s: %v", path, missing)
+			}
+		}
+		return nil
+	})
+	l := &ledger{acked: acked, pulled: map[string]bool{}}
+	eventually(t, 30*time.Second, func() error {
+		if pull(l, r, 50); len(l.pulled) < len(acked) {
+			return fmt.Errorf("%d of %d were pulled", len(l.pulled), len(acked))
+		}
+		return nil
+	})
+	for _, f := range l.failed {
+		t.Error(f)
+	}
+	var letters []string
+	for _, e := range r.events("fill") {
+		if e["partitionkey"] == "k0" {
+			letters = append(letters, e["id"].(string))
+		}
+	}
+	mended.Store(true)
+	eventually(t, 30*time.Second, func() error {
+		r.call("POST", "/v1/subscriptions/letters/redrive", "application/json", []byte(`{}`), nil)
+		if missing := rc.missing("/letters", letters); missing != nil {
+			return fmt.Errorf("not redriven: %v of %d", missing, len(letters))
+		}
+		return nil
+	})
+	for _, id := range letters {
+		if n := rc.taken("/letters", id); n != 1 {
+			t.Errorf("%s was redriven and taken %d times", id, n)
+		}
+	}
 	r.stop(20 * time.Second)
 }
 
