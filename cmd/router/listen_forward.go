@@ -45,6 +45,7 @@ type listener struct {
 	s    *listened
 	sink deliverer
 
+	every time.Duration // between prolongings of what is in hand
 	slots chan struct{} // one for each delivery that may be in hand
 	alone atomic.Bool   // the router cannot be reached, and that was said
 
@@ -58,7 +59,7 @@ type listener struct {
 type counts struct{ taken, again, failed, late int }
 
 func newListener(p *program, c *client, o *listening, s *listened, sink deliverer) *listener {
-	return &listener{p: p, c: c, o: o, s: s, sink: sink, slots: make(chan struct{}, s.concurrency), held: map[string][]string{}}
+	return &listener{p: p, c: c, o: o, s: s, sink: sink, every: extendEvery, slots: make(chan struct{}, s.concurrency), held: map[string][]string{}}
 }
 
 // run forwards until ctx ends, and then waits for what is under way; what is not answered within lastWait is given
@@ -177,7 +178,7 @@ func (l *listener) leases(d leased) []string {
 
 // keep prolongs the leases in hand until ctx ends. One that cannot be prolonged is noticed when it is acknowledged.
 func (l *listener) keep(ctx context.Context) {
-	for sleep(ctx, extendEvery) == nil {
+	for sleep(ctx, l.every) == nil {
 		l.mu.Lock()
 		leases := make([]string, 0, len(l.held))
 		for _, of := range l.held {
