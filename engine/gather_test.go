@@ -249,7 +249,7 @@ func TestWholeBatchIsResentAsItWas(t *testing.T) {
 		case b.attempt == 1:
 			first[b.deliveries] = true
 		case !first[b.deliveries]:
-			t.Errorf("send %d, attempt %d: %d events that were no batch before: %s", i, b.attempt, len(b.ids), b.deliveries)
+			t.Errorf("send %d, attempt %d: %d events that were no batch before: %.200s", i, b.attempt, len(b.ids), b.deliveries)
 		}
 	}
 	if got := sizes(sink.all()); slices.Max(got) < 256 {

@@ -373,7 +373,8 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.mu.Unlock()
 	var next int64
 	var found []item // queued at once: who takes the first of a batch finds all of it
-	bytes, last := 0, uint64(0)
+	bytes, last, passed := 0, uint64(0), uint64(0)
+	var again int64
 	// Rows leave at the front; what the store has not cleaned up of them yet is passed over by beginning behind it.
 	first := int64(math.MaxInt64)
 	err := s.e.store.Scan(ctx, tableParked, parkedKey(s.serial, low, event.Position{}), key32(s.serial+1), func(k, v []byte) error {
@@ -386,11 +387,18 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if _, taken := s.parked.busy[string(k)]; taken || s.gen != gen {
+			if head, _, _, err := parseParkedHead(k, v); err == nil {
+				passed = head.batch
+			}
 			return nil
 		}
 		p, rec, err := parseParked(k, v)
 		if err != nil {
 			s.e.o.Log.Error("a parked event cannot be read and stays where it is", "subscription", s.name, "error", err)
+			return nil
+		}
+		if p.batch != 0 && p.batch == passed { // its commit was taken note of between two rows: all of it next time
+			again = due
 			return nil
 		}
 		if (len(found) >= dueBatch || bytes >= s.e.o.QueueBytes) && (p.batch == 0 || p.batch != last) {
@@ -418,6 +426,9 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	if err != nil && ctx.Err() == nil {
 		s.e.o.Log.Error("parked events cannot be read", "subscription", s.name, "error", err)
 		next = now.Add(time.Second).UnixNano()
+	}
+	if again != 0 {
+		next = again
 	}
 	if next != 0 && (s.parked.next == 0 || next < s.parked.next) {
 		s.parked.next = next
