@@ -17,6 +17,7 @@ type gate struct {
 	rate    bucket
 	shut    shutBy // senders are not woken until who shut it opens it
 	alarm   alarm
+	waited  bool   // for events to go together, and then could not go
 	target  string // of the sink that the circuit is about
 
 	rateWaits, hostWaits uint64 // sends that were put off

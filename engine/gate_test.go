@@ -335,9 +335,12 @@ func TestOperatingBesideAnOpenCircuit(t *testing.T) {
 }
 
 // batching is a sink that takes several events at once.
-type batching struct{ *downSink }
+type batching struct {
+	*downSink
+	wait time.Duration
+}
 
-func (b batching) Batch() (events, bytes int, wait time.Duration) { return 10, 1 << 20, 0 }
+func (b batching) Batch() (events, bytes int, wait time.Duration) { return 10, 1 << 20, b.wait }
 
 func (b batching) Deliver(ctx context.Context, ds []event.Delivery) error {
 	b.mu.Lock()
@@ -351,7 +354,7 @@ func (b batching) Deliver(ctx context.Context, ds []event.Delivery) error {
 func TestCircuitBesideBatches(t *testing.T) {
 	clock := newHandClock()
 	w := newWorld(t, Options{Now: clock.now})
-	sink := batching{&downSink{}}
+	sink := batching{&downSink{}, 0}
 	sink.down.Store(true)
 	s := push("s", "orders", "", sink)
 	s.Concurrency, s.Rate = 2, 10_000
@@ -409,4 +412,31 @@ func TestPassingTheGateAllocatesNothing(t *testing.T) {
 			t.Errorf("%v allocations a send with %+v", allocs, limits)
 		}
 	}
+}
+
+// A subscription that waits for more events to go with its first gets its turn at a host that others keep busy.
+func TestWaitingForABatchKeepsItsTurn(t *testing.T) {
+	w := newWorld(t, Options{})
+	busy := &downSink{host: "h:1", hold: make(chan struct{})}
+	calm := batching{&downSink{host: "h:1"}, 5 * time.Millisecond}
+	b := hosted("calm", calm)
+	b.Topic = "rare"
+	spec := specOf(hosted("busy", busy), b)
+	spec.Hosts = []event.Host{{Name: "h", Concurrency: 1}}
+	w.apply(spec)
+	w.publish("orders", number("e", 500)...)
+	w.publish("rare", "a")
+	sent := 0
+	eventually(t, "the calm one gets through", func() bool {
+		select {
+		case busy.hold <- struct{}{}:
+			sent++
+		case <-time.After(time.Millisecond):
+		}
+		return calm.delivered() == 1
+	})
+	if sent > 100 {
+		t.Errorf("the busy one has sent %d first", sent)
+	}
+	close(busy.hold)
 }

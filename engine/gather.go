@@ -72,13 +72,17 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 		w.fits = w.fitting // once: it is an allocation
 	}
 	s.fill(c, w)
-	if w.limits.wait > 0 && !w.full() {
+	waits := w.limits.wait > 0 && !w.full() && !s.gate.waited
+	s.gate.waited = false
+	if waits {
 		s.withdraw(&w.pass) // others of the target's host shall not wait because this one waits for events
 		w.outside = true
 		s.waitForMore(c, w)
-		if len(w.jobs) > 0 && s.mayGo(c) && s.enter(c, &w.pass) {
+		goes := len(w.jobs) > 0 && s.mayGo(c)
+		if goes && s.enter(c, &w.pass) {
 			w.outside = false
 		} else {
+			s.gate.waited = goes // when its turn comes it goes at once, or it would stand in line for ever
 			s.putJobsBack(w)
 		}
 	}
