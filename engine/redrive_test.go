@@ -334,3 +334,78 @@ func TestDeadLettersDoNotGoRound(t *testing.T) {
 		t.Errorf("%+v after %d hops", l, l.Event.Hops())
 	}
 }
+
+// Two dead letters of one event, as a seek back makes them, and the event itself once more, are three
+// deliveries; none gets lost in another, for pullers neither.
+func TestRedriveOfOnePositionTwice(t *testing.T) {
+	w := newWorld(t, Options{})
+	sub := pullSpec("s", "orders", "s.dead")
+	w.apply(specOf(sub))
+	w.publish("orders", "a", "b")
+	kill := func() {
+		for range 2 * leaseAttempts {
+			leases := w.pull("s", 1)
+			if lost, err := w.e.Nack(t.Context(), "s", leaseIDs(leases), 0); err != nil || len(lost) > 0 {
+				t.Fatal(lost, err)
+			}
+		}
+	}
+	kill()
+	for n := range 2 {
+		if err := w.e.Seek(t.Context(), "s", event.Start{At: event.Earliest}); err != nil {
+			t.Fatal(err)
+		}
+		if n == 0 {
+			kill()
+		}
+	}
+	w.dies("s", 4)
+	if d := w.redrive("s", event.Redrive{}); d.Done != 4 {
+		t.Errorf("%+v", d)
+	}
+	leases := w.pull("s", 6)
+	if ids := slices.Sorted(slices.Values(eventIDs(leases))); !slices.Equal(ids, []string{"a", "a", "a", "b", "b", "b"}) {
+		t.Errorf("leased %q", ids)
+	}
+	if ids := leaseIDs(leases); len(slices.Compact(slices.Sorted(slices.Values(ids)))) != 6 {
+		t.Errorf("leases %q", ids)
+	}
+	if lost := w.ack("s", leases); len(lost) > 0 {
+		t.Errorf("lost %q", lost)
+	}
+	eventually(t, "all settled", func() bool { return w.settled("s") })
+}
+
+// The place of an event in a topic that was deleted and made again is another event's now: the redriven one
+// takes neither its delivery id nor its fate.
+func TestRedriveAfterTheTopicWasMadeAnew(t *testing.T) {
+	w := newWorld(t, Options{})
+	sink := newMending()
+	spec := specOf(push("s", "orders", "", sink))
+	w.apply(spec)
+	w.publish("orders", "old")
+	w.dies("s", 1)
+	w.apply(Spec{})
+	if err := w.e.DeleteTopic(t.Context(), "orders"); err != nil {
+		t.Fatal(err)
+	}
+	w.apply(spec)
+	sink.down.Store(false)
+	if err := w.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	w.publish("orders", "new")
+	w.dies("s", 1)
+	w.redrive("s", event.Redrive{})
+	if err := w.e.Seek(t.Context(), "s", event.Start{At: event.Earliest}); err != nil { // reads again what can be
+		t.Fatal(err)
+	}
+	if err := w.e.Resume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "both delivered", func() bool { return len(sink.ids()) == 2 })
+	dids := slices.Compact(slices.Sorted(slices.Values(sink.deliveryIDs())))
+	if len(dids) != 3 || slices.Compact(slices.Sorted(slices.Values(sink.ids())))[0] != "new" {
+		t.Errorf("delivery ids %q", dids)
+	}
+}
