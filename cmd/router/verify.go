@@ -35,7 +35,7 @@ func verifyCommand(p *program) *cobra.Command {
 accounts for every event that was acknowledged at three receivers of its own: a webhook with signatures, a webhook in order per
 key, and a pull queue. Some deliveries are refused on purpose, so that retries live through the kill too.
 
-Without --server it starts a router on a temporary directory (below --data, to try that disk), kills and starts it by itself at
+Without --server (or MILLRACE_URL) it starts a router on a temporary directory (below --data, to try that disk), kills and starts it by itself at
 random moments, and removes everything. With --server it asks for the kill, notices by itself that the router went and came back, and
 removes the topic and subscriptions that it made. Such a router needs --allow-private-targets to deliver to this machine.
 
@@ -43,16 +43,16 @@ It exits with 0 only if no acknowledged event is missing anywhere, none came alt
 of order.`,
 		Example: `  router verify
   router verify --events 1000000 --kills 20 --data /var/lib/millrace
-  router verify --server http://127.0.0.1:8080 --kills 1`,
+  router verify --server http://127.0.0.1:8080`,
 		Args: cobra.NoArgs,
 	}
 	r := p.remoteFlags(cmd)
 	f := cmd.Flags()
-	f.BoolVar(&o.serve, "serve", false, "start a router for the purpose, and kill it (default without --server)")
+	f.BoolVar(&o.serve, "serve", false, "start a router for the purpose, and kill it (default without --server or MILLRACE_URL)")
 	f.StringVar(&o.dir, "data", "", "with --serve: make the temporary directory below `DIR`, on the disk to try")
 	f.IntVar(&o.events, "events", 20_000, "publish `N` events at least")
 	f.DurationVar(&o.duration, "duration", 0, "publish for this long at least")
-	f.IntVar(&o.kills, "kills", 3, "kill the router, or ask for it, `K` times; 0: never")
+	f.IntVar(&o.kills, "kills", 3, "kill the router, or ask for it, `K` times; 0: never (with --server: 1)")
 	f.StringVar(&o.topic, "topic", "", "publish to this `topic`; whoever else subscribes to it gets the events too (default: one made for it)")
 	f.StringVar(&o.payload, "payload", "1KiB", "`size` of an event's data")
 	f.IntVar(&o.connections, "connections", 8, "publish over `N` connections")
@@ -94,6 +94,9 @@ func (o *verifying) check(cmd *cobra.Command, server bool) (err error) {
 		return usagef(cmd, "--serve starts a router, --server names one; want one of them")
 	case !o.serve && !server:
 		o.serve = true
+	}
+	if !o.serve && !cmd.Flags().Changed("kills") {
+		o.kills = 1 // by hand
 	}
 	switch {
 	case o.dir != "" && !o.serve:
