@@ -20,13 +20,15 @@ type leased struct {
 func pullCommand(p *program) *cobra.Command {
 	var max int
 	var ack bool
-	var wait time.Duration
+	var wait, nack time.Duration
 	cmd := &cobra.Command{
 		Use:   "pull SUBSCRIPTION",
 		Short: "Take deliveries from a pull subscription",
 		Long: `Pull leases deliveries and prints one line each: lease, attempt, event. With --ack they are acknowledged once they
-are printed; without, they come back when their lease ends.`,
+are printed, with --nack they are given back, due again after that time; without either they come back when their lease
+ends.`,
 		Example: `  router pull workers --max 10 --ack
+  router pull workers --nack 30s
   router pull workers --wait 30s -o json`,
 		Args: cobra.ExactArgs(1),
 	}
@@ -34,6 +36,8 @@ are printed; without, they come back when their lease ends.`,
 	f := cmd.Flags()
 	f.IntVarP(&max, "max", "n", 100, "take at most `N` deliveries")
 	f.BoolVar(&ack, "ack", false, "acknowledge what was printed")
+	f.DurationVar(&nack, "nack", 0, "give back what was printed, due again after `DELAY` (0s to 24h)")
+	cmd.MarkFlagsMutuallyExclusive("ack", "nack")
 	f.DurationVar(&wait, "wait", 0, "wait this long for the first delivery")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := p.client(cmd, r)
@@ -42,6 +46,10 @@ are printed; without, they come back when their lease ends.`,
 		}
 		if max < 1 {
 			return usagef(cmd, "--max %d: want 1 or more", max)
+		}
+		back := f.Changed("nack")
+		if nack < 0 || nack > 24*time.Hour {
+			return usagef(cmd, "--nack %s: want 0s to 24h", nack)
 		}
 		if wait < 0 {
 			return usagef(cmd, "--wait %s: want 0 or more", wait)
@@ -60,11 +68,14 @@ are printed; without, they come back when their lease ends.`,
 			say(p.stderr, "nothing to deliver")
 			return nil
 		}
+		if back {
+			return p.settle(cmd, c, args[0], got.Deliveries, "nack", map[string]any{"delay": nack.String()}, "given back")
+		}
 		if !ack {
 			say(p.stderr, "%s, not acknowledged: back at %s", plural(len(got.Deliveries), "event"), clean(got.Deliveries[0].Deadline))
 			return nil
 		}
-		return p.ack(cmd, c, args[0], got.Deliveries)
+		return p.settle(cmd, c, args[0], got.Deliveries, "ack", map[string]any{}, "acknowledged")
 	}
 	return cmd
 }
@@ -85,24 +96,28 @@ func (p *program) printLeased(c *client, d leased) error {
 	return nil
 }
 
-// ack acknowledges deliveries and says which were no longer held.
-func (p *program) ack(cmd *cobra.Command, c *client, subscription string, ds []leased) error {
+// settle settles deliveries and says which were no longer held, and why.
+func (p *program) settle(cmd *cobra.Command, c *client, subscription string, ds []leased, verb string, req map[string]any, done string) error {
 	leases := make([]string, len(ds))
 	for i, d := range ds {
 		leases[i] = d.Lease
 	}
-	var settled struct{ Lost []string }
-	err := c.callJSON(cmd.Context(), "POST", c.path("subscriptions", subscription, "ack"),
-		map[string]any{"leases": leases}, &settled)
+	req["leases"] = leases
+	var settled struct{ Lost, Reasons []string }
+	err := c.callJSON(cmd.Context(), "POST", c.path("subscriptions", subscription, verb), req, &settled)
 	if err != nil {
-		return fmt.Errorf("acknowledging: %w", err)
+		return fmt.Errorf("%s: %w", verb, err)
 	}
-	for _, l := range settled.Lost {
-		say(p.stderr, "router: lease %s was no longer held: its delivery comes again", clean(l))
+	for i, l := range settled.Lost {
+		why := ""
+		if i < len(settled.Reasons) {
+			why = " (" + clean(settled.Reasons[i]) + ")"
+		}
+		say(p.stderr, "router: lease %s was no longer held%s", clean(l), why)
 	}
 	if len(settled.Lost) > 0 {
 		return errSaid
 	}
-	say(p.stderr, "%s acknowledged", plural(len(ds), "event"))
+	say(p.stderr, "%s %s", plural(len(ds), "event"), done)
 	return nil
 }

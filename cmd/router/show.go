@@ -69,6 +69,7 @@ type subscriptionState struct {
 	DeadLettered uint64 `json:"deadLettered"`
 	Dropped      uint64 `json:"dropped"`
 	Lost         uint64 `json:"lost"`
+	Loss         *loss  `json:"loss,omitempty"`
 	Redriven     uint64 `json:"redriven"`
 	Purged       uint64 `json:"purged"`
 
@@ -85,9 +86,26 @@ func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any
 		State: s.State, Reason: s.Reason, Since: s.Since, Circuit: circuitOf(s), Lag: s.Lag, Outstanding: s.Outstanding,
 		Parked: s.Parked, ParkedBytes: s.ParkedBytes, Leased: s.Leased,
 		Matched: s.Matched, Delivered: s.Delivered, Failed: s.Failed, Retried: s.Retried, DeadLettered: s.DeadLettered,
-		Dropped: s.Dropped, Lost: s.Lost, Redriven: s.Redriven, Purged: s.Purged, DeadLetters: s.DeadLetters,
+		Dropped: s.Dropped, Lost: s.Lost, Loss: lossOf(s.Loss), Redriven: s.Redriven, Purged: s.Purged, DeadLetters: s.DeadLetters,
 		StateKeys: s.StateKeys, StateBytes: s.StateBytes, Digests: s.Digests,
 	})
+}
+
+// loss is what the ring dropped before the subscription read it: when it was noticed first and last, and the latest gap,
+// up to but without to.
+type loss struct {
+	Since time.Time `json:"since"`
+	Last  time.Time `json:"last"`
+	From  string    `json:"from"` // a position
+	To    string    `json:"to"`
+}
+
+func lossOf(l engine.Loss) *loss {
+	if l.Events == 0 {
+		return nil
+	}
+	at := func(off event.Offset) string { return event.Position{Partition: l.Partition, Offset: off}.String() }
+	return &loss{l.Since, l.Last, at(l.From), at(l.To)}
 }
 
 // circuit is a subscription's, or that of its host where that one is not closed.
