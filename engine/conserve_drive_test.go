@@ -2,9 +2,7 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"hash/fnv"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -166,7 +164,7 @@ func (d *driver) cut() {
 func (d *driver) step(s script) {
 	hurry := s.pick(3) == 2
 	do := []func(*script){d.publish, d.publish, d.publish, d.pass, d.pass, d.define, d.blow, d.blow, d.pull, d.pull, d.ack, d.nack,
-		d.extend, d.pause, d.resume, d.seek, d.reload, d.flush, d.restart, d.crash, d.arm, d.remove, d.storm}[s.pick(23)]
+		d.extend, d.pause, d.resume, d.seek, d.reload, d.flush, d.restart, d.crash, d.arm, d.remove, d.storm, d.redrive}[s.pick(24)]
 	do(&s)
 	switch {
 	case d.crashed():
@@ -255,7 +253,7 @@ func (d *driver) expire() {
 	}
 }
 
-var names = []string{"push", "keyed", "pull", "keyedpull", "copy"}
+var names = []string{"push", "keyed", "pull", "keyedpull", "batched", "copy"}
 
 func (d *driver) define(s *script) {
 	name := names[s.pick(len(names))]
@@ -358,81 +356,16 @@ func (d *driver) spec() Spec {
 			sub.OpenSink = func(context.Context) (Sink, error) {
 				d.l.mu.Lock()
 				defer d.l.mu.Unlock()
-				return &receiver{d: d, b: d.l.accounts[name], run: d.l.run, sky: d.sky[name]}, nil
+				r := &receiver{d: d, b: d.l.accounts[name], run: d.l.run, sky: d.sky[name]}
+				if name == "batched" {
+					return &severalReceiver{r}, nil
+				}
+				return r, nil
 			}
 		}
 		spec.Subscriptions = append(spec.Subscriptions, sub)
 	}
 	return spec
-}
-
-// receiver is where a push subscription of one run delivers to.
-type receiver struct {
-	d   *driver
-	b   *account
-	run int
-	sky *atomic.Int32
-}
-
-func (r *receiver) Close() error { return nil }
-
-func (r *receiver) Deliver(ctx context.Context, ds []event.Delivery) error {
-	d := ds[0]
-	id := strings.Clone(d.Event.Attr(event.TagID))
-	tok := r.d.l.begin(r.b, r.run, id, d.Attempt)
-	how, wait, err := r.answer(ctx, id, d.Attempt)
-	r.d.l.end(tok, how, wait, false)
-	if err != nil && how == failed && r.d.bug == ackOn500 {
-		return nil
-	}
-	if err == errPanic {
-		panic("a receiver's")
-	}
-	return err
-}
-
-var errPanic = errors.New("panic")
-
-// answer is what the receiver does with a delivery: the same for the same delivery in the same weather.
-func (r *receiver) answer(ctx context.Context, id string, attempt int) (outcome, time.Duration, error) {
-	h := fnv.New64a()
-	fmt.Fprint(h, r.d.seed, r.b.def.name, id, attempt)
-	luck := int(h.Sum64() % 100)
-	slow := func(d time.Duration) bool {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(d):
-			return true
-		}
-	}
-	sky := r.sky.Load()
-	if bad := []int{0, 40, 100}[sky%3]; luck >= bad {
-		if luck%4 == 3 && !slow(2*time.Second) {
-			return stopped, 0, ctx.Err()
-		}
-		return taken, 0, nil
-	}
-	switch luck % 8 {
-	case 0:
-		return failed, 90 * time.Second, &event.RetryAfter{Err: errors.New("busy"), Wait: 90 * time.Second, Code: 503}
-	case 1:
-		if !slow(5 * time.Second) {
-			return stopped, 0, ctx.Err()
-		}
-		return failed, 0, errors.New("timeout")
-	case 2:
-		return failed, 0, event.Permanent(422, errors.New("no"))
-	case 3:
-		if luck%16 == 3 {
-			return stopped, 0, event.Disable(410, errors.New("gone"))
-		}
-	case 4:
-		if luck%16 == 4 {
-			return failed, 0, errPanic
-		}
-	}
-	return failed, 0, errors.New("answered 500")
 }
 
 // numbered makes the next events, and announces them.

@@ -68,6 +68,7 @@ type debt struct {
 	tries   int // failures that must have been counted, at least
 	most    int // failures that may have been counted
 	dead    int
+	redrawn int // of dead: given back to the subscription
 	copies  int
 	soonest time.Time
 }
@@ -285,6 +286,7 @@ func (l *ledger) check(b *account, d *debt, attempt int) {
 		case o == d:
 		case o.inHand > 0:
 			l.violate("%s has %s and %s of key %s in hand at once", b.def.name, o.id, d.id, d.key)
+		case o.redrawn > 0 || d.redrawn > 0: // it comes behind what went on without it
 		case !o.later.IsZero() || !d.later.IsZero(): // a delayed event comes when it may, and holds nobody
 		case o.owed && !o.done && o.stored && d.stored && o.at.Offset < d.at.Offset:
 			b.suspects = append(b.suspects, suspect{o, d, time.Since(l.start).String()})
@@ -391,7 +393,7 @@ func (l *ledger) buried(b *account, ids []string) {
 			l.violate("%s dead-lettered %s, which never failed", b.def.name, id)
 		}
 		d.done = true
-		if d.dead++; d.dead > 1+b.rewinds+b.born {
+		if d.dead++; d.dead > 1+b.rewinds+b.born+d.redrawn {
 			l.violate("%s dead-lettered %s %d times", b.def.name, id, d.dead)
 		}
 		if !b.settling && b.born == 0 {
@@ -399,6 +401,21 @@ func (l *ledger) buried(b *account, ids []string) {
 		}
 	}
 	b.letters = len(ids)
+}
+
+// redriven notes that dead letters were given back: all of them, or if that is not certain maybe some.
+func (l *ledger) redriven(b *account, all bool) {
+	b.settling = true
+	for _, d := range b.debts {
+		if d.dead <= d.redrawn {
+			continue
+		}
+		d.allowed, d.barred, d.durable, d.tries, d.soonest = true, false, false, 0, time.Time{}
+		d.redrawn = d.dead
+		if all {
+			d.owed, d.done = true, false
+		}
+	}
 }
 
 // idle notes that nothing moves any more until time passes: what the operations before have said holds from here.

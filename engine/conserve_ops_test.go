@@ -12,7 +12,7 @@ import (
 
 // blow changes the weather at a receiver.
 func (d *driver) blow(s *script) {
-	name := names[s.pick(2)]
+	name := []string{"push", "keyed", "batched"}[s.pick(3)]
 	if sky := d.sky[name]; sky != nil {
 		now := s.pick(3)
 		d.note("weather at %s: %s", name, []string{"fair", "mixed", "foul"}[now])
@@ -242,6 +242,29 @@ func (d *driver) seek(s *script) {
 		b.unsure(before)
 		d.l.mu.Unlock()
 	}
+}
+
+// redrive gives dead letters back.
+func (d *driver) redrive(s *script) {
+	name := names[s.pick(len(names))]
+	def, ok := d.defs[name]
+	d.idle() // which letters there are must be known
+	b := d.l.accounts[name]
+	if !ok || def.spec.DeadLetter == "" || b.born > 0 {
+		return
+	}
+	run := d.note("redrive %s", name)
+	d.l.mu.Lock()
+	b.settling = true
+	d.l.mu.Unlock()
+	done, err := d.w.e.Redrive(d.t.Context(), name, event.Redrive{})
+	if err != nil {
+		d.t.Errorf("redrive: %v", err)
+	}
+	d.l.mu.Lock()
+	defer d.l.mu.Unlock()
+	d.l.notef("redriven: %+v", done)
+	d.l.redriven(b, d.l.current(run) && done.Left == 0)
 }
 
 // flush writes what was settled: a crash changes nothing about it any more.

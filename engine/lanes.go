@@ -226,6 +226,7 @@ func (s *subscription) left(it item, park *parkedEvent) {
 		l.writing--
 		l.wrote++
 		l.rows = true
+		l.back(it.rec.Position()) // rows behind it may have been read while it was written
 		if it.reread {
 			l.older--
 		}
@@ -380,8 +381,10 @@ func (s *subscription) fetchLane(ctx context.Context, hash uint64, l *lane) {
 				s.lanes.bytes += len(it.rec)
 			}
 		}
-		l.from = items[len(items)-1].rec.Position()
-		l.from.Offset++
+		// A row that came meanwhile may lie in front, and a second one of the last position is not read yet.
+		if l.wrote == wrote {
+			l.from = items[len(items)-1].rec.Position()
+		}
 		l.busy = true
 		s.again(items[0])
 		s.kick()
