@@ -20,15 +20,16 @@ import (
 // laneBook is a subscription's lanes, by hash of the key. Two keys of one hash share a lane, which is as right
 // and slower. The subscription's mutex guards it.
 type laneBook struct {
-	open     map[uint64]*lane
-	free     []*lane // for keys to come: most are idle again at once
-	held     int     // events that wait in memory, in all lanes
-	bytes    int     // of their records, and of those in moving
-	moving   []settlement
-	mover    bool         // somebody settles what is in moving
-	fetch    fifo[uint64] // lanes whose next row is to be read
-	fetching bool
-	rereads  int // events that were in memory when the router stopped and are still to be read again: rows wait for them
+	open        map[uint64]*lane
+	free        []*lane // for keys to come: most are idle again at once
+	held        int     // events that wait in memory, in all lanes
+	bytes       int     // of their records, and of those in moving
+	moving      []settlement
+	movingBytes int          // of their records
+	mover       bool         // somebody settles what is in moving
+	fetch       fifo[uint64] // lanes whose next row is to be read
+	fetching    bool
+	rereads     int // events that were in memory when the router stopped and are still to be read again: rows wait for them
 }
 
 type lane struct {
@@ -126,10 +127,23 @@ func (s *subscription) hold(l *lane, it item) {
 	l.held = append(l.held, it)
 	s.lanes.held++
 	s.lanes.bytes += len(it.rec)
-	// Other keys wait behind what one key has in the queue. Half of the parked space stays for retries.
-	if s.lanes.held >= s.e.o.Queue/2 && len(l.held) >= s.e.o.Queue/4 && s.parked.bytes < s.config.Load().Parked/2 {
+	// Other keys wait behind what slow ones have in the queue. Half of the parked space stays for retries.
+	if s.holdsMuch(l) && s.parked.bytes < s.config.Load().Parked/2 {
 		s.unhold(l)
 	}
+}
+
+// holdsMuch reports whether lanes hold half of what the queue may, and this one its part of that. So few events in a
+// lane are enough that not all of those in hand can have fewer: else slow keys together would keep the others out.
+func (s *subscription) holdsMuch(l *lane) bool {
+	if s.lanes.bytes-s.lanes.movingBytes >= s.e.o.QueueBytes/2 {
+		return true
+	}
+	part := 1 // consumers may have any number in hand, and pumps
+	if c := s.config.Load(); c.Deliver.Face == event.Push && !s.transforms(c) {
+		part = s.e.o.Queue / 2 / (c.Concurrency * c.limits.events)
+	}
+	return s.lanes.held >= s.e.o.Queue/2 && len(l.held) >= part
 }
 
 // unhold turns what a lane holds in memory into rows.
@@ -171,6 +185,7 @@ func (s *subscription) move(st settlement) {
 	}
 	s.lanes.moving = append(s.lanes.moving, st)
 	s.lanes.bytes += len(st.it.rec)
+	s.lanes.movingBytes += len(st.it.rec)
 	if !s.lanes.mover && !s.ended {
 		s.lanes.mover = true
 		s.workers.Go(s.moveAll)
@@ -205,7 +220,12 @@ func (s *subscription) moveAll() {
 		s.mu.Lock()
 		if len(sts) > 0 && sts[0].it.gen == s.gen {
 			s.lanes.bytes -= bytes
+			s.lanes.movingBytes -= bytes
 		}
+		if s.parked.next != 0 { // what is due may have waited for this
+			s.lookNow()
+		}
+		s.fetchLanes()
 		s.room.Broadcast()
 		s.mu.Unlock()
 	}
@@ -323,6 +343,10 @@ const laneBatch = 16
 // released while the store is read.
 func (s *subscription) fetchLane(ctx context.Context, hash uint64, l *lane) {
 	gen, wrote := s.gen, l.wrote
+	most, mostBytes := min(laneBatch, max(1, s.e.o.Queue/16)), s.e.o.QueueBytes/8
+	if s.lanes.held >= s.e.o.Queue/4 || s.lanes.bytes >= s.e.o.QueueBytes/4 { // slow keys must not fill the queue this way either
+		most = 1
+	}
 	s.beginScan()
 	s.mu.Unlock()
 	var items []item
@@ -353,7 +377,7 @@ func (s *subscription) fetchLane(ctx context.Context, hash uint64, l *lane) {
 			return nil
 		}
 		items = append(items, item{rec: rec, parked: p, attempt: p.attempt + 1, gen: gen, lane: hash})
-		if bytes += len(rec); len(items) == laneBatch || bytes >= s.e.o.QueueBytes/8 {
+		if bytes += len(rec); len(items) == most || bytes >= mostBytes {
 			return storage.ErrStop
 		}
 		return nil

@@ -142,7 +142,8 @@ func (e *Engine) Seek(ctx context.Context, name string, to event.Start) error {
 	return d.seek(ctx, offsets)
 }
 
-// seek moves the subscription's cursors. The caller holds s.commits.
+// seek moves the subscription's cursors, or changes nothing if the store refuses. The caller holds s.commits, so
+// that no row changes meanwhile.
 func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	e := s.e
 	b := storage.Batch{}
@@ -150,60 +151,69 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 		row := (&cursor{}).appendRow(nil, off)
 		b.Ops = append(b.Ops, put(tableCursors, key32x2(s.serial, uint32(i)), row))
 	}
-	// From here on nothing that was taken before counts.
 	s.mu.Lock()
-	s.gen++
-	s.row.Seeks = s.gen
+	s.seeking = true // nothing more is taken: it would be void soon
+	was := s.row.Seeks
+	s.row.Seeks = s.gen + 1
 	row, err := s.rowOp()
-	b.Ops = append(b.Ops, row)
-	s.seeking, s.waiting = true, "" // what is due is fetched again when the rows say what still is
-	s.queue.clear()
-	s.due.clear()
-	s.dueBytes = 0
-	s.sends.clear()
-	held := s.leases.out
-	s.leases = leaseBook{}
-	delivered := s.parked.cleared
-	s.parked.busy, s.parked.cleared = nil, nil
-	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.moving, s.lanes.fetch, s.lanes.rereads = nil, 0, 0, nil, fifo[uint64]{}, 0
-	for i, c := range s.cursors {
-		c.read, c.attached, c.recover = offsets[i], false, nil // hasRow when it has: a checkpoint must not pass it before
-		c.out.clear()
-		s.touch(c)
-	}
+	s.row.Seeks = was
+	delivered := slices.Clone(s.parked.cleared)
 	s.mu.Unlock()
-	for _, l := range held {
-		s.leave(l.config)
-	}
 
+	b.Ops = append(b.Ops, row)
 	left, failed := s.seekRows(ctx, &b, offsets, delivered)
 	b.Ops = append(b.Ops, left.op(s.serial))
 	if err = errors.Join(err, failed); err == nil {
 		err = e.store.Commit(ctx, &b)
 	}
 	s.mu.Lock()
+	var held map[leaseKey]*lease
+	if err == nil {
+		held = s.moved(offsets, left)
+	}
 	s.seeking = false
-	s.lanes.open, s.lanes.fetch = left.lanes.open, left.lanes.fetch
-	for _, c := range s.cursors {
-		c.hasRow = c.hasRow || err == nil
+	s.room.Broadcast()
+	s.fetchLanes()
+	s.kick()
+	s.lookNow()
+	s.mu.Unlock()
+	for _, l := range held {
+		s.leave(l.config)
+	}
+	for _, p := range s.topic.parts {
+		s.feed(p)
+	}
+	if err != nil {
+		return fmt.Errorf("seek: nothing was moved: %w", err)
+	}
+	return nil
+}
+
+// moved puts a seek that is stored in force: nothing that was taken before counts. It returns the leases that were
+// out. The caller holds s.mu.
+func (s *subscription) moved(offsets []event.Offset, left rowsLeft) (held map[leaseKey]*lease) {
+	s.gen++
+	s.row.Seeks = s.gen
+	s.waiting = ""
+	s.queue.clear()
+	s.due.clear()
+	s.dueBytes = 0
+	s.sends.clear()
+	held, s.leases = s.leases.out, leaseBook{}
+	s.parked.busy, s.parked.cleared, s.parked.gone = nil, nil, nil
+	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.movingBytes, s.lanes.moving, s.lanes.rereads = left.lanes.open, 0, 0, 0, nil, 0
+	s.lanes.fetch = left.lanes.fetch
+	for i, c := range s.cursors {
+		c.read, c.attached, c.recover, c.hasRow = offsets[i], false, nil, true
+		c.out.clear()
+		s.touch(c)
 	}
 	s.parked.size = left.size
 	s.parked.next, s.parked.low = 0, 0
 	if left.count > 0 {
 		s.parked.next = 1
 	}
-	s.room.Broadcast()
-	s.fetchLanes()
-	s.kick()
-	s.lookNow()
-	s.mu.Unlock()
-	for _, p := range s.topic.parts {
-		s.feed(p)
-	}
-	if err != nil {
-		return fmt.Errorf("seek: moved for this run only, since the store refused: %w", err)
-	}
-	return nil
+	return held
 }
 
 // rowsLeft is what a seek leaves of a subscription's parked rows.

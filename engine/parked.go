@@ -259,6 +259,12 @@ func (s *subscription) endScan() {
 	}
 }
 
+// inHand reports whether a row is in hand, or being written.
+func (s *subscription) inHand(key string) bool {
+	_, taken := s.parked.busy[key]
+	return taken
+}
+
 // takeRow notes that a row is in hand.
 func (s *subscription) takeRow(key string) {
 	if s.parked.busy == nil {
@@ -357,7 +363,8 @@ func (s *subscription) tick(ctx context.Context, now time.Time) int64 {
 
 // dueBusy reports whether enough of what is due is in memory. The caller holds s.mu.
 func (s *subscription) dueBusy() bool {
-	return s.due.len() > dueBatch/2 || s.due.len() > 0 && s.dueBytes >= s.e.o.QueueBytes/2
+	return s.due.len() > dueBatch/2 || s.due.len() > 0 && s.dueBytes >= s.e.o.QueueBytes/2 ||
+		len(s.lanes.moving) >= moveEvents || s.lanes.movingBytes >= s.e.o.QueueBytes/2 // of which much may have been due
 }
 
 // dueBatch is how many parked events of a subscription are fetched at once, at most, within the bytes of its
