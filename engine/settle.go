@@ -63,6 +63,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		if st.park != nil {
 			var size int64
 			st.park.lane = st.it.lane
+			for s.inHand(st.park.key(s.serial, st.it.rec)) { // a redrive has made the event's delivery twice, and both failed as one
+				st.park.due++
+			}
 			b.Ops, size = st.park.put(b.Ops, s.serial, st.it.rec)
 			s.takeRow(st.park.key(s.serial, st.it.rec)) // the row can be read before the commit is taken note of
 			s.parked.count++
