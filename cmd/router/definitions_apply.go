@@ -1,0 +1,157 @@
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/storage"
+)
+
+// apply builds the specification of a rules file and the API's definitions together.
+func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops ...storage.Op) error {
+	var spec engine.Spec
+	var errs []error
+	functions := []string{}
+	topics := map[string]event.Topic{}
+	for _, t := range d.eng.Topics() {
+		topics[t.Name] = t.Topic // kept although nothing names them any more
+	}
+	kept := maps.Clone(topics)
+	if set != nil {
+		for _, t := range set.Topics {
+			if _, exists := topics[t.Name]; exists && t.Implied {
+				continue // only named in the file; whoever made it said more
+			}
+			topics[t.Name] = t.Topic
+		}
+		for _, f := range set.Functions {
+			def, err := d.function(ctx, f, api)
+			errs = append(errs, err)
+			spec.Functions = append(spec.Functions, def)
+			functions = append(functions, def.Name)
+		}
+		for _, s := range set.Subscriptions {
+			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		}
+		for _, h := range set.Hosts {
+			spec.Hosts = append(spec.Hosts, h.Host)
+		}
+	}
+	errs = append(errs, d.applyAPI(set, api, topics, functions, &spec))
+	for name, t := range topics {
+		if was, same := kept[name]; !same || !sameTopic(was, t) {
+			spec.Topics = append(spec.Topics, t)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	spec.Revision = revision(set, api)
+	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
+	return d.eng.Apply(ctx, spec, ops...)
+}
+
+// revision names what the rules file and the API define together, as far as it is shown: two routers with the
+// same definitions have the same one.
+func revision(set *rules.Set, api owned) string {
+	h := sha256.New()
+	if set != nil {
+		_, _ = h.Write(set.JSON(false))
+	}
+	for _, kind := range slices.Sorted(maps.Keys(api)) {
+		for _, name := range slices.Sorted(maps.Keys(api[kind])) {
+			_, _ = fmt.Fprintf(h, "\n%s/%s ", kind, name)
+			_, _ = h.Write(api[kind][name])
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil)[:6])
+}
+
+// applyAPI adds what the API owns.
+func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]event.Topic, functions []string, spec *engine.Spec) error {
+	var errs []error
+	for _, doc := range api[kindTopics] {
+		t, err := rules.ParseTopic(doc, d.remote(nil))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		topics[t.Name] = t.Topic
+	}
+	for name, doc := range api[kindFunctions] {
+		if _, ok := d.fileFunction(set, name); ok {
+			continue // `wasm: pushed`: the file has the definition, the API the version
+		}
+		f, err := rules.ParseFunction(doc, d.remote(nil))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		spec.Functions = append(spec.Functions, f.Function)
+		functions = append(functions, f.Name)
+	}
+	for _, doc := range api[kindSubscriptions] {
+		s, err := rules.ParseSubscription(doc, d.remote(functions))
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		for _, t := range rules.TopicsOf(s.Subscription, topics[s.Topic]) {
+			if _, exists := topics[t.Name]; !exists {
+				topics[t.Name] = t.Topic
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func subscriptionSpec(s rules.Subscription) engine.SubscriptionSpec {
+	return engine.SubscriptionSpec{Subscription: s.Subscription, Program: s.Program, OpenSink: s.OpenSink, Fingerprint: s.Fingerprint}
+}
+
+func sameTopic(a, b event.Topic) bool {
+	return a.Partitions == b.Partitions && a.Retain == b.Retain && a.WhenFull == b.WhenFull && a.Dedupe == b.Dedupe && string(a.Schema) == string(b.Schema)
+}
+
+// function resolves the module of a function of the rules file to its digest.
+func (d *definitions) function(ctx context.Context, f rules.Function, api owned) (event.Function, error) {
+	def := f.Function
+	switch {
+	case def.Pushed:
+		if doc := api[kindFunctions][def.Name]; doc != nil {
+			pushed, err := rules.ParseFunction(doc, d.remote(nil))
+			if err != nil {
+				return def, err
+			}
+			def.Digest = pushed.Digest
+		}
+	case f.Module != nil && !d.host.Has(def.Digest):
+		digest, err := d.host.Put(ctx, f.Module)
+		if err != nil {
+			return def, event.At(fmt.Sprintf("%s:%d: functions.%s", def.Owner.File, def.Owner.Line, def.Name), err)
+		}
+		def.Digest = digest
+	}
+	return def, nil
+}
+
+func (d *definitions) fileFunction(set *rules.Set, name string) (event.Function, bool) {
+	if set != nil {
+		for _, f := range set.Functions {
+			if f.Name == name {
+				return f.Function, true
+			}
+		}
+	}
+	return event.Function{}, false
+}
