@@ -98,7 +98,7 @@ func laneRange(sub uint32, hash uint64) (from, to []byte) {
 func (s *subscription) admit(c *subConfig, it *item) bool {
 	if it.parked == nil {
 		if due, later := s.e.delayed(it.rec); later {
-			s.move(settlement{it: *it, park: &parkedEvent{due: due, attempt: it.attempt - 1}})
+			s.move(settlement{it: *it, park: &parkedEvent{due: due, born: due, attempt: it.attempt - 1}})
 			return false
 		}
 	}

@@ -102,7 +102,7 @@ func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 		attempt |= parkedRefs
 	}
 	var more []byte
-	if p.lane != 0 || p.batch != 0 || p.lives != 0 || p.with != "" || len(p.story) > 0 {
+	if p.lane != 0 || p.batch != 0 || p.lives != 0 || p.born != 0 || p.with != "" || len(p.story) > 0 {
 		attempt |= parkedMore
 		more = p.appendMore(nil)
 	}

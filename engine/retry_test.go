@@ -133,6 +133,33 @@ func TestMaxAge(t *testing.T) {
 	eventually(t, "all is settled", func() bool { return w.settled("s") })
 }
 
+// The age of a delayed event counts from when it was to be delivered.
+func TestMaxAgeOfDelayedEvents(t *testing.T) {
+	var ahead atomic.Int64
+	w := newWorld(t, Options{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	var tries atomic.Int32
+	sink := &recorder{answer: func(event.Delivery) error {
+		if tries.Add(1) < 3 {
+			return errors.New("down")
+		}
+		return nil
+	}}
+	s := push("s", "orders", "", sink)
+	s.Retry = event.RetryPolicy{Attempts: 5, Schedule: []time.Duration{time.Millisecond}, MaxAge: 30 * time.Minute}
+	w.apply(specOf(s))
+	evs := []event.Event{{ID: "a", Extensions: []event.Attribute{{Name: "deliverat", Value: time.Now().Add(2 * time.Hour).UTC().Format(time.RFC3339)}}}}
+	if err := w.e.Publish(t.Context(), "orders", evs, make([]event.Position, 1)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it waits", func() bool { return w.info("s").Parked == 1 })
+	ahead.Store(int64(2 * time.Hour))
+	w.e.parked.nudge()
+	eventually(t, "it is delivered", func() bool { return len(sink.ids()) == 1 })
+	if got := w.ids("s.dead"); len(got) > 0 {
+		t.Errorf("dead letters %v", got)
+	}
+}
+
 func TestOn4xx(t *testing.T) {
 	w := newWorld(t, Options{})
 	sink := &recorder{answer: func(d event.Delivery) error {
