@@ -90,8 +90,14 @@ func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	}
 	st.out = append(st.out, "\r\nretry: 1000\n"...)
 	st.cursor() // so that a client which loses the connection before its first event misses nothing
+	for st.beat(ctx, nc) {
+	}
+}
+
+// beat sends what comes until the next heartbeat is due, and that; false once the stream has ended.
+func (st *stream) beat(ctx context.Context, nc net.Conn) bool {
 	beat, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
-	defer func() { cancel() }()
+	defer cancel()
 	for st.flush(nc) == nil {
 		err := st.fill(beat)
 		switch {
@@ -100,26 +106,25 @@ func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 		case errors.Is(err, context.DeadlineExceeded):
 			st.out = append(st.out, ": \n"...)
 			st.cursor() // a filter may have passed over events meanwhile
-			cancel()
-			beat, cancel = context.WithTimeout(ctx, st.s.o.Heartbeat)
-			continue
+			return true
 		case st.s.wait.Err() != nil:
 			st.out = append(st.out, ": the router is shutting down; come back with Last-Event-ID\n"...)
 		case ctx.Err() != nil:
-			return // the client has gone
+			return false // the client has gone
 		case errors.Is(err, event.ErrGone):
 			st.out = append(st.out, ": events were dropped before this stream had read them; coming back with Last-Event-ID says which\n"...)
 			st.out = append(st.out, '\n')
 			_ = st.flush(nc)
-			return
+			return false
 		default:
 			st.s.o.Log.Warn("a stream failed", "error", err)
 			st.out = append(st.out, ": the router failed; come back with Last-Event-ID\n"...)
 		}
 		st.cursor()
 		_ = st.flush(nc)
-		return
+		return false
 	}
+	return false
 }
 
 // fill gathers what there is, waiting for the first event up to the heartbeat, when ctx ends.
