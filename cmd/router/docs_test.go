@@ -61,3 +61,39 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 		}
 	}
 }
+
+// What the other pages and the README show of the command line exists: the command, and each of its flags.
+func TestDocumentedFlagsExist(t *testing.T) {
+	root := filepath.Join("..", "..")
+	pages, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := regexp.MustCompile("(?m)(?:^|`)(?:\\$ )?(?:[A-Z_]+=\\S+ )?(?:bin/)?router ([a-z][^`\n]*)")
+	flag := regexp.MustCompile(`(?:^|\s)--([a-z][a-z-]*)`)
+	p := &program{env: func(string) string { return "" }}
+	seen := 0
+	for _, page := range append(pages, filepath.Join(root, "README.md")) {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range shown.FindAllSubmatch(text, -1) {
+			line, _, _ := strings.Cut(string(m[1]), " # ")
+			cmd, _, err := rootCommand(p).Find(strings.Fields(line))
+			if err != nil {
+				t.Errorf("%s shows router %s: %v", page, line, err)
+				continue
+			}
+			for _, f := range flag.FindAllStringSubmatch(line, -1) {
+				seen++
+				if f[1] != "help" && cmd.Flags().Lookup(f[1]) == nil {
+					t.Errorf("%s shows router %s: %s has no flag --%s", page, line, cmd.CommandPath(), f[1])
+				}
+			}
+		}
+	}
+	if seen < 60 {
+		t.Errorf("the documents show %d flags", seen)
+	}
+}
