@@ -86,8 +86,17 @@ func run(ctx context.Context, self string, args []string, stdin io.Reader, stdou
 	return exitUsage
 }
 
-// noteStart makes every command below cmd set started when it begins its own work.
+// noteStart makes every command below cmd set started when it begins its own work, and say which arguments it wants
+// where cobra only counts them.
 func noteStart(cmd *cobra.Command, started *bool) {
+	if args := cmd.Args; args != nil {
+		cmd.Args = func(cmd *cobra.Command, given []string) error {
+			if args(cmd, given) == nil {
+				return nil
+			}
+			return fmt.Errorf("%s given; want %s", plural(len(given), "argument"), cmd.UseLine())
+		}
+	}
 	if work := cmd.RunE; work != nil {
 		cmd.RunE = func(cmd *cobra.Command, args []string) error {
 			*started = true

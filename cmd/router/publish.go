@@ -42,6 +42,7 @@ The data is DATA, or what --file names, or what comes in on standard input.
 
 What fits into one request (10,000 events, 16 MiB) is stored whole or not at all; longer NDJSON and CSV is sent in several
 requests, each whole or not at all. A JSON text of NDJSON that has "specversion" is a CloudEvent, any other is data.
+A whole CloudEvent, with a source, "deliverat" or other extensions: --content-type application/cloudevents+json.
 
 With --wait the first reply to the event, by a function, a webhook with "reply: true" or a puller, is printed as it is. Without one in time, or with one of 400 or more, it exits with 1; the event is stored all the same.`,
 		Example: `  router publish orders '{"total": 250, "country": "DE"}' --type order.created --key customer-7
@@ -55,7 +56,7 @@ With --wait the first reply to the event, by a function, a webhook with "reply: 
 	f.StringVarP(&o.file, "file", "f", "", "read the data from `F`; - is standard input")
 	f.BoolVar(&o.ndjson, "ndjson", false, "the data is NDJSON: an event a line (default for .ndjson and .jsonl)")
 	f.BoolVar(&o.csv, "csv", false, "the data is CSV with a header row: an event a row (default for .csv)")
-	f.StringVar(&o.contentType, "content-type", "", "the data's `media type` (default: by the file's name, else JSON if it is JSON, else text)")
+	f.StringVar(&o.contentType, "content-type", "", "the data's `media type` (default: by the file's name, else JSON if it is JSON, else text); application/json refuses what is no JSON")
 	f.StringVar(&o.types, "types", "", "CSV: 'string' leaves every cell a string")
 	f.BoolVar(&o.dryRun, "dry-run", false, "store nothing; show which subscriptions would match and why")
 	f.DurationVar(&o.wait, "wait", 0, "wait for a reply to the event, up to 30s, and print it")

@@ -26,7 +26,7 @@ func pullCommand(p *program) *cobra.Command {
 		Short: "Take deliveries from a pull subscription",
 		Long: `Pull leases deliveries and prints one line each: lease, attempt, event. With --ack they are acknowledged once they
 are printed, with --nack they are given back, due again after that time; without either they come back when their lease
-ends.`,
+ends. Leases of earlier calls are settled over HTTP.`,
 		Example: `  router pull workers --max 10 --ack
   router pull workers --nack 30s
   router pull workers --wait 30s -o json`,

@@ -30,10 +30,10 @@ func subscriptionsCommand(p *program) *cobra.Command {
 
 // subscribing is the flags of subscriptions create.
 type subscribing struct {
-	file, topic, filter, start, format, toTopic, url, deadLetter, rate, batchWait string
-	functions, secrets                                                            []string
-	pull, stream                                                                  bool
-	concurrency, attempts, batch                                                  int
+	file, topic, filter, start, format, toTopic, url, deadLetter, order, rate, batchWait string
+	functions, secrets                                                                   []string
+	pull, stream                                                                         bool
+	concurrency, attempts, batch                                                         int
 }
 
 func subscriptionsCreate(p *program) *cobra.Command {
@@ -53,7 +53,7 @@ It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or 
 	f.StringVarP(&o.file, "file", "f", "", "read the definition from `F`; - is standard input")
 	f.StringVar(&o.topic, "topic", "", "the `topic` it reads")
 	f.StringVar(&o.filter, "filter", "", "take only events for which this `expression` is true")
-	f.StringVar(&o.start, "start", "", "`latest, earliest`, a time or a cursor (default latest)")
+	f.StringVar(&o.start, "start", "", "begin at `WHERE`: latest, earliest, a time (RFC 3339) or a duration back such as 24h (default latest)")
 	f.StringArrayVar(&o.functions, "function", nil, "run this `function` on each event; again for a chain")
 	f.StringVar(&o.url, "to", "", "deliver to the webhook at this `URL`")
 	f.StringVar(&o.format, "format", "", "webhook: `structured, binary or data`")
@@ -64,6 +64,7 @@ It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or 
 	f.StringVar(&o.toTopic, "to-topic", "", "deliver into this `topic`")
 	f.BoolVar(&o.stream, "stream", false, "deliver to whoever streams")
 	f.IntVar(&o.concurrency, "concurrency", 0, "at most `N` deliveries under way (default 16)")
+	f.StringVar(&o.order, "order", "", "`none or key`; key: one event of a partitionkey at a time, in the topic's order (default none)")
 	f.StringVar(&o.rate, "rate", "", "send at most so many, such as `500/s` or 10/m (default unlimited)")
 	f.IntVar(&o.attempts, "attempts", 0, "try `N` times before the dead-letter topic (default 10)")
 	f.StringVar(&o.deadLetter, "dead-letter", "", "the dead-letter `topic` (default NAME.dead)")
@@ -86,6 +87,7 @@ func (o *subscribing) fill(cmd *cobra.Command, doc map[string]any) error {
 	setIf(doc, "topic", o.topic)
 	setIf(doc, "filter", o.filter)
 	setIf(doc, "start", o.start)
+	setIf(doc, "order", o.order)
 	setIf(doc, "concurrency", o.concurrency)
 	setIf(doc, "rate", o.rate)
 	setIf(doc, "deadLetter", o.deadLetter)
@@ -168,7 +170,7 @@ func subscriptionsSeek(p *program) *cobra.Command {
 		Args: cobra.ExactArgs(1),
 	}
 	r := p.remoteFlags(cmd)
-	cmd.Flags().StringVar(&to, "to", "", "`earliest, latest`, a time (RFC 3339) or a cursor")
+	cmd.Flags().StringVar(&to, "to", "", "move to `WHERE`: earliest, latest, a time (RFC 3339) or a cursor")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := p.client(cmd, r)
 		if err != nil {

@@ -100,7 +100,7 @@ func (o *verifying) check(cmd *cobra.Command, server bool) (err error) {
 	}
 	switch {
 	case o.dir != "" && !o.serve:
-		return usagef(cmd, "--data goes with a router that verify starts, not with --server")
+		return usagef(cmd, "--data goes with a router that verify starts, not with --server or MILLRACE_URL; --serve in place of them starts one")
 	case o.events < 1:
 		return usagef(cmd, "--events %d: want 1 or more", o.events)
 	case o.kills < 0:

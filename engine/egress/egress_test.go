@@ -293,6 +293,7 @@ func TestCheckURL(t *testing.T) {
 		"":                                "no scheme",
 		"example.com/hook":                "no scheme",
 		"ftp://example.com/":              `the scheme "ftp"; want http or https`,
+		"127.0.0.1:9000":                  "no scheme",
 		"http:///hook":                    "no host",
 		"http:example.com":                "no host",
 		"https://user:pw@example.com/":    "user or password",

@@ -27,6 +27,9 @@ func CheckURL(raw string) error {
 		if strings.Contains(raw, "@") {
 			return errors.New("URL cannot be read; percent-encode what is special in it")
 		}
+		if !strings.Contains(raw, "://") { // such as 127.0.0.1:9000, of which the parser says something else
+			return errors.New("URL has no scheme; want such as https://example.com/hook")
+		}
 		return fmt.Errorf("URL cannot be read: %w", err)
 	}
 	switch {
