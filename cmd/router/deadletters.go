@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+
+	"github.com/millrace/millrace/engine/rules"
 )
 
 func deadLettersCommand(p *program) *cobra.Command {
@@ -173,7 +175,7 @@ type lettersDone struct {
 func deadLettersRedrive(p *program) *cobra.Command {
 	var o choosing
 	var function string
-	var rate float64
+	var rate perSecond
 	var limit int
 	var dryRun bool
 	cmd := &cobra.Command{
@@ -190,7 +192,7 @@ topic that the subscription reads. What fails meanwhile is not sent round again.
 	o.flags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&function, "function", "", "run this version, `NAME@DIGEST`, instead of the one in force")
-	f.Float64Var(&rate, "rate", 0, "at most `N` events a second")
+	f.Var(&rate, "rate", "at most so many events: `N` a second, 50/s or 10/m")
 	f.IntVar(&limit, "limit", 0, "at most `N` events")
 	f.BoolVar(&dryRun, "dry-run", false, "count and show, change nothing")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -201,7 +203,7 @@ topic that the subscription reads. What fails meanwhile is not sent round again.
 		doc := map[string]any{}
 		o.fill(doc)
 		setIf(doc, "function", function)
-		setIf(doc, "rate", rate)
+		setIf(doc, "rate", float64(rate))
 		setIf(doc, "limit", limit)
 		setIf(doc, "dryRun", dryRun)
 		sum, err := p.workOff(cmd.Context(), c, args[0], "redrive", doc, func(d *lettersDone) *int { return &d.Redriven })
@@ -209,6 +211,27 @@ topic that the subscription reads. What fails meanwhile is not sent round again.
 	}
 	return cmd
 }
+
+// perSecond is a rate flag: a number of events a second, or a rate as rules write it.
+type perSecond float64
+
+func (r *perSecond) Set(s string) error {
+	v, err := strconv.ParseFloat(s, 64)
+	if err != nil {
+		v, err = rules.ParseRate(s)
+	}
+	*r = perSecond(v)
+	return err
+}
+
+func (r *perSecond) String() string {
+	if *r == 0 {
+		return ""
+	}
+	return strconv.FormatFloat(float64(*r), 'g', -1, 64)
+}
+
+func (r *perSecond) Type() string { return "rate" }
 
 func deadLettersPurge(p *program) *cobra.Command {
 	var o choosing

@@ -79,7 +79,7 @@ func TestRedriveCallsUntilItIsDone(t *testing.T) {
 		asked = append(asked, in)
 		fmt.Fprint(w, answers[len(asked)-1])
 	})
-	code, stdout, stderr := runAt(t, url, "deadletters", "redrive", "s", "--limit", "1000", "--rate", "2.5")
+	code, stdout, stderr := runAt(t, url, "deadletters", "redrive", "s", "--limit", "1000", "--rate", "150/m")
 	if code != exitFailed || stdout != "redriven 410 dead letters of s\n" || stderr != "2 dead letters left where they are: it \\x1b[2J\nrouter: 10 dead letters left: parked.bytes: no room\n" {
 		t.Errorf("exit %d, %q, %q", code, stdout, stderr)
 	}

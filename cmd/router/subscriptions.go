@@ -166,18 +166,19 @@ func subscriptionsSeek(p *program) *cobra.Command {
 		Use:   "seek NAME --to WHERE",
 		Short: "Move a subscription: deliver again from there, or skip",
 		Example: `  router subscriptions seek workers --to earliest
-  router subscriptions seek workers --to 2026-01-31T08:00:00Z`,
+  router subscriptions seek workers --to 2026-01-31T08:00:00Z
+  router subscriptions seek workers --to 2h`,
 		Args: cobra.ExactArgs(1),
 	}
 	r := p.remoteFlags(cmd)
-	cmd.Flags().StringVar(&to, "to", "", "move to `WHERE`: earliest, latest, a time (RFC 3339) or a cursor")
+	cmd.Flags().StringVar(&to, "to", "", "move to `WHERE`: earliest, latest, a time (RFC 3339), a duration back or a cursor")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		c, err := p.client(cmd, r)
 		if err != nil {
 			return err
 		}
 		if to == "" {
-			return usagef(cmd, "--to is missing: want earliest, latest, a time or a cursor")
+			return usagef(cmd, "--to is missing: want earliest, latest, a time, a duration back or a cursor")
 		}
 		if err := c.callJSON(cmd.Context(), "POST", c.path("subscriptions", args[0], "seek"), map[string]string{"to": to}, nil); err != nil {
 			return err

@@ -146,13 +146,13 @@ func (c *call) seek() error {
 	to := event.Start{At: event.AtCursor, Cursor: in.To}
 	switch in.To {
 	case "":
-		return event.Invalid("to", `is missing; want "earliest", "latest", a time (RFC 3339) or a cursor`)
+		return event.Invalid("to", `is missing; want "earliest", "latest", a time (RFC 3339), a duration back (1h) or a cursor`)
 	case "earliest":
 		to = event.Start{At: event.Earliest}
 	case "latest":
 		to = event.Start{At: event.Latest}
 	default:
-		if at, err := event.ParseTime(in.To); err == nil {
+		if at, err := event.ParseSince(in.To, c.s.o.Now()); err == nil {
 			to = event.Start{At: event.AtTime, Time: at}
 		}
 	}

@@ -164,6 +164,10 @@ func TestOperate(t *testing.T) {
 			t.Errorf("%s: %d %s %v", tt.to, resp.StatusCode, body, f.seeks)
 		}
 	}
+	if resp, _ := do(t, "POST", sub+"seek", `{"to":"1h"}`, js...); resp.StatusCode != 204 || f.seeks[len(f.seeks)-1].At != event.AtTime ||
+		time.Since(f.seeks[len(f.seeks)-1].Time).Round(time.Minute) != time.Hour {
+		t.Errorf("an hour back: %d %v", resp.StatusCode, f.seeks[len(f.seeks)-1])
+	}
 	if resp, body := do(t, "POST", sub+"seek", "{}", js...); resp.StatusCode != 400 || !strings.Contains(body, "earliest") {
 		t.Errorf("%d %s", resp.StatusCode, body)
 	}
