@@ -356,7 +356,7 @@ func (d *driver) spec() Spec {
 			sub.OpenSink = func(context.Context) (Sink, error) {
 				d.l.mu.Lock()
 				defer d.l.mu.Unlock()
-				r := &receiver{d: d, b: d.l.accounts[name], run: d.l.run, sky: d.sky[name]}
+				r := &receiver{d: d, b: d.l.accounts[name], name: name, run: d.l.run, sky: d.sky[name]}
 				if name == "batched" {
 					return &severalReceiver{r}, nil
 				}

@@ -14,10 +14,11 @@ import (
 
 // receiver is where a push subscription of one run delivers to.
 type receiver struct {
-	d   *driver
-	b   *account
-	run int
-	sky *atomic.Int32
+	d    *driver
+	b    *account
+	name string
+	run  int
+	sky  *atomic.Int32
 }
 
 func (r *receiver) Close() error { return nil }
@@ -80,7 +81,7 @@ var errPanic = errors.New("panic")
 // answer is what the receiver does with a delivery: the same for the same delivery in the same weather.
 func (r *receiver) answer(ctx context.Context, id string, attempt int) (outcome, time.Duration, error) {
 	h := fnv.New64a()
-	fmt.Fprint(h, r.d.seed, r.b.def.name, id, attempt)
+	fmt.Fprint(h, r.d.seed, r.name, id, attempt)
 	luck := int(h.Sum64() % 100)
 	slow := func(d time.Duration) bool {
 		select {

@@ -9,12 +9,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/cockroachdb/pebble/v2/vfs"
 
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
 )
 
 // batcher is a sink that takes several events at once.
@@ -254,6 +256,55 @@ func TestWholeBatchIsResentAsItWas(t *testing.T) {
 	}
 	if got := sizes(sink.all()); slices.Max(got) < 256 {
 		t.Errorf("the largest batch had %d events: more than are fetched at once are to be tried", slices.Max(got))
+	}
+}
+
+// broken is a store whose next reading of parked rows ends after some.
+type broken struct {
+	storage.Store
+	after atomic.Int32 // rows; 0: it is whole
+}
+
+func (b *broken) Scan(ctx context.Context, t storage.Table, from, to []byte, fn func(key, value []byte) error) error {
+	n := b.after.Load()
+	if t != tableParked || n == 0 {
+		return b.Store.Scan(ctx, t, from, to, fn)
+	}
+	return b.Store.Scan(ctx, t, from, to, func(k, v []byte) error {
+		if n--; n < 0 {
+			b.after.Store(0)
+			return event.ErrUnavailable
+		}
+		return fn(k, v)
+	})
+}
+
+// Reading may end in the middle of a batch, by a fault of the disk or because the router stops: what is read of it by
+// then does not go out on its own.
+func TestHalfReadBatchIsNotSent(t *testing.T) {
+	w := &world{t: t, fs: vfs.NewMem()}
+	store := &broken{}
+	w.wrap = func(s storage.Store) storage.Store {
+		store.Store = s
+		return store
+	}
+	w.open()
+	defer w.stop()
+	sink := &batcher{events: 50, bytes: 1 << 20, wait: 20 * time.Millisecond}
+	sink.answer = func(try int, _ []string, _ []event.Delivery) error {
+		if try == 1 {
+			store.after.Store(13)
+			return errDown
+		}
+		return nil
+	}
+	s := push("s", "orders", "", sink)
+	s.Retry = event.RetryPolicy{Attempts: 50, Schedule: []time.Duration{time.Millisecond}}
+	w.apply(specOf(s))
+	w.publish("orders", number("e", 50)...)
+	eventually(t, "all settled", func() bool { return w.settled("s") })
+	if got := sizes(sink.all()); store.after.Load() != 0 || !slices.Equal(got, []int{50, 50}) {
+		t.Errorf("batches of %v", got)
 	}
 }
 

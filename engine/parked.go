@@ -423,6 +423,7 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	s.endScan()
 	if err != nil {
 		first = low
+		found = s.withoutLast(found) // of a batch that is sent again there may be more
 	}
 	s.parked.low = min(s.parked.low, first)
 	for _, it := range found {
@@ -442,6 +443,17 @@ func (s *subscription) fetchDue(ctx context.Context, now time.Time) int64 {
 	}
 	s.kick()
 	return s.parked.next
+}
+
+// withoutLast lets go of the batch that the last of found is of. The caller holds s.mu.
+func (s *subscription) withoutLast(found []item) []item {
+	for n := len(found); n > 0; n-- {
+		if b := batchOf(found[n-1]); b == 0 || b != batchOf(found[len(found)-1]) {
+			return found[:n]
+		}
+		s.parked.release(found[n-1].parked.key(s.serial, found[n-1].rec))
+	}
+	return nil
 }
 
 // arrive takes a parked event that is due. The caller holds s.mu.
