@@ -182,11 +182,11 @@ func (p *parser) schema(n *node) []byte {
 	var text []byte
 	switch n.kind {
 	case scalar:
-		path, ok := p.text(n)
+		path, ok := p.path(n)
 		if !ok {
 			return nil
 		}
-		b, err := p.attached(n, path)
+		b, err := p.include(n, path)
 		if err != nil {
 			p.bad(n, "%v", err)
 			return nil
@@ -263,7 +263,7 @@ var digest = regexp.MustCompile(`^sha256:[0-9a-f]{64}$`)
 
 func (p *parser) function(name string, key, n *node) *functionDef {
 	d := &functionDef{Function{Function: event.Function{Name: name, Owner: p.owner(key)}}}
-	defer func() { d.source = mask(n) }() // by then it is known which values are references
+	defer func() { d.source, d.hidden = mask(n), p.hiddenOf(n) }() // by then it is known which values are references
 	s := functionShape
 	if p.api {
 		s.keys = append([]string{"module"}, s.keys...)
@@ -372,7 +372,7 @@ func (p *parser) allow(n *node) (a event.Allow) {
 }
 
 func (p *parser) module(d *functionDef, n *node) {
-	s, ok := p.str(n)
+	s, ok := p.path(n)
 	switch {
 	case !ok:
 	case s == "pushed":
@@ -384,7 +384,7 @@ func (p *parser) module(d *functionDef, n *node) {
 	case p.api:
 		p.bad(n, "is %s; want sha256:… of a module that was uploaded, or pushed", n.shown())
 	default:
-		b, err := p.attached(n, s)
+		b, err := p.include(n, s)
 		if err == nil {
 			err = checkModule(b)
 			if err == nil && p.o.CheckModule != nil {
@@ -406,7 +406,7 @@ func (p *parser) module(d *functionDef, n *node) {
 
 // script takes a file of JavaScript as a module that holds it.
 func (p *parser) script(d *functionDef, n, wasm *node) {
-	s, ok := p.str(n)
+	s, ok := p.path(n)
 	switch {
 	case !ok:
 		return
@@ -417,7 +417,7 @@ func (p *parser) script(d *functionDef, n, wasm *node) {
 		p.bad(n, "is a path, which is of no use here; push the script itself as text/javascript")
 		return
 	}
-	b, err := p.attached(n, s)
+	b, err := p.include(n, s)
 	if err == nil {
 		b, err = plugins.Script("js", b)
 		if err == nil && p.o.CheckModule != nil {

@@ -61,6 +61,11 @@ func (p *parser) expand(n *node) {
 		if p.expanded += len(value); err == nil && p.expanded > maxExpanded {
 			err = fmt.Errorf("what references stand for has over %d bytes in all; more are not allowed", maxExpanded)
 		}
+		if err == errUnset { // the value is a bundle's router's
+			p.unset++
+			n.state, n.refs = broken, true
+			return
+		}
 		if err != nil {
 			p.bad(p.within(n, utf8.RuneCountInString(whole[:i])), "%v", err)
 			n.state = broken
@@ -85,6 +90,9 @@ func (p *parser) within(n *node, offset int) *node {
 	return &here
 }
 
+// errUnset is a variable that is not set where rules are packed.
+var errUnset = errors.New("not set here")
+
 func (p *parser) resolve(n *node, ref string) (string, error) {
 	kind, name, _ := strings.Cut(ref, ":")
 	whole := quote("${" + ref + "}")
@@ -94,10 +102,18 @@ func (p *parser) resolve(n *node, ref string) (string, error) {
 			return "", fmt.Errorf("%s: environment variables are not available here; give the value, or put the definition into the router's rules file", whole)
 		}
 		v, ok := p.o.Getenv(name)
-		if !ok {
+		switch {
+		case ok:
+		case p.packing:
+			return "", errUnset
+		case p.bundled && name == tokenVariable:
+			return "", fmt.Errorf("%s is the router's own token, which rules that come over the network must not pass on", whole)
+		default:
 			return "", fmt.Errorf("environment variable %s is not set; set it where the router starts%s", quote(name), p.nearestVariable(name))
 		}
 		return v, nil
+	case kind == "file" && name != "" && p.bundled:
+		return "", errBundledFile
 	case kind == "file" && name != "":
 		b, err := p.attached(n, name)
 		if err != nil {
@@ -123,6 +139,15 @@ func (p *parser) nearestVariable(name string) string {
 		}
 	}
 	return ""
+}
+
+// path is str for the path of a file that is attached. Pack has to know it.
+func (p *parser) path(n *node) (string, bool) {
+	s, ok := p.str(n)
+	if !ok && n.kind == scalar && p.packing {
+		p.bad(n, "is %s, whose variable is not set here; set it: a bundle holds the file that it names", n.shown())
+	}
+	return s, ok
 }
 
 // attached reads a file that rules name, once; its path is relative to the rules file's folder.

@@ -30,6 +30,10 @@ type parser struct {
 	siblings func(path string) []string // files beside path, for suggestions; nil: not known
 	files    map[string]bool            // read
 	read1    map[string]attached        // by path
+	sources  map[string][]byte          // by their names in a bundle
+	packing  bool                       // a bundle is made: variables are those of the router that takes it
+	bundled  bool                       // the rules are a bundle, or will be: they read no other files
+	unset    int                        // variables that only the bundle's router has
 	revision hash.Hash
 	secrets  map[string]bool // values that no message may carry
 	faults   []fault
@@ -59,7 +63,7 @@ func newParser(o Options) *parser {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	return &parser{o: o, files: map[string]bool{}, read1: map[string]attached{}, revision: sha256.New(),
+	return &parser{o: o, files: map[string]bool{}, sources: map[string][]byte{}, read1: map[string]attached{}, revision: sha256.New(),
 		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{},
 		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}}
 }

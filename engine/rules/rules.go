@@ -54,6 +54,9 @@ type Set struct {
 	Hosts         []Host   // limits of hosts that are sent to
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
+	// Sources are the rules files and the modules, scripts and schemas that they name, by their names in a bundle:
+	// what ParseSources takes. Read-only.
+	Sources map[string][]byte
 }
 
 // Topic is a topic's definition with its defaults.
@@ -67,6 +70,9 @@ type Topic struct {
 	effective *doc
 }
 
+// Made reports whether the topic is made for a subscription rather than defined.
+func (t Topic) Made() bool { return t.made }
+
 // Function is a function's definition with its defaults.
 type Function struct {
 	event.Function
@@ -76,6 +82,7 @@ type Function struct {
 	Effective json.RawMessage
 	source    *doc
 	effective *doc
+	hidden    hiddenValues
 }
 
 // Subscription is a subscription's definition with its defaults, ready to be opened. Its Source is what
@@ -90,12 +97,16 @@ type Subscription struct {
 	Effective   json.RawMessage
 	source      *doc
 	effective   *doc
+	hidden      hiddenValues
 }
 
 // Parse reads a rules file, or all *.yaml and *.yml of a folder (not of folders in it). The error is a
 // *event.Faults of kind event.ErrInvalid, or an error about path itself.
 func Parse(ctx context.Context, path string, o Options) (*Set, error) {
-	p := newParser(o)
+	return newParser(o).parse(ctx, path)
+}
+
+func (p *parser) parse(ctx context.Context, path string) (*Set, error) {
 	if p.o.Getenv == nil {
 		p.o.Getenv = os.LookupEnv
 	}
@@ -118,7 +129,7 @@ func Parse(ctx context.Context, path string, o Options) (*Set, error) {
 		if total += len(b); total > maxSources {
 			return nil, event.Bad(event.ErrTooLarge, path, fmt.Sprintf("the rules have over %d bytes; at most %d are allowed in all", total, maxSources))
 		}
-		p.files[name] = true
+		p.files[name], p.sources[rulesName(name)] = true, b
 		p.file(&source{name: name, dir: filepath.Dir(name), text: b})
 	}
 	return p.finish()
@@ -255,7 +266,7 @@ func (p *parser) finish() (*Set, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	s := &Set{Hosts: p.hosts}
+	s := &Set{Hosts: p.hosts, Sources: p.sources}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {
@@ -270,7 +281,7 @@ func (p *parser) finish() (*Set, error) {
 		topics[t.Name] = t.Topic
 	}
 	imply := func(t Topic) {
-		if _, ok := topics[t.Name]; !ok {
+		if _, ok := topics[t.Name]; !ok && t.Name != "" { // "" where Pack does not know a variable
 			s.Topics = append(s.Topics, t)
 			topics[t.Name] = t.Topic
 		}

@@ -29,9 +29,9 @@ type SinkKind struct {
 func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)) SinkKind {
 	return SinkKind{func(p *parser, kind string, n *node) (func(context.Context) (engine.Sink, error), *doc) {
 		var o O
-		before := len(p.faults)
+		before, unset := len(p.faults), p.unset
 		p.decode(n, reflect.ValueOf(&o).Elem())
-		if len(p.faults) > before {
+		if len(p.faults) > before || p.unset > unset {
 			return nil, nil
 		}
 		if v, ok := any(&o).(interface{ Validate() error }); ok {

@@ -379,7 +379,7 @@ func (d *subscriptionDef) finished(p *parser) Subscription {
 	s.source = mask(d.n)
 	s.effective = effectiveSubscription(d, s.source)
 	s.Subscription.Source, s.Effective = s.source.named(s.Name), s.effective.named(s.Name)
-	s.Fingerprint = p.fingerprint(d.n)
+	s.Fingerprint, s.hidden = p.fingerprint(d.n), p.hiddenOf(d.n)
 	return s
 }
 
