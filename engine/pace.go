@@ -16,6 +16,8 @@ type pace struct {
 	turn   uint32 // of the engine when the step began: it grows with every publish
 	began  time.Time
 	worked time.Duration // beside publishers, since the last pause
+
+	read, next event.Offset // of the feeder and of the ring, when the last pause began
 }
 
 // paceAfter is how much work goes between two pauses: a timer is no more exact than this.
@@ -25,8 +27,15 @@ func (p *pace) begin() {
 	p.turn, p.began = p.e.turn.Load(), time.Now()
 }
 
+// paceMost bounds a pause: what was worked in many steps that did not gain enough is not rested for at once.
+const paceMost = 20 * time.Millisecond
+
 // paceBehind is how far a feeder must be behind to pause: what is left below that is soon done.
 const paceBehind = 10_000 // events
+
+// paceGain is how many events a feeder has to read for each that is published before it pauses again: a backlog
+// that is large, or slow to read, would else never come to an end.
+const paceGain = 2
 
 // end pauses for a multiple of the work that was done while somebody published: with two cores it leaves
 // seven eighths of them to others, with many it hardly matters. One that the ring is about to overtake does
@@ -39,8 +48,10 @@ func (p *pace) end(ctx context.Context, read event.Offset, ring storage.Bounds) 
 	if read+paceBehind > ring.Next || read < ring.Head+(ring.Next-ring.Head)/16 {
 		p.worked = 0
 	}
-	if p.worked >= paceAfter {
-		pause(ctx, 6*p.worked/time.Duration(runtime.GOMAXPROCS(0)))
-		p.worked = 0
+	if p.worked < paceAfter || p.next != 0 && read < p.read+paceGain*(ring.Next-p.next) {
+		return
 	}
+	p.read, p.next = read, ring.Next
+	pause(ctx, min(6*p.worked/time.Duration(runtime.GOMAXPROCS(0)), paceMost))
+	p.worked = 0
 }

@@ -35,6 +35,23 @@ func TestFeedersPaceThemselves(t *testing.T) {
 			t.Errorf("%s: %s of work are left, want some: %v", tt.name, p.worked, tt.left)
 		}
 	}
+	for _, tt := range []struct {
+		name string
+		read uint64
+		left bool
+	}{
+		{"it gains on the publishers", 400_000 + 2*10_000, false},
+		{"it would never be done", 400_000 + 2*10_000 - 1, true},
+	} {
+		e := &Engine{}
+		p := pace{e: e, worked: time.Second, read: 400_000, next: 990_000}
+		p.begin()
+		e.turn.Add(1)
+		p.end(ended, tt.read, ring)
+		if (p.worked > 0) != tt.left {
+			t.Errorf("%s: %s of work are left, want some: %v", tt.name, p.worked, tt.left)
+		}
+	}
 	for name, read := range map[string]uint64{"the ring is about to overtake it": 1000, "nearly there": 995_000} {
 		e := &Engine{}
 		p := pace{e: e, worked: time.Hour} // a pause would outlast the test
