@@ -195,11 +195,18 @@ func closePebble(db *pebble.DB) (err error) {
 
 // openPebble is pebble.Open whose panics are errors.
 func openPebble(dir string, o *pebble.Options) (db *pebble.DB, err error) {
+	held := newCompactions()
 	defer func() {
 		if p := recover(); p != nil {
 			err = fmt.Errorf("opening Pebble: %v", p)
 		}
+		if err != nil {
+			held.stop()
+		} else {
+			held.release()
+		}
 	}()
+	o.Experimental.CompactionScheduler = held
 	o.Cache = pebble.NewCache(o.CacheSize)
 	defer o.Cache.Unref()
 	return pebble.Open(dir, o)
