@@ -17,6 +17,7 @@ import (
 type backend struct {
 	*engine.Engine
 	*definitions
+	*backtesting
 	store storage.Store
 	start time.Time
 }

@@ -34,11 +34,17 @@ type remote struct {
 
 // remoteFlags adds --server, --token and -o to cmd.
 func (p *program) remoteFlags(cmd *cobra.Command) *remote {
+	r := p.serverFlags(cmd)
+	p.outputFlag(cmd, &r.output)
+	return r
+}
+
+// serverFlags adds --server and --token.
+func (p *program) serverFlags(cmd *cobra.Command) *remote {
 	r := &remote{}
 	f := cmd.Flags()
 	f.StringVar(&r.server, "server", "", "`URL` of the router (or MILLRACE_URL; default "+defaultServer+")")
 	f.StringVar(&r.token, "token", "", "token to show to the router (or MILLRACE_TOKEN)")
-	p.outputFlag(cmd, &r.output)
 	return r
 }
 

@@ -9,6 +9,8 @@ func commands(p *program) []*cobra.Command {
 		demoCommand(p),
 		publishCommand(p),
 		tailCommand(p),
+		exportCommand(p),
+		importCommand(p),
 		pullCommand(p),
 		listenCommand(p),
 		topicsCommand(p),

@@ -104,7 +104,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err := r.defs.open(ctx); err != nil {
 		return r, err
 	}
-	b := backend{Engine: r.engine, definitions: r.defs, store: r.store, start: time.Now()}
+	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now()}
 	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Log: o.log}); err != nil {
 		return r, err
 	}

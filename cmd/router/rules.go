@@ -17,7 +17,7 @@ func rulesCommand(p *program) *cobra.Command {
 		Use:   "rules",
 		Short: "Check and show rules files",
 	})
-	cmd.AddCommand(rulesValidate(p), rulesShow(p))
+	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesBacktest(p))
 	return cmd
 }
 

@@ -17,6 +17,7 @@ type Backend interface {
 	Operator
 	Functions
 	DeadLetters
+	Backtester
 }
 
 // DeadLetters is what a subscription gave up and what becomes of it. What was done when a call ends, for whatever

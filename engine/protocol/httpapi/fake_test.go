@@ -39,6 +39,7 @@ type fake struct {
 
 	fakeLogs
 	fakeLetters
+	fakeBacktests
 }
 
 type fakeTopic struct {

@@ -52,6 +52,7 @@ func routes() []*route {
 		{method: "POST", path: "/v1/functions/{name}/invoke", handle: (*call).invoke, query: []string{"version", "id", "type", "subject", "key"}},
 		{method: "GET", path: "/v1/rules", handle: (*call).rules},
 		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
+		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "budget", "before"}},
 		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi},
 		{method: "GET", path: "/healthz", handle: (*call).healthz, open: true},
 		{method: "GET", path: "/readyz", handle: (*call).readyz, open: true},
