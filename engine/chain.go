@@ -13,11 +13,14 @@ import (
 	"github.com/millrace/millrace/plugins"
 )
 
-// A chain runs a batch of items through a subscription's functions. It belongs to one pump and is reused.
-// The whole chain is one step of each item: a RETRY, a REJECT or a failure anywhere discards what the
-// others made of that item.
+// A chain runs a batch of items through a subscription's functions. It belongs to one pump, or to a trial, and
+// is reused. The whole chain is one step of each item: a RETRY, a REJECT or a failure anywhere discards what
+// the others made of that item.
 type chain struct {
-	s       *subscription
+	at      around
+	name    string   // of the subscription
+	topic   string   // that it reads
+	seed    [32]byte // what its functions' random numbers derive from
 	c       *subConfig
 	items   []item
 	fates   []fate // by item
@@ -32,6 +35,36 @@ type chain struct {
 	view    *stateView    // of functions that keep state; nil where none does
 }
 
+// around is what a chain needs of where it runs: a subscription at work, or a trial.
+type around interface {
+	// outputTo checks an event that a step puts into a topic and makes it its own.
+	outputTo(ctx context.Context, topic string, ev *event.Event) (output, error)
+	// ran is told of a function's call, while h.level has what went in, h.next what goes on, and h.out what
+	// it said.
+	ran(h *chain, f *function, took time.Duration)
+	// discarded is told of a reply that does not count.
+	discarded(why string)
+}
+
+func newChain(s *subscription) *chain {
+	return &chain{at: s, name: s.name, topic: s.topic.name, seed: s.seed}
+}
+
+func (s *subscription) outputTo(ctx context.Context, topic string, ev *event.Event) (output, error) {
+	return s.e.outputTo(ctx, topic, ev)
+}
+
+func (s *subscription) ran(h *chain, f *function, took time.Duration) {
+	for _, sh := range h.c.shadows {
+		if sh.function == f.def.Name {
+			sh.offer(&h.call, &h.out)
+		}
+	}
+	f.book.called(f.digest(), len(h.call.Events), took, &h.out)
+}
+
+func (s *subscription) discarded(why string) { s.e.replies.discarded(why) }
+
 // link is one event between two functions.
 type link struct {
 	rec    event.Record
@@ -45,6 +78,11 @@ type fate struct {
 	made    int // events emitted so far: the n of their ids
 	outputs []output
 	reply   *event.Reply
+}
+
+// settlement is that of an item which went through the functions and is not sent anywhere.
+func (x *fate) settlement(c *subConfig, it item) settlement {
+	return settlement{it: it, outputs: x.outputs, reply: x.reply, made: c, filtered: len(x.outputs) == 0 && x.reply == nil}
 }
 
 // maxHops bounds an event's way through topics.
@@ -79,7 +117,7 @@ func (h *chain) run(ctx context.Context) error {
 
 // through runs one function over the level.
 func (h *chain) through(ctx context.Context, f *function) error {
-	h.call.Key = h.s.seed
+	h.call.Key = h.seed
 	h.call.Events, h.call.Attempts = h.call.Events[:0], h.call.Attempts[:0]
 	for _, l := range h.level {
 		h.call.Events = append(h.call.Events, l.rec)
@@ -98,17 +136,12 @@ func (h *chain) through(ctx context.Context, f *function) error {
 	if err := f.code.Call(ctx, &h.call, &h.out); err != nil {
 		return err
 	}
-	for _, sh := range h.c.shadows {
-		if sh.function == f.def.Name {
-			sh.offer(&h.call, &h.out)
-		}
-	}
-	f.book.called(f.digest(), len(h.call.Events), time.Since(began), &h.out)
+	took := time.Since(began)
 	if h.call.State != nil {
 		h.view.stage(h.out.Writes())
 	}
 	for _, x := range h.out.Failures {
-		h.failed(h.level[x.Index].origin, failure{reason: string(x.Reason), err: x.Err, digest: f.digest()})
+		h.failed(h.level[x.Index].origin, failure{reason: string(x.Reason), err: x.Err, function: f.def.Name, digest: f.digest()})
 	}
 	h.next = h.next[:0]
 	for i := range h.out.Results {
@@ -120,15 +153,16 @@ func (h *chain) through(ctx context.Context, f *function) error {
 		case plugins.Emit:
 			h.emit(ctx, in, r, f)
 		case plugins.Retry:
-			h.failed(in.origin, failure{reason: "attempts", err: errRetry, digest: f.digest(), wait: time.Duration(r.Arg) * time.Millisecond})
+			h.failed(in.origin, failure{reason: "attempts", err: errRetry, function: f.def.Name, digest: f.digest(), wait: time.Duration(r.Arg) * time.Millisecond})
 		case plugins.Reject:
 			err := event.Permanent(int(r.Arg), fmt.Errorf("rejected by %s: %s", f.def.Name, clip(string(r.Data), 512)))
-			h.failed(in.origin, failure{reason: string(plugins.ReasonReject), err: err, digest: f.digest(), final: true})
+			h.failed(in.origin, failure{reason: string(plugins.ReasonReject), err: err, function: f.def.Name, digest: f.digest(), final: true})
 		case plugins.Reply:
 			h.reply(in, r)
 		case plugins.Drop:
 		}
 	}
+	h.at.ran(h, f, took)
 	h.level, h.next = h.next, h.level
 	return nil
 }
@@ -147,7 +181,7 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 	r.Event(in.rec, &h.ev)
 	if h.ev.ID == "" {
 		b := append(h.scratch[:0], origin.Attr(event.TagID)...)
-		b = append(append(append(b, '~'), h.s.name...), '~')
+		b = append(append(append(b, '~'), h.name...), '~')
 		h.scratch = strconv.AppendInt(b, int64(x.made), 10)
 		h.ev.ID = string(h.scratch)
 	}
@@ -159,7 +193,7 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 		h.ev.Type = in.rec.Attr(event.TagType)
 	}
 	if h.ev.Topic == "" {
-		h.ev.Topic = h.s.topic.name
+		h.ev.Topic = h.topic
 		at := len(h.buf)
 		h.buf = h.ev.AppendRecord(h.buf)
 		rec := event.Record(h.buf[at:len(h.buf):len(h.buf)])
@@ -168,43 +202,52 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 		h.next = append(h.next, link{rec, in.origin})
 		return
 	}
-	out, err := h.s.e.outputTo(ctx, h.ev.Topic, &h.ev)
+	out, err := h.at.outputTo(ctx, h.ev.Topic, &h.ev)
 	if err != nil {
-		h.failed(in.origin, outputFailure(err, f.digest()))
+		h.failed(in.origin, outputFailure(err, f))
 		return
 	}
 	x.outputs = append(x.outputs, out)
 }
 
-// outputTo checks an event that a step puts into a topic and makes it its own.
+// outputTo finds the topic of an output, and makes it where that is allowed.
 func (e *Engine) outputTo(ctx context.Context, name string, ev *event.Event) (output, error) {
 	t, err := e.lookup(ctx, name)
 	if err != nil {
 		return output{}, err
 	}
+	own, err := ownOutput(t.def.Load(), ev, e.o.Limits, e.now())
+	return output{t, own}, err
+}
+
+// ownOutput is an event as a topic takes it.
+func ownOutput(t *topicDef, ev *event.Event, limits event.Limits, now time.Time) (*event.Event, error) {
 	own := ev.Clone()
-	own.Topic = t.name
+	own.Topic = t.Name
 	own.Hops++
 	if own.Hops > maxHops {
-		return output{}, fmt.Errorf("%w: the event has passed %d topics, more than a way without a circle needs", errHops, maxHops)
+		return nil, fmt.Errorf("%w: the event has passed %d topics, more than a way without a circle needs", errHops, maxHops)
 	}
-	if err := own.Validate(e.o.Limits); err != nil {
-		return output{}, err
+	if err := own.Validate(limits); err != nil {
+		return nil, err
 	}
-	if err := e.checkDelay(&own); err != nil {
-		return output{}, err
+	if err := checkDelay(&own, now); err != nil {
+		return nil, err
 	}
-	if err := t.def.Load().checkSchema(own.Data); err != nil {
-		return output{}, err
+	if err := t.checkSchema(own.Data); err != nil {
+		return nil, err
 	}
-	return output{t, &own}, nil
+	return &own, nil
 }
 
 var errHops = errors.New("hops")
 
 // outputFailure: another try may find the topic made or its schema changed, but not fewer hops.
-func outputFailure(err error, digest string) failure {
-	f := failure{reason: string(plugins.ReasonOutput), err: err, digest: digest}
+func outputFailure(err error, at *function) failure {
+	f := failure{reason: string(plugins.ReasonOutput), err: err}
+	if at != nil {
+		f.function, f.digest = at.def.Name, at.digest()
+	}
 	if errors.Is(err, errHops) {
 		f.reason, f.final = "hops", true
 	}

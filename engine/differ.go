@@ -195,7 +195,17 @@ func decodeJSON(b []byte) (v any, ok bool) {
 }
 
 // differJSON finds the first difference of two values; members are looked at by name.
-func differJSON(path string, a, b any) *difference {
+func differJSON(path string, a, b any) (first *difference) {
+	differences(path, a, b, func(at string, was, is json.RawMessage) bool {
+		first = &difference{path: at, was: jsonText(was), is: jsonText(is)}
+		return false
+	})
+	return first
+}
+
+// differences calls fn for each difference of two values until it returns false; members are looked at by name.
+// What one of them lacks is nil.
+func differences(path string, a, b any, fn func(path string, was, is json.RawMessage) bool) bool {
 	switch x := a.(type) {
 	case map[string]any:
 		y, ok := b.(map[string]any)
@@ -207,15 +217,16 @@ func differJSON(path string, a, b any) *difference {
 		for _, name := range slices.Compact(names) {
 			v, had := x[name]
 			w, has := y[name]
-			at := path + "." + name
+			at := strings.TrimPrefix(path+"."+name, ".")
 			if had != has {
-				return &difference{path: at, was: jsonText(v, had), is: jsonText(w, has)}
-			}
-			if d := differJSON(at, v, w); d != nil {
-				return d
+				if !fn(at, rawJSON(v, had), rawJSON(w, has)) {
+					return false
+				}
+			} else if !differences(at, v, w, fn) {
+				return false
 			}
 		}
-		return nil
+		return true
 	case []any:
 		y, ok := b.([]any)
 		if !ok {
@@ -223,26 +234,28 @@ func differJSON(path string, a, b any) *difference {
 		}
 		for i := range max(len(x), len(y)) {
 			at := fmt.Sprintf("%s[%d]", path, i)
-			if i >= len(x) || i >= len(y) {
-				var v, w any
-				if i < len(x) {
-					v = x[i]
-				} else {
-					w = y[i]
-				}
-				return &difference{path: at, was: jsonText(v, i < len(x)), is: jsonText(w, i < len(y))}
+			var v, w any
+			if i < len(x) {
+				v = x[i]
 			}
-			if d := differJSON(at, x[i], y[i]); d != nil {
-				return d
+			if i < len(y) {
+				w = y[i]
+			}
+			if i >= len(x) || i >= len(y) {
+				if !fn(at, rawJSON(v, i < len(x)), rawJSON(w, i < len(y))) {
+					return false
+				}
+			} else if !differences(at, v, w, fn) {
+				return false
 			}
 		}
-		return nil
+		return true
 	default:
 		if comparableJSON(b) && a == b {
-			return nil
+			return true
 		}
 	}
-	return &difference{path: path, was: jsonText(a, true), is: jsonText(b, true)}
+	return fn(path, rawJSON(a, true), rawJSON(b, true))
 }
 
 // comparableJSON keeps a comparison of interfaces from maps and lists.
@@ -254,13 +267,20 @@ func comparableJSON(v any) bool {
 	return true
 }
 
-func jsonText(v any, there bool) string {
+func rawJSON(v any, there bool) json.RawMessage {
 	if !there {
-		return "(missing)"
+		return nil
 	}
 	b, err := json.Marshal(v)
-	if err != nil {
-		return err.Error()
+	if err != nil { // unreachable: it was read from JSON
+		return nil
 	}
-	return string(b)
+	return b
+}
+
+func jsonText(raw json.RawMessage) string {
+	if raw == nil {
+		return "(missing)"
+	}
+	return string(raw)
 }

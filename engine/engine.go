@@ -59,6 +59,7 @@ type Engine struct {
 	macs       sync.Pool     // of hash.Hash, keyed: see seal
 	turn       atomic.Uint32 // partitions for events without a key, in turn
 	clock      timeText
+	traces     traceBook
 }
 
 // Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.

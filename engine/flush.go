@@ -107,11 +107,14 @@ func (e *Engine) flush(ctx context.Context) error {
 		ops = f.fold(ops, plan)
 	}
 	ops, litter := e.replies.sweep(e.now().UnixNano(), ops)
+	ops = e.trimTraces(ctx, plan, ops)
+	ops = e.traces.take(dirty, plan.revision, e.now().UnixNano(), ops)
 	var err error
 	if len(ops) > 0 {
 		err = e.store.Commit(ctx, &storage.Batch{Ops: ops})
 	}
 	e.replies.swept(litter, err)
+	e.traces.written(err)
 	for _, f := range order {
 		f.end(err)
 	}

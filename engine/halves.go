@@ -148,7 +148,7 @@ func (c *change) dropBetween(spec Spec) {
 		if t := c.next.topics[name]; t.of != "" && !used[name] {
 			delete(c.next.topics, name)
 			c.dropped = append(c.dropped, t)
-			c.ops = append(c.ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial))
+			c.ops = append(c.ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial), delPrefix(tableTraces, t.serial))
 			c.ops = append(c.ops, removalOfLetters(t.serial)...)
 		}
 	}

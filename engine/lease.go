@@ -252,10 +252,10 @@ func (s *subscription) ack(ctx context.Context, c *subConfig, ids []string, repl
 				sts = append(sts, s.failAfter(c, leaseLimit(c), l.job.it, st.failed))
 				continue
 			}
-			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs, reply: st.reply})
+			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs, reply: st.reply, made: l.job.made})
 			continue
 		}
-		sts = append(sts, settlement{it: l.job.it, reply: l.job.reply})
+		sts = append(sts, settlement{it: l.job.it, reply: l.job.reply, made: l.job.made})
 	}
 	s.mu.Unlock()
 	if err := s.settleTogether(ctx, sts); err != nil {

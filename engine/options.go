@@ -36,6 +36,8 @@ type Options struct {
 	CircuitFailures             int
 	CircuitWait, CircuitMaxWait time.Duration
 
+	TraceBytes int64 // of the stored traces of a topic; 64 MiB
+
 	Waiters    int           // requests that wait for replies at once; 4,096
 	ReplyKeep  time.Duration // how long a reply is kept; 10 min
 	Replies    int           // replies that are kept at once; 10,000
@@ -74,6 +76,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.ReplyBytes == 0 {
 		o.ReplyBytes = 64 << 20
+	}
+	if o.TraceBytes == 0 {
+		o.TraceBytes = 64 << 20
 	}
 	if o.ReplyKeep == 0 {
 		o.ReplyKeep = 10 * time.Minute
@@ -127,8 +132,8 @@ func (o Options) validate() error {
 	if o.Flush < time.Millisecond {
 		errs = append(errs, errors.New("option Flush: want at least 1ms"))
 	}
-	if o.Waiters < 1 || o.Replies < 1 || o.ReplyBytes < 1 || o.ReplyKeep < 0 {
-		errs = append(errs, errors.New("options Waiters, Replies, ReplyBytes and ReplyKeep: want at least 1"))
+	if o.Waiters < 1 || o.Replies < 1 || o.ReplyBytes < 1 || o.TraceBytes < 1 || o.ReplyKeep < 0 {
+		errs = append(errs, errors.New("options Waiters, Replies, ReplyBytes, TraceBytes and ReplyKeep: want at least 1"))
 	}
 	return errors.Join(errs...)
 }

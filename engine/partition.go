@@ -29,6 +29,8 @@ type partition struct {
 	filterErrors, filterMissing atomic.Uint64 // since the start: see TopicInfo
 	saved                       event.Offset  // checkpoint as last written; guarded by mu
 	unsaved                     bool          // writing it failed; guarded by mu
+
+	traces tracesOf
 }
 
 // feeds is whom a topic's events go to: immutable, replaced under every partition's mu.

@@ -14,7 +14,6 @@ import (
 	"github.com/zeebo/xxh3"
 
 	"github.com/millrace/millrace/engine/event"
-	"github.com/millrace/millrace/filters"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -84,7 +83,7 @@ func (e *Engine) admit(t *topic, p *publication, ev *event.Event) error {
 	if err := ev.Validate(e.o.Limits); err != nil {
 		return err
 	}
-	if err := e.checkDelay(ev); err != nil {
+	if err := checkDelay(ev, e.now()); err != nil {
 		return err
 	}
 	if d := t.def.Load(); d.schema != nil {
@@ -299,13 +298,8 @@ func (e *Engine) DryRun(_ context.Context, name string, evs []event.Event) ([][]
 		rec.SetPlace(event.Position{}, e.now().UnixNano())
 		all[i] = []event.Match{}
 		for _, s := range t.parts[0].feeds.Load().subs {
-			var scratch filters.Scratch
-			m := event.Match{Subscription: s.name, Matched: true, Why: "no filter: every event of the topic"}
-			if program := s.config.Load().Program; program != nil {
-				m.Matched = program.Match(rec, &scratch)
-				m.Why = program.Explain(rec).String()
-			}
-			all[i] = append(all[i], m)
+			x := s.config.Load().Program.Explain(rec)
+			all[i] = append(all[i], event.Match{Subscription: s.name, Matched: x.Matched, Why: x.String()})
 		}
 	}
 	return all, nil

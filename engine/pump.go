@@ -43,7 +43,7 @@ type job struct {
 }
 
 func (s *subscription) pump(crew *crew) {
-	h := &chain{s: s}
+	h := newChain(s)
 	ctx := s.e.working()
 	perEvent := time.Duration(0) // smoothed cost of an event in the functions
 	for {
@@ -166,7 +166,7 @@ func (s *subscription) unblock() {
 }
 
 // collect makes what a batch puts into the subscription's topic.
-func (s *subscription) collect(ctx context.Context, h *chain) {
+func (h *chain) collect(ctx context.Context) {
 	for _, l := range h.level {
 		x := &h.fates[l.origin]
 		if x.failed {
@@ -174,9 +174,9 @@ func (s *subscription) collect(ctx context.Context, h *chain) {
 		}
 		var ev event.Event
 		l.rec.Decode(&ev)
-		out, err := s.e.outputTo(ctx, h.c.Deliver.Topic, &ev)
+		out, err := h.at.outputTo(ctx, h.c.Deliver.Topic, &ev)
 		if err != nil {
-			h.failed(l.origin, outputFailure(err, ""))
+			h.failed(l.origin, outputFailure(err, nil))
 			continue
 		}
 		x.outputs = append(x.outputs, out)
@@ -185,7 +185,7 @@ func (s *subscription) collect(ctx context.Context, h *chain) {
 
 // toTopic settles a batch with everything that it puts into topics.
 func (s *subscription) toTopic(ctx context.Context, h *chain) {
-	s.collect(ctx, h)
+	h.collect(ctx)
 	outputs, dropped := 0, 0
 	sts := make([]settlement, 0, len(h.items))
 	for i, it := range h.items {
@@ -199,7 +199,7 @@ func (s *subscription) toTopic(ctx context.Context, h *chain) {
 		} else {
 			outputs++
 		}
-		sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
+		sts = append(sts, x.settlement(h.c, it))
 	}
 	began := time.Now()
 	if s.settleUntil(ctx, sts) {
@@ -256,9 +256,9 @@ func (s *subscription) handOver(ctx context.Context, h *chain) {
 			s.mu.Lock()
 		case len(outs) == 0 && len(x.outputs) == 0 && x.reply == nil:
 			s.c.Dropped++
-			s.done(it)
+			s.done(it, h.c, traceFiltered)
 		case len(outs) == 0:
-			sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
+			sts = append(sts, x.settlement(h.c, it))
 		case len(outs) == 1 && len(x.outputs) == 0:
 			s.sends.push(job{it: it, rec: outs[0].rec, made: h.c, reply: x.reply})
 		default:
@@ -293,6 +293,8 @@ func (s *subscription) queueStep(c *subConfig, it item, outs []link, x *fate) {
 		}
 	}
 	if st.left == 0 { // all were sent; what failed was the settlement
-		s.workers.Go(func() { s.settleUntil(s.e.working(), []settlement{{it: it, outputs: st.outputs, reply: st.reply}}) })
+		s.workers.Go(func() {
+			s.settleUntil(s.e.working(), []settlement{{it: it, outputs: st.outputs, reply: st.reply, made: c}})
+		})
 	}
 }

@@ -200,9 +200,9 @@ func (h *chain) reply(in link, r *plugins.Result) {
 	x, it := &h.fates[in.origin], h.items[in.origin]
 	switch {
 	case it.rec.Flags()&event.FlagReply == 0:
-		h.s.e.replies.discarded(replyUnasked)
+		h.at.discarded(replyUnasked)
 	case x.reply != nil:
-		h.s.e.replies.discarded(replySecond)
+		h.at.discarded(replySecond)
 	case !x.failed:
 		x.reply = replyOf(r)
 	}

@@ -45,7 +45,7 @@ func (e *Engine) delayed(rec event.Record) (due int64, later bool) {
 }
 
 // checkDelay says what is wrong with an event's deliverat.
-func (e *Engine) checkDelay(ev *event.Event) error {
+func checkDelay(ev *event.Event, now time.Time) error {
 	for i := range ev.Extensions {
 		a := &ev.Extensions[i]
 		if a.Name != delayAttribute {
@@ -55,7 +55,7 @@ func (e *Engine) checkDelay(ev *event.Event) error {
 		if err != nil {
 			return event.Invalid(delayAttribute, fmt.Sprintf("%.40q is not a time; want RFC 3339, such as 2030-01-31T12:00:00Z", a.Value))
 		}
-		if ahead := at.Sub(e.now()); ahead > maxDelay {
+		if ahead := at.Sub(now); ahead > maxDelay {
 			return event.Invalid(delayAttribute, fmt.Sprintf("%.40q is %s ahead; an event can be held back for 30 days at most", a.Value, ahead.Round(time.Hour)))
 		}
 	}

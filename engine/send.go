@@ -250,10 +250,10 @@ func (s *subscription) outcome(ctx context.Context, c *subConfig, j job, err err
 	if st == nil {
 		switch {
 		case err == nil && j.reply != nil:
-			s.settleReply(ctx, settlement{it: j.it, reply: j.reply})
+			s.settleReply(ctx, settlement{it: j.it, reply: j.reply, made: j.made})
 			return settlement{}, false
 		case err == nil:
-			s.done(j.it)
+			s.done(j.it, j.made, traceDelivered)
 			return settlement{}, false
 		}
 		f := failureOf(err)
@@ -275,9 +275,9 @@ func (s *subscription) outcome(ctx context.Context, c *subConfig, j job, err err
 		st.failed.done, st.failed.hash, st.failed.made = st.done, hashOutputs(st.recs), j.made
 		return s.afterFailure(c, j.it, st.failed), true
 	case len(st.outputs) > 0 || st.reply != nil:
-		return settlement{it: j.it, outputs: st.outputs, reply: st.reply}, true
+		return settlement{it: j.it, outputs: st.outputs, reply: st.reply, made: j.made}, true
 	default:
-		s.done(j.it)
+		s.done(j.it, j.made, traceDelivered)
 	}
 	return settlement{}, false
 }
@@ -314,7 +314,7 @@ func (s *subscription) afterFailure(c *subConfig, it item, f failure) settlement
 	if event.IsDisable(f.err) {
 		park := s.park(it, f.err)
 		park.due, park.attempt, park.done, park.hash, park.digests = s.e.now().UnixNano(), it.attempt-1, f.done, f.hash, f.made.digests
-		return settlement{it: it, park: park}
+		return settlement{it: it, park: park, failed: &f}
 	}
 	if c.Retry.On4xx == event.DeadLetter4xx && !f.final && final4xx(event.Code(f.err)) {
 		f.final, f.reason = true, "permanent"

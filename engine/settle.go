@@ -18,12 +18,15 @@ import (
 // A settlement is the end of one step: what it puts into topics, and either nothing more or a row for the
 // next try. It is written in one commit with the cursor.
 type settlement struct {
-	it      item
-	park    *parkedEvent
-	outputs []output
-	reply   *event.Reply // to the item's producer, who asked for one
-	dead    string       // the typed reason, if one of the outputs is its dead letter
-	state   *stateView   // what the batch that it is of wrote; the same in all of them
+	it       item
+	park     *parkedEvent
+	outputs  []output
+	reply    *event.Reply // to the item's producer, who asked for one
+	dead     string       // the typed reason, if one of the outputs is its dead letter
+	made     *subConfig   // whose functions were at work; nil: none
+	filtered bool         // the functions put nothing out
+	failed   *failure     // of a try that failed
+	state    *stateView   // what the batch that it is of wrote; the same in all of them
 }
 
 // output is an event that a step appends to a topic.
@@ -42,6 +45,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	}
 
 	var b storage.Batch
+	var places []place
 	touched := make([]bool, len(s.cursors))
 	was := s.parked.size
 	kept := sts[:0:0]
@@ -58,7 +62,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		}
 		state = st.state
 		for _, o := range st.outputs {
-			s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event})
+			places = append(places, s.e.appendTo(&b, o.topic, storage.Entry{Event: o.event}))
 		}
 		if st.park != nil {
 			var size int64
@@ -129,7 +133,14 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			s.touch(c) // the next flush folds it into the checkpoint
 		}
 	}
-	for _, st := range kept {
+	at := s.e.now().UnixNano()
+	for i := range kept {
+		st, first := &kept[i], outPlace{}
+		if n := len(st.outputs); n > 0 {
+			first = places[0].of(&b)
+			places = places[n:]
+		}
+		s.noteSettled(st, at, first)
 		if st.it.parked != nil {
 			s.parked.forget(st.it.parked.key(s.serial, st.it.rec))
 		}
@@ -237,14 +248,15 @@ func (s *subscription) reroute(sts []settlement) []settlement {
 	for i, st := range sts {
 		next[i] = st
 		if err := s.e.standing(sts[i : i+1]); err != nil {
-			next[i] = s.fail(s.config.Load(), st.it, outputFailure(err, ""))
+			next[i] = s.fail(s.config.Load(), st.it, outputFailure(err, nil))
 		}
 	}
 	return next
 }
 
 // done settles a delivery that succeeded and puts nothing anywhere: in memory, written with the next flush.
-func (s *subscription) done(it item) {
+func (s *subscription) done(it item, by *subConfig, what traceVerdict) {
+	s.noteDone(it, by, what)
 	if it.gen != s.gen {
 		return
 	}
@@ -257,16 +269,23 @@ func (s *subscription) done(it item) {
 	s.left(it, nil)
 }
 
+// of is where the entry was stored, once the batch is committed.
+func (p place) of(b *storage.Batch) outPlace {
+	a := &b.Appends[p.append]
+	return outPlace{a.Log.Topic, a.Entries[p.entry].Position}
+}
+
 // appendTo adds an entry to a batch under the partition that its key says.
-func (e *Engine) appendTo(b *storage.Batch, t *topic, entry storage.Entry) {
+func (e *Engine) appendTo(b *storage.Batch, t *topic, entry storage.Entry) place {
 	id := t.parts[e.place(t, entry.Event, true)].id
 	for i := range b.Appends {
 		if b.Appends[i].Log == id {
 			b.Appends[i].Entries = append(b.Appends[i].Entries, entry)
-			return
+			return place{i, len(b.Appends[i].Entries) - 1}
 		}
 	}
 	b.Appends = append(b.Appends, storage.Append{Log: id, Entries: []storage.Entry{entry}})
+	return place{len(b.Appends) - 1, 0}
 }
 
 // place chooses the partition: by ordering key, else by (source, id) where the id is stable, else in turn.
@@ -293,12 +312,13 @@ func hashID(h *xxh3.Hasher, ev *event.Event) {
 
 // verdict is how a step that failed goes on.
 type failure struct {
-	reason string // typed: trap, memory, output, reject, hops, attempts, permanent, leases, age
-	err    error
-	wait   time.Duration // 0: by schedule
-	digest string        // of the function at fault
-	done   []uint32      // outputs that were sent all the same
-	hash   uint64        // of the outputs
+	reason   string // typed: trap, memory, output, reject, hops, attempts, permanent, leases, age
+	err      error
+	wait     time.Duration // 0: by schedule
+	digest   string        // of the function at fault
+	function string        // its name
+	done     []uint32      // outputs that were sent all the same
+	hash     uint64        // of the outputs
 
 	made  *subConfig // whose functions were at work; nil: that under which it is decided
 	final bool       // no further try
@@ -343,7 +363,7 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 	}
 	park := s.park(it, f.err)
 	park.due, park.attempt, park.done, park.hash, park.digests = due.UnixNano(), it.attempt, f.done, f.hash, digests
-	return settlement{it: it, park: park}
+	return settlement{it: it, park: park, failed: &f}
 }
 
 // park is the row of an item that failed, with one more try in its story.
@@ -423,7 +443,7 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}
-	return settlement{it: it, outputs: []output{{t, &ev}}, dead: f.reason}
+	return settlement{it: it, outputs: []output{{t, &ev}}, dead: f.reason, failed: &f}
 }
 
 // printable keeps what CloudEvents attributes must not hold out of them: control characters, noncharacters

@@ -259,7 +259,7 @@ func (s *subscription) runStateful(ctx context.Context, h *chain) error {
 			if err = h.run(ctx); err != nil {
 				break
 			}
-			s.collect(ctx, h)
+			h.collect(ctx)
 			x := &h.fates[0]
 			if x.failed {
 				h.view.fall()
@@ -276,7 +276,7 @@ func (s *subscription) runStateful(ctx context.Context, h *chain) error {
 			}
 			p := it.rec.Partition()
 			h.view.latest[p] = max(h.view.latest[p], it.rec.Received())
-			sts = append(sts, settlement{it: it, outputs: x.outputs, reply: x.reply})
+			sts = append(sts, x.settlement(h.c, it))
 		}
 		h.view.fall()
 		if len(sts) > 0 {

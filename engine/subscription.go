@@ -59,6 +59,7 @@ type subscription struct {
 	workers  sync.WaitGroup
 	c        counters
 	losing   losing
+	traces   tracer
 }
 
 // counters are a subscription's since the start. The mutex guards them.
@@ -245,8 +246,13 @@ func (e *Engine) openSubscription(ctx context.Context, c *change, t *topic, conf
 		s.serial = e.serial
 		err = s.begin(ctx, c, config.Start)
 	}
-	s.seed = sha256.Sum256(append(append([]byte("seed\x00"), e.secret[:]...), s.name...))
+	s.seed = seedOf(e.secret, s.name)
 	return s, err
+}
+
+// seedOf is what the random numbers of a subscription's functions derive from.
+func seedOf(secret [32]byte, name string) [32]byte {
+	return sha256.Sum256(append(append([]byte("seed\x00"), secret[:]...), name...))
 }
 
 func (s *subscription) begin(ctx context.Context, c *change, start event.Start) error {

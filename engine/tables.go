@@ -23,6 +23,8 @@ const (
 	tableLetterFloor storage.Table = 16 // topic u32, partition u32 → offset u64: all dead letters below are
 	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
 
+	tableTraces storage.Table = 24 // topic u32, partition u32, block u64, time i64 → tries; topic u32, partition u32 → bytes u64 of those: see traceBook
+
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
 	tableStateExpiry storage.Table = 10 // subscription u32, partition u32, expiry i64, then as in tableState → nothing
 	tableStateSize   storage.Table = 11 // subscription u32 → keys u64, bytes u64

@@ -127,6 +127,9 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 			p.saved = be.Uint64(live)
 			p.live.Store(p.saved)
 		}
+		if err := p.loadTraces(ctx, e.store); err != nil {
+			return nil, fmt.Errorf("topic %s: %w", t.name, err)
+		}
 		p.feeds.Store(&feeds{})
 		t.parts = append(t.parts, p)
 	}
@@ -216,6 +219,8 @@ type TopicInfo struct {
 	// FilterErrors counts, since the start, the times that a filter ran out of its bounds at an event of the
 	// live feed; FilterMissing the comparisons that were false because a path was missing or of another type.
 	FilterErrors, FilterMissing uint64
+
+	Traces TraceInfo
 }
 
 // Topics lists all topics by name.
@@ -239,7 +244,7 @@ func (e *Engine) Topic(name string) (TopicInfo, error) {
 }
 
 func (t *topic) info() TopicInfo {
-	info := TopicInfo{Topic: t.def.Load().Topic, Incarnation: t.serial}
+	info := TopicInfo{Topic: t.def.Load().Topic, Incarnation: t.serial, Traces: t.traceInfo()}
 	for _, p := range t.parts {
 		info.Partition = append(info.Partition, p.log.Bounds())
 		info.FilterErrors += p.filterErrors.Load()

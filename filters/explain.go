@@ -23,7 +23,10 @@ type Part struct {
 	Values []Named // what it read of the event
 }
 
-// Named is a path or an attribute and its value, "missing" where it has none.
+// Missing is the value of what an event does not have; the values that are strings are quoted.
+const Missing = "missing"
+
+// Named is a path or an attribute and its value, Missing where it has none.
 type Named struct {
 	Name, Value string
 }

@@ -305,7 +305,7 @@ func (v value) String() string {
 	case array, object:
 		return shorten(v.s)
 	}
-	return "missing"
+	return Missing
 }
 
 // decimalString spells a decimal: plainly where that is short, else with an exponent.

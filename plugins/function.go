@@ -25,6 +25,10 @@ type Function struct {
 	script []byte                          // what its engine runs; nil of a module
 	say    func(level int, message string) // takes what passes the budget
 
+	offline bool        // it sends no requests: see OpenTrial
+	timed   atomic.Bool // it has asked for the true time
+	asked   atomic.Bool // it has asked for a request
+
 	pace    atomic.Int64  // guest time of an event in ns, about; 0: unknown
 	slots   chan struct{} // a token for every call at work
 	closing chan struct{}
@@ -83,14 +87,23 @@ func (h *Host) OpenLogged(ctx context.Context, def event.Function, say func(leve
 	if say == nil {
 		say = func(level int, message string) { h.o.Log(def.Name, level, message) }
 	}
-	f, err := h.newFunction(ctx, def, say)
+	return h.openNamed(ctx, def, say, false)
+}
+
+// OpenTrial is OpenLogged of a function that is tried: its requests to other hosts fail, and it is told why.
+func (h *Host) OpenTrial(ctx context.Context, def event.Function, say func(level int, message string)) (*Function, error) {
+	return h.openNamed(ctx, def, say, true)
+}
+
+func (h *Host) openNamed(ctx context.Context, def event.Function, say func(int, string), offline bool) (*Function, error) {
+	f, err := h.newFunction(ctx, def, say, offline)
 	if err != nil {
 		return nil, fmt.Errorf("function %s: %w", def.Name, err)
 	}
 	return f, nil
 }
 
-func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int, string)) (*Function, error) {
+func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int, string), offline bool) (*Function, error) {
 	if err := event.CheckName("function", def.Name); err != nil {
 		return nil, err
 	}
@@ -106,7 +119,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	if def.Limits.Output < 0 {
 		return nil, event.Invalid("limits.output", fmt.Sprintf("is %d bytes; want 1 or more", def.Limits.Output))
 	}
-	f := &Function{host: h, def: def, say: say, abi: abi, script: m.script, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
+	f := &Function{host: h, def: def, say: say, offline: offline, abi: abi, script: m.script, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
 	if err := f.start(); err != nil {
@@ -160,6 +173,20 @@ func (f *Function) Stats() FunctionStats {
 		Created: s.created.Load(), Retired: s.retired.Load(), Time: time.Duration(s.nanos.Load()),
 		Guest: time.Duration(s.guest.Load()), Fuel: s.fuel.Load(),
 	}
+}
+
+// Unrepeatable is why what the function said until now may differ another time; "" if nothing is known that
+// makes it so.
+func (f *Function) Unrepeatable() string {
+	switch {
+	case f.def.Allow.KV:
+		return "it keeps state"
+	case f.asked.Load():
+		return "it calls other hosts"
+	case f.timed.Load():
+		return "it reads the clock"
+	}
+	return ""
 }
 
 // Close ends the function: calls under way finish, later ones fail. If ctx ends first it says so and

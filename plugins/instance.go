@@ -185,7 +185,12 @@ func (in *Instance) Now() int64 {
 }
 
 // Clock is the true time in Unix nanoseconds.
-func (in *Instance) Clock() int64 { return in.fn.host.o.Now().UnixNano() }
+func (in *Instance) Clock() int64 {
+	if !in.fn.timed.Load() { // written once: instances share it
+		in.fn.timed.Store(true)
+	}
+	return in.fn.host.o.Now().UnixNano()
+}
 
 // Random fills p with the next bytes of a stream that is the same in every attempt at the event at work,
 // and differs from event to event, from subscription to subscription and from function to function.

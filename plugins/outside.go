@@ -111,10 +111,16 @@ func (in *Instance) fetch(r *Request, timeout time.Duration) (answer *Response, 
 		return nil, fmt.Errorf("%w: add %s to allow.http", ErrNotAllowed, u.Host)
 	case in.fn.host.o.Fetch == nil:
 		return nil, fmt.Errorf("%w: this router makes no requests for functions", ErrNotAllowed)
+	case in.fn.offline:
+		in.fn.asked.Store(true)
+		return nil, fmt.Errorf("%w: this is a trial, which sends nothing", ErrNotAllowed)
 	case in.fetches >= maxFetches:
 		return nil, fmt.Errorf("%w: one call may send %d requests", ErrNotAllowed, maxFetches)
 	}
 	in.fetches++
+	if !in.fn.asked.Load() {
+		in.fn.asked.Store(true)
+	}
 	r.MaxBody = in.fn.def.Limits.Output
 	if r.Header == nil {
 		r.Header = http.Header{}

@@ -19,6 +19,7 @@ type Topic struct {
 	WhenFull   WhenFull
 	Dedupe     time.Duration // window in which (source, id) is unique; 2 min
 	Schema     []byte        // JSON Schema for the data; nil: none
+	Trace      Trace
 	Owner      Owner
 }
 
@@ -53,6 +54,7 @@ func (t Topic) WithDefaults() Topic {
 	if t.Dedupe == 0 {
 		t.Dedupe = 2 * time.Minute
 	}
+	t.Trace = t.Trace.WithDefaults()
 	return t
 }
 

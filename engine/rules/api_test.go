@@ -27,10 +27,10 @@ func TestDefinitionsOfTheAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	if want := (event.Topic{Name: "orders", Partitions: 4, Retain: event.Retain{Bytes: 1 << 20, Age: time.Hour}, WhenFull: event.Reject,
-		Dedupe: 30 * time.Second, Schema: []byte(`{"type":"object","properties":{"token":{"const":"😀"}}}`)}); !reflect.DeepEqual(topic.Topic, want) {
+		Dedupe: 30 * time.Second, Trace: event.Trace{Keep: 24 * time.Hour, Sample: 1}, Schema: []byte(`{"type":"object","properties":{"token":{"const":"😀"}}}`)}); !reflect.DeepEqual(topic.Topic, want) {
 		t.Errorf("got  %+v\nwant %+v", topic.Topic, want)
 	}
-	if got := string(ShowTopic(topic.Topic)); got != `{"name":"orders","partitions":4,"retain":{"bytes":"1MiB","age":"1h"},"whenFull":"reject","dedupe":"30s","schema":{"type":"object","properties":{"token":{"const":"😀"}}}}` || got != string(topic.Effective) {
+	if got := string(ShowTopic(topic.Topic)); got != `{"name":"orders","partitions":4,"retain":{"bytes":"1MiB","age":"1h"},"whenFull":"reject","dedupe":"30s","trace":{"keep":"1d","sample":1},"schema":{"type":"object","properties":{"token":{"const":"😀"}}}}` || got != string(topic.Effective) {
 		t.Errorf("shown as %s\nand        %s", got, topic.Effective)
 	}
 
@@ -99,7 +99,7 @@ func TestFaultsOfTheAPI(t *testing.T) {
 		{topic, `{"name": "a"`, "", "not JSON, at byte"},
 		{topic, `{"name": "a"} x`, "", "not JSON, at byte"},
 		{topic, `{"name": "a", "name": "b"}`, "", `key "name" is there twice`},
-		{topic, `{"name": "a", "trace": {}}`, "trace", `key "trace" is not acted on by this build; remove it (allowed now: partitions`},
+		{topic, `{"name": "a", "trace": "never"}`, "trace", `is "never"; want none, or a mapping`},
 		{topic, `{"name": "a", "retain": {"byte": 1}}`, "retain.byte", `unknown key "byte"; did you mean "bytes"?`},
 		{topic, `{"name": "a", "schema": "schema.json"}`, "schema", "files are not available here"},
 		{topic, `{"name": "a", "schema": {"type": 1}}`, "schema", "not a JSON Schema"},

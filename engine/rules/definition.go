@@ -159,6 +159,9 @@ func (p *parser) topic(name string, key, n *node) *topicDef {
 	if v := f["schema"]; v != nil {
 		d.Schema = p.schema(v)
 	}
+	if v := f["trace"]; v != nil {
+		d.Trace = p.trace(v)
+	}
 	return d
 }
 

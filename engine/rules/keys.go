@@ -24,8 +24,7 @@ var (
 		empty: []string{"topics", "functions", "subscriptions", "hosts"},
 	}
 	topicShape = shape{
-		keys:  []string{"partitions", "retain", "whenFull", "dedupe", "schema"},
-		later: []later{{"trace", ""}},
+		keys: []string{"partitions", "retain", "whenFull", "dedupe", "schema", "trace"},
 	}
 	retainShape   = shape{keys: []string{"bytes", "age", "events"}}
 	functionShape = shape{

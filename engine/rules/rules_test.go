@@ -88,7 +88,6 @@ func TestLaterKeys(t *testing.T) {
 		{"", "sources: {github: {topic: code}}\n", "sources"},
 		{"", "schedules: {nightly: {topic: jobs, cron: \"0 2 * * *\"}}\n", "schedules"},
 		{"", "tests: [{name: x}]\n", "tests"},
-		{"    dedupe: 2m\n", "    trace: {keep: 24h, sample: 1}\n", "trace"},
 	} {
 		text := string(full)
 		before, after, ok := strings.Cut(text, c.after)

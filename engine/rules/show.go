@@ -256,6 +256,7 @@ func effectiveTopic(t event.Topic, source *doc) *doc {
 	}
 	d.set("whenFull", text(full))
 	d.set("dedupe", text(formatDuration(t.Dedupe)))
+	d.set("trace", traceDoc(t.Trace))
 	if s := source.get("schema"); s != nil {
 		d.set("schema", s)
 	}

@@ -1,0 +1,194 @@
+package engine
+
+import (
+	"context"
+	"math"
+	"math/bits"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/filters"
+)
+
+// triesOf are the tries that are remembered of an event, by the number of the subscription, oldest first; of one
+// subscription if only is not 0.
+func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only uint32) (map[uint32][]event.Tried, error) {
+	p := t.parts[pos.Partition]
+	tell := teller{topics: e.topicNames(), pos: pos, only: only, tries: map[uint32][]event.Tried{}}
+	low, block := int(pos.Offset&(1<<traceBlock-1)), pos.Offset>>traceBlock
+
+	b, seen := &e.traces, map[string]bool{}
+	b.mu.Lock()
+	revision := e.plan.Load().revision
+	for _, s := range p.feeds.Load().subs {
+		if only != 0 && s.serial != only {
+			continue
+		}
+		s.mu.Lock()
+		for i := range s.traces.list {
+			if x := &s.traces.list[i]; x.part == pos.Partition && x.base == pos.Offset&^63 && x.mask>>(pos.Offset&63)&1 != 0 {
+				tell.add(tryRow{*x, s.serial, shortDigests(x.by), revision})
+			}
+		}
+		s.mu.Unlock()
+	}
+	var err error
+	if row := b.rows[traceRowAt{p, block}]; row != nil {
+		seen[string(row.key)] = true
+		err = readTraces(row.key, row.value, low, tell.add)
+	}
+	b.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	err = e.store.Scan(ctx, tableTraces, traceKey(t.serial, pos.Partition, block, 0), traceKey(t.serial, pos.Partition, block, math.MaxInt64), func(k, v []byte) error {
+		if seen[string(k)] {
+			return nil
+		}
+		return readTraces(k, v, low, tell.add)
+	})
+	for _, tries := range tell.tries {
+		slices.SortStableFunc(tries, func(a, b event.Tried) int { return a.At.Compare(b.At) })
+	}
+	return tell.tries, err
+}
+
+func (e *Engine) topicNames() map[uint32]string {
+	names := map[uint32]string{}
+	for _, t := range e.plan.Load().topics {
+		names[t.serial] = t.name
+	}
+	return names
+}
+
+// teller makes entries of one event readable.
+type teller struct {
+	topics map[uint32]string
+	pos    event.Position
+	only   uint32
+	tries  map[uint32][]event.Tried
+}
+
+// maxTold bounds what is told of one try's outputs.
+const maxTold = 16
+
+func (l *teller) add(x tryRow) {
+	if l.only != 0 && x.sub != l.only {
+		return
+	}
+	t := event.Tried{At: time.Unix(0, x.at).UTC(), Verdict: x.what.String(), Attempt: int(x.attempt), Versions: digestTexts(x.digests), Revision: strings.Clone(x.revision)}
+	if x.outs > 0 {
+		name, ok := l.topics[x.out.topic]
+		if !ok {
+			name = "(deleted)"
+		}
+		before := bits.OnesCount64(x.mask & (1<<(l.pos.Offset&63) - 1))
+		first := x.out.pos
+		first.Offset += event.Offset(before) * event.Offset(x.outs)
+		t.Outputs = append(t.Outputs, name+"/"+first.String()) // the others of one step may lie in other topics
+	}
+	if w := x.why; w != nil {
+		t.Reason, t.Function, t.Error, t.Code = strings.Clone(w.reason), strings.Clone(w.function), strings.Clone(w.text), w.code
+		if w.due != 0 {
+			due := time.Unix(0, w.due).UTC()
+			t.Due = &due
+		}
+	}
+	l.tries[x.sub] = append(l.tries[x.sub], t)
+}
+
+// maxTracedSubs bounds the list of EventTrace.
+const maxTracedSubs = 1000
+
+// EventTrace says what became of an event at the subscriptions of its topic. Errors are those of Event.
+func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position) (*event.EventTrace, error) {
+	rec, err := e.Event(ctx, name, pos)
+	if err != nil {
+		return nil, err
+	}
+	t, err := e.topic(name)
+	if err != nil {
+		return nil, err
+	}
+	tries, err := e.triesOf(ctx, t, pos, 0)
+	if err != nil {
+		return nil, err
+	}
+	p := t.parts[pos.Partition]
+	f := p.feeds.Load()
+	matched := make([]bool, len(f.subs))
+	for _, i := range f.index.Match(rec, &filters.Scratch{}, nil) {
+		matched[i] = true
+	}
+	out := &event.EventTrace{Topic: name, Position: pos.String(), Received: rec.ReceivedAt(), Event: rec.AppendStructured(nil),
+		Traced: sampled(t.def.Load().Trace, pos), Subscriptions: []event.TracedEvent{}}
+	for i, s := range f.subs {
+		if matched[i] {
+			out.Matched++
+		} else {
+			out.NotMatched++
+		}
+		told := tries[s.serial]
+		delete(tries, s.serial)
+		switch {
+		case !matched[i] && told == nil:
+		case len(out.Subscriptions) == maxTracedSubs:
+			out.More++
+		default:
+			state, _ := s.standing(p, pos, told, matched[i])
+			out.Subscriptions = append(out.Subscriptions, event.TracedEvent{Subscription: s.name, Matched: matched[i], State: state, Tries: told})
+		}
+	}
+	for _, told := range tries { // of subscriptions that are gone
+		if len(out.Subscriptions) == maxTracedSubs {
+			out.More++
+			continue
+		}
+		out.Subscriptions = append(out.Subscriptions, event.TracedEvent{Subscription: "(removed)", State: stateAfter(told), Tries: told})
+	}
+	return out, nil
+}
+
+// stateAfter is what the last try came to, "" without one.
+func stateAfter(tries []event.Tried) string {
+	if len(tries) == 0 {
+		return ""
+	}
+	switch v := tries[len(tries)-1].Verdict; v {
+	case traceRetry.String():
+		return event.StateParked
+	default:
+		return v // the other verdicts are states too
+	}
+}
+
+// standing is where an event is at a subscription, as far as memory tells, and the same in words.
+func (s *subscription) standing(p *partition, pos event.Position, tries []event.Tried, matched bool) (state, words string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.cursors[pos.Partition]
+	after := stateAfter(tries)
+	switch {
+	case pos.Offset >= c.reach(p) && matched:
+		if after != "" {
+			return event.StateUnread, "the subscription was moved back, and will read it again"
+		}
+		return event.StateUnread, "the subscription has not come to it yet"
+	case c.out.has(pos.Offset):
+		if l := s.leases.out[leaseKey{pos: pos}]; l != nil {
+			return event.StateLeased, "a consumer has it until " + time.Unix(0, l.deadline).UTC().Format(time.RFC3339)
+		}
+		return event.StateInHand, "it is queued, in the functions, or being sent"
+	case after == event.StateParked || after == event.StateHeld:
+		return after, "it waits for its next try"
+	case after != "":
+		return after, ""
+	case !matched:
+		return event.StateUnmatched, "the filter does not take it"
+	case pos.Offset < s.row.Starts[pos.Partition]:
+		return event.StateBefore, "the subscription begins behind it: see `start`"
+	}
+	return event.StateSettled, "it is done with, or a seek has passed over it; how is not remembered: no trace of it is kept (`trace` of the topic)"
+}
