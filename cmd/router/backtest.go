@@ -80,8 +80,13 @@ func (b *backtesting) rulesOf(ctx context.Context, set *rules.Set) (engine.Backt
 	return r, errors.Join(errs...)
 }
 
-func (b *backtesting) parseBundle(_ context.Context, bundle []byte) (*rules.Set, error) {
-	return rules.ParseBytes("rules.yaml", bundle, b.remote(nil))
+// parseBundle reads rules with this router's variables.
+func (b *backtesting) parseBundle(ctx context.Context, bundle []byte) (*rules.Set, error) {
+	o := b.o
+	for name := range b.api[kindFunctions] {
+		o.Functions = append(o.Functions, name)
+	}
+	return rules.ParseBundle(ctx, bundle, o)
 }
 
 type backtestRun struct {

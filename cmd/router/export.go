@@ -435,14 +435,20 @@ func (r *rowWriter) write(doc json.RawMessage) error {
 		_, err := r.w.Write(append(doc, '\n'))
 		return err
 	}
+	var whole struct{ Data json.RawMessage }
 	d := json.NewDecoder(bytes.NewReader(doc))
 	d.UseNumber()
 	var ev map[string]any
-	if err := d.Decode(&ev); err != nil {
+	if err := errors.Join(d.Decode(&ev), json.Unmarshal(doc, &whole)); err != nil {
 		return err
 	}
+	media, _ := ev["datacontenttype"].(string)
 	row := make([]string, len(r.columns))
 	for i, path := range r.columns {
+		if path == "data" && (media == "" || event.IsJSON(media)) { // as it was written
+			row[i] = string(whole.Data)
+			continue
+		}
 		row[i] = cellOf(ev, path)
 	}
 	return r.csv.Write(row)
@@ -458,11 +464,9 @@ func (r *rowWriter) flush() error {
 	return r.w.Flush()
 }
 
-// cellOf is the value at a path as a cell: a string as it is, anything else as JSON, "" where there is none. JSON data as a
-// whole is JSON also where it is a string. key and ext.<name> are what filters call them.
+// cellOf is the value at a path as a cell: a string as it is, anything else as JSON, "" where there is none. key and
+// ext.<name> are what filters call them.
 func cellOf(ev map[string]any, path string) string {
-	media, _ := ev["datacontenttype"].(string)
-	whole := path == "data" && (media == "" || event.IsJSON(media))
 	switch {
 	case path == "key":
 		path = "partitionkey"
@@ -480,9 +484,9 @@ func cellOf(ev map[string]any, path string) string {
 		}
 	}
 	switch text, ok := v.(string); {
-	case ok && !whole:
+	case ok:
 		return text
-	case v == nil && !whole:
+	case v == nil:
 		return ""
 	default:
 		b, err := marshalPlain(v)

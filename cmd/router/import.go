@@ -91,7 +91,7 @@ type importState struct {
 	Bytes  int64  `json:"bytes"`  // of the file that are imported
 	Line   int    `json:"line"`   // the next one
 	Events int    `json:"events"` // imported
-	Head   string `json:"head"`   // a hash of the file's beginning: it must be the same file
+	Head   string `json:"head"`   // a hash of the beginning of those: it must be the same file
 }
 
 // A lump is the events of one request.
@@ -113,6 +113,7 @@ type importer struct {
 	c     *client
 	o     *importing
 	url   string
+	head  []byte // the beginning of the file
 	state importState
 	began time.Time
 	sent  int // in this run
@@ -178,13 +179,13 @@ const headBytes = 4096
 
 // open finds where to begin.
 func (im *importer) open(file *os.File, topic string) error {
-	head := make([]byte, headBytes)
-	n, err := io.ReadFull(file, head)
+	im.head = make([]byte, headBytes)
+	n, err := io.ReadFull(file, im.head)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
 		return err
 	}
-	sum := sha256.Sum256(head[:n])
-	was := importState{Topic: topic, Server: im.c.base.Redacted(), Head: hex.EncodeToString(sum[:])}
+	im.head = im.head[:n]
+	was := importState{Topic: topic, Server: im.c.base.Redacted()}
 	im.state = was
 	if im.o.resume {
 		b, err := os.ReadFile(im.stateFile())
@@ -200,12 +201,18 @@ func (im *importer) open(file *os.File, topic string) error {
 		if im.state.Topic != was.Topic || im.state.Server != was.Server {
 			return fmt.Errorf("%s is of an import to topic %s at %s; go on with that, or begin anew without --resume", im.stateFile(), im.state.Topic, im.state.Server)
 		}
-		if im.state.Head != was.Head {
+		if im.state.Head != im.headHash() {
 			return fmt.Errorf("%s is not the file whose import was cut off; begin anew without --resume", im.o.file)
 		}
 	}
 	_, err = file.Seek(0, io.SeekStart)
 	return err
+}
+
+// headHash is of the beginning of what is imported: what comes after it may be mended.
+func (im *importer) headHash() string {
+	sum := sha256.Sum256(im.head[:min(int64(len(im.head)), im.state.Bytes)])
+	return hex.EncodeToString(sum[:])
 }
 
 // run sends one lump after another.
@@ -226,6 +233,7 @@ func (im *importer) run(ctx context.Context, cut lumper) error {
 		im.state.Events += len(l.lines)
 		im.state.Bytes, im.state.Line = l.end, l.next
 		if im.o.file != "-" {
+			im.state.Head = im.headHash()
 			b, err := json.Marshal(im.state)
 			if err == nil {
 				err = replaceFile(im.stateFile(), append(b, '\n'))

@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/rules"
 )
 
 // rehearsal is the flags of rules backtest.
@@ -215,7 +216,8 @@ func (p *program) failOn(o *rehearsal, r *engine.BacktestReport) error {
 
 // backtestThere has a running router do it.
 func (p *program) backtestThere(ctx context.Context, c *client, o *rehearsal, tell func(engine.BacktestProgress)) (*engine.BacktestReport, error) {
-	bundle, err := p.packRules(ctx, o.after)
+	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
+	bundle, _, err := rules.Pack(ctx, o.after, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv})
 	if err != nil {
 		return nil, err
 	}
@@ -266,11 +268,6 @@ func (p *program) backtestThere(ctx context.Context, c *client, o *rehearsal, te
 			tell(*line.Progress)
 		}
 	}
-}
-
-// packRules makes of the rules what a router can be sent.
-func (p *program) packRules(_ context.Context, path string) ([]byte, error) {
-	return os.ReadFile(path)
 }
 
 // backtestEvents reads recorded events. Their places are the lines of the file.
