@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -99,8 +100,12 @@ func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]even
 		spec.Functions = append(spec.Functions, f.Function)
 		functions = append(functions, f.Name)
 	}
-	for _, doc := range api[kindSubscriptions] {
-		s, err := rules.ParseSubscription(doc, d.remote(functions))
+	for name, doc := range api[kindSubscriptions] {
+		o := d.remote(functions)
+		if !bytes.Equal(doc, d.api[kindSubscriptions][name]) { // what is in force stays so when a schema changes
+			o.Schema = func(topic string) []byte { return topics[topic].Schema }
+		}
+		s, err := rules.ParseSubscription(doc, o)
 		if err != nil {
 			errs = append(errs, err)
 			continue

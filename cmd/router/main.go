@@ -9,10 +9,12 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/plugins"
 )
 
@@ -75,7 +77,7 @@ func run(ctx context.Context, self string, args []string, stdin io.Reader, stdou
 		usage = &usageError{cmd, err}
 	}
 	if !errors.Is(err, errSaid) {
-		fmt.Fprintf(stderr, "router: %s\n", lines(err.Error()))
+		fmt.Fprintf(stderr, "router: %s\n", lines(longError(err)))
 	}
 	if usage == nil && !errors.As(err, &usage) {
 		return exitFailed
@@ -84,6 +86,16 @@ func run(ctx context.Context, self string, args []string, stdin io.Reader, stdou
 		fmt.Fprintf(stderr, "Usage: %s\nRun '%s --help' for more.\n", usage.cmd.UseLine(), usage.cmd.CommandPath())
 	}
 	return exitUsage
+}
+
+// longError is an error's text, with excerpts where faults have them.
+func longError(err error) string {
+	text := err.Error()
+	var faults *event.Faults
+	if errors.As(err, &faults) {
+		text = strings.Replace(text, faults.Error(), faults.Long(), 1)
+	}
+	return text
 }
 
 // noteStart makes every command below cmd set started when it begins its own work, and say which arguments it wants

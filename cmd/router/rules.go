@@ -17,7 +17,7 @@ func rulesCommand(p *program) *cobra.Command {
 		Use:   "rules",
 		Short: "Check and show rules files",
 	})
-	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesBacktest(p))
+	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p))
 	return cmd
 }
 
@@ -58,8 +58,9 @@ func rulesValidate(p *program) *cobra.Command {
 	return &cobra.Command{
 		Use:   "validate PATH",
 		Short: "Check a rules file, or a folder of them, without a router",
-		Long: `Validate reads rules as 'serve' does and prints everything wrong with them, each as file:line:column. Variables are
-those of this shell. Scripts are loaded once, which finds their mistakes.`,
+		Long: `Validate reads rules as 'serve' does and prints everything wrong with them, each as file:line:column with the line that
+it is about. Secrets in it are not shown. Variables are those of this shell. Scripts are loaded once, which finds their
+mistakes.`,
 		Example: `  router rules validate millrace.yaml`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {

@@ -11,9 +11,26 @@ import (
 // way. What functions put out is bounded by hops; dead letters are not held back by them, so a way round of
 // dead letters alone must not be in force.
 func DeadLetterCircle(subs []Subscription) []int {
+	return circle(subs, func(s *Subscription) string { return s.DeadLetter })
+}
+
+// DeliveryCircle is the same for what subscriptions deliver into topics, streams included: each event would go round
+// until its hops run out. Outputs that functions direct elsewhere are not in it, nor are dead letters.
+func DeliveryCircle(subs []Subscription) []int {
+	return circle(subs, target)
+}
+
+func target(s *Subscription) string {
+	if s.Deliver.Face == ToTopic || s.Deliver.Face == Stream {
+		return s.Deliver.Topic
+	}
+	return ""
+}
+
+func circle(subs []Subscription, to func(*Subscription) string) []int {
 	from := map[string][]int{} // by the topic that they read
 	for i := range subs {
-		if subs[i].DeadLetter != "" {
+		if to(&subs[i]) != "" {
 			from[subs[i].Topic] = append(from[subs[i].Topic], i)
 		}
 	}
@@ -44,15 +61,15 @@ func DeadLetterCircle(subs []Subscription) []int {
 			}
 			at := from[top.topic][top.next]
 			top.next++
-			switch dead := subs[at].DeadLetter; state[dead] {
+			switch next := to(&subs[at]); state[next] {
 			case under:
 				way = append(way, at)
-				first := slices.IndexFunc(way, func(x int) bool { return subs[x].Topic == dead })
+				first := slices.IndexFunc(way, func(x int) bool { return subs[x].Topic == next })
 				return way[first:]
 			case fresh:
-				state[dead] = under
+				state[next] = under
 				way = append(way, at)
-				steps = append(steps, step{topic: dead})
+				steps = append(steps, step{topic: next})
 			}
 		}
 	}
@@ -70,5 +87,32 @@ func TellCircle(subs []Subscription, way []int) string {
 		fmt.Fprintf(&b, "%s reads %s and puts its dead letters into %s; ", subs[i].Name, subs[i].Topic, subs[i].DeadLetter)
 	}
 	b.WriteString("give one of them another deadLetter")
+	return b.String()
+}
+
+// TellDeliveryCircle says in words what DeliveryCircle found, and what to do.
+func TellDeliveryCircle(subs []Subscription, way []int) string {
+	const shown = 10
+	var b strings.Builder
+	b.WriteString("subscriptions ")
+	if len(way) == 1 {
+		b.Reset()
+		b.WriteString("subscription ")
+	}
+	for i, at := range way {
+		if i > 0 {
+			b.WriteString(" → ")
+		}
+		if i == shown && len(way) > shown+1 {
+			fmt.Fprintf(&b, "%d more", len(way)-shown)
+			break
+		}
+		fmt.Fprintf(&b, "%s (%s → %s)", subs[at].Name, subs[at].Topic, target(&subs[at]))
+	}
+	if len(way) == 1 {
+		b.WriteString(" delivers into the topic that it reads: every event would come back to it; deliver elsewhere")
+	} else {
+		b.WriteString(" form a circle: every event would go round in it; deliver one of them elsewhere")
+	}
 	return b.String()
 }

@@ -27,6 +27,8 @@ var (
 type Fault struct {
 	At     string `json:"at"` // the field, index, header or file:line:column
 	Detail string `json:"detail"`
+	// Excerpt is the line of a file with a mark below the place, for people to read; "" where there is none.
+	Excerpt string `json:"-"`
 }
 
 // Faults is an error that lists everything wrong at once.
@@ -36,12 +38,20 @@ type Faults struct {
 }
 
 // Error joins the faults, one a line.
-func (f *Faults) Error() string {
+func (f *Faults) Error() string { return f.text(false) }
+
+// Long is Error with the excerpt of each fault below it.
+func (f *Faults) Long() string { return f.text(true) }
+
+func (f *Faults) text(long bool) string {
 	lines := make([]string, len(f.List))
 	for i, x := range f.List {
 		lines[i] = x.Detail
 		if x.At != "" {
 			lines[i] = x.At + ": " + x.Detail
+		}
+		if long && x.Excerpt != "" {
+			lines[i] += "\n" + x.Excerpt
 		}
 	}
 	return strings.Join(lines, "\n")

@@ -37,7 +37,7 @@ func TestCheckName(t *testing.T) {
 }
 
 func TestFaultsKeepTheirPlaceAndKind(t *testing.T) {
-	inner := &Faults{Is: ErrTooLarge, List: []Fault{{"id", "is long"}, {"", "is big"}}}
+	inner := &Faults{Is: ErrTooLarge, List: []Fault{{At: "id", Detail: "is long"}, {Detail: "is big"}}}
 	err := At("events[3]", fmt.Errorf("wrapped: %w", inner))
 	if !errors.Is(err, ErrTooLarge) || err.Error() != "events[3].id: is long\nevents[3]: is big" || inner.List[0].At != "id" {
 		t.Errorf("%v", err)

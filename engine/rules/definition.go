@@ -29,6 +29,7 @@ type topicDef struct {
 	Topic
 	whenFullSet bool
 	retain      *node
+	typed       *jsonschema.Schema // Schema, compiled
 }
 
 type functionDef struct{ Function }
@@ -157,7 +158,7 @@ func (p *parser) topic(name string, key, n *node) *topicDef {
 		d.Dedupe, _ = p.duration(v, time.Second, maxDedupe)
 	}
 	if v := f["schema"]; v != nil {
-		d.Schema = p.schema(v)
+		d.Schema, d.typed = p.schema(v)
 	}
 	if v := f["trace"]; v != nil {
 		d.Trace = p.trace(v)
@@ -181,22 +182,21 @@ func (p *parser) retain(n *node) event.Retain {
 }
 
 // schema is the path of a JSON Schema, or the schema itself.
-func (p *parser) schema(n *node) []byte {
-	var text []byte
+func (p *parser) schema(n *node) (text []byte, typed *jsonschema.Schema) {
 	switch n.kind {
 	case scalar:
 		path, ok := p.path(n)
 		if !ok {
-			return nil
+			return nil, nil
 		}
 		b, err := p.include(n, path)
 		if err != nil {
 			p.bad(n, "%v", err)
-			return nil
+			return nil, nil
 		}
 		if len(b) > maxSource {
 			p.bad(n, "file %s has %d bytes; at most %d are allowed", n.shown(), len(b), maxSource)
-			return nil
+			return nil, nil
 		}
 		p.attach(path, b)
 		text = b
@@ -204,32 +204,33 @@ func (p *parser) schema(n *node) []byte {
 		text = plain(n).appendJSON(nil)
 	default:
 		p.bad(n, "is %s; want the path of a JSON Schema, or the schema itself", n.kind)
-		return nil
+		return nil, nil
 	}
-	if err := checkSchema(text); err != nil {
+	typed, err := compileSchema(text)
+	if err != nil {
 		p.bad(n, "not a JSON Schema: %v", err)
-		return nil
+		return nil, nil
 	}
-	return text
+	return text, typed
 }
 
-func checkSchema(text []byte) error {
+func compileSchema(text []byte) (*jsonschema.Schema, error) {
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(text))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	c := jsonschema.NewCompiler()
 	c.UseLoader(noLoader{})
 	const at = "rules:///schema" // an absolute one: else it is below the working directory
 	if err := c.AddResource(at, v); err != nil {
-		return err
+		return nil, err
 	}
-	_, err = c.Compile(at)
+	typed, err := c.Compile(at)
 	var invalid *jsonschema.SchemaValidationError
 	if errors.As(err, &invalid) {
-		return schemaFaults(invalid.Err)
+		return nil, schemaFaults(invalid.Err)
 	}
-	return err
+	return typed, err
 }
 
 // schemaFaults is the leaves of a tree of faults in one line: those above only say that those below failed.

@@ -1,10 +1,13 @@
 package rules
 
 import (
+	"errors"
 	"os"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 // The examples of the documents are read; those that are marked are refused with the lines below them.
@@ -32,6 +35,16 @@ func TestDocs(t *testing.T) {
 		case m[1] != "" && (err == nil || err.Error()+"\n" != m[3]):
 			t.Errorf("got\n%v\nthe documents say\n%s", err, m[3])
 		}
+	}
+	// The last that is refused is also shown with its excerpts.
+	faults := &event.Faults{}
+	for _, m := range examples {
+		if _, err := ParseBytes("rules.yaml", []byte(m[2]), o); err != nil {
+			errors.As(err, &faults)
+		}
+	}
+	if !strings.Contains(string(text), strings.Join(strings.SplitAfter(faults.Long(), "\n")[:3], "")) {
+		t.Errorf("the documents do not show\n%v", faults.Long())
 	}
 	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape} {
 		for _, key := range s.keys {

@@ -37,6 +37,8 @@ type source struct {
 	name, dir string
 	text      []byte
 	lines     [][]byte // made when first asked for
+	root      *node    // nil where the text was not understood
+	veil      *veil    // made when first asked for
 }
 
 // node is a value of a rules file or a document of the API: YAML and JSON look alike from here on.
@@ -155,6 +157,7 @@ func (p *parser) read(src *source) *node {
 	if c.failed {
 		return nil
 	}
+	src.root = n
 	return n
 }
 

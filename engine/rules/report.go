@@ -40,6 +40,7 @@ type parser struct {
 	kept     map[fault]bool // those in faults
 	perFile  map[string]int
 	count    int      // kept or not
+	looks    int      // left of maxLooks
 	expanded int      // bytes that references stand for
 	names    []string // of functions, sorted, once a suggestion needs them
 
@@ -54,6 +55,7 @@ type parser struct {
 }
 
 type fault struct {
+	src       *source
 	file      string
 	line, col int
 	event.Fault
@@ -64,7 +66,7 @@ func newParser(o Options) *parser {
 		o.Now = time.Now
 	}
 	return &parser{o: o, files: map[string]bool{}, sources: map[string][]byte{}, read1: map[string]attached{}, revision: sha256.New(),
-		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{},
+		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{}, looks: maxLooks,
 		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}}
 }
 
@@ -78,6 +80,10 @@ func (n *node) place() string {
 
 // fault reports what is wrong at a node.
 func (p *parser) fault(n *node, format string, args ...any) {
+	if p.full(n) { // to make it fine is in vain
+		p.count++
+		return
+	}
 	p.report(n, n.path, fmt.Sprintf(format, args...))
 }
 
@@ -88,6 +94,10 @@ func (p *parser) bad(n *node, format string, args ...any) {
 
 // badAt is bad about something that is not there, below n.
 func (p *parser) badAt(n *node, below, format string, args ...any) {
+	if p.full(n) {
+		p.count++
+		return
+	}
 	detail := fmt.Sprintf(format, args...)
 	path := n.path
 	switch {
@@ -113,13 +123,16 @@ func (p *parser) report(n *node, path, detail string) {
 		return
 	}
 	for s := range p.secrets {
+		if s == "" {
+			continue
+		}
 		detail = strings.ReplaceAll(detail, s, hidden)
 		if q := strconv.Quote(s); q[1:len(q)-1] != s {
 			detail = strings.ReplaceAll(detail, q[1:len(q)-1], hidden)
 		}
 	}
 	detail = strings.ReplaceAll(detail, "\n", "; ") // one fault, one line
-	f := fault{file: n.src.name, line: n.line, col: n.col, Fault: event.Fault{At: path, Detail: detail}}
+	f := fault{src: n.src, file: n.src.name, line: n.line, col: n.col, Fault: event.Fault{At: path, Detail: detail}}
 	if n.src.name != "" {
 		f.At = n.place()
 	}
@@ -166,6 +179,7 @@ func (p *parser) err() error {
 			out.List = append(out.List, event.Fault{Detail: fmt.Sprintf("and %d more", p.count-i)})
 			break
 		}
+		f.Excerpt = p.excerpt(f)
 		out.List = append(out.List, f.Fault)
 	}
 	return out

@@ -41,6 +41,9 @@ type Options struct {
 	// Functions are names that exist besides those of the file: the API's. ParseSubscription checks names
 	// only where it is not nil.
 	Functions []string
+	// Schema is the JSON Schema of a topic of the router, nil of one without: what a subscription of the API reads of
+	// the data is checked against it. Rules files are checked against the schemas that stand in them.
+	Schema func(topic string) []byte
 	// CheckModule says what is wrong with a module that a file names; nil looks at its first bytes alone.
 	CheckModule func(module []byte) error
 	Now         func() time.Time // what `start: 24h` counts back from; time.Now
@@ -185,6 +188,13 @@ func ParseSubscription(src []byte, o Options) (Subscription, error) {
 	d := p.subscription(name, n, n)
 	if o.Functions != nil {
 		p.checkFunctions(d, nameSet(o.Functions))
+	}
+	if o.Schema != nil && d.program != nil {
+		if text := o.Schema(d.Topic); text != nil {
+			if schema, err := compileSchema(text); err == nil {
+				p.typedFilter(d, schema)
+			}
+		}
 	}
 	if err := p.err(); err != nil {
 		return Subscription{}, err

@@ -14,7 +14,9 @@ import (
 
 // SinkKind reads and opens one kind of sink: what may stand under deliver by its name. SinkOf makes it.
 type SinkKind struct {
-	read func(p *parser, kind string, n *node) (open func(context.Context) (engine.Sink, error), effective *doc)
+	options  reflect.Type
+	defaults reflect.Value // of options
+	read     func(p *parser, kind string, n *node) (open func(context.Context) (engine.Sink, error), effective *doc)
 }
 
 // SinkOf makes a SinkKind of the options of a connector and the function that opens it. The fields of O
@@ -23,11 +25,17 @@ type SinkKind struct {
 // structs of these. Fields without a tag, or with "-", belong to the process: open fills them.
 //
 // Where O has Validate() error, it is called when rules are checked; each fault of an *event.Faults is
-// reported at its own key. Where O has WithDefaults() O, Show prints what that fills in. Values under keys
+// reported at its own key. Tags say what a field is for to who writes rules: `about` in words, `enum` the texts that
+// it may be, `rules:"required"` that it has to be there. Where O has WithDefaults() O, Show prints what that fills in. Values under keys
 // that look like secrets' (secrets, headers, token…) are never shown. open gets its own copy of O, whose
 // maps and lists are shared: it must not change them.
 func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)) SinkKind {
-	return SinkKind{func(p *parser, kind string, n *node) (func(context.Context) (engine.Sink, error), *doc) {
+	var zero O
+	defaults := zero
+	if v, ok := any(&zero).(interface{ WithDefaults() O }); ok {
+		defaults = v.WithDefaults()
+	}
+	return SinkKind{options: reflect.TypeFor[O](), defaults: reflect.ValueOf(defaults), read: func(p *parser, kind string, n *node) (func(context.Context) (engine.Sink, error), *doc) {
 		var o O
 		before, unset := len(p.faults), p.unset
 		p.decode(n, reflect.ValueOf(&o).Elem())

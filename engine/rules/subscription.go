@@ -326,40 +326,6 @@ func (p *parser) checkFunctions(d *subscriptionDef, known map[string]bool) {
 	}
 }
 
-// checkReferences checks what definitions say of each other.
-func (p *parser) checkReferences() {
-	known := nameSet(p.o.Functions)
-	for name := range p.functionKeys {
-		known[name] = true
-	}
-	topics := make(map[string]*topicDef, len(p.topics))
-	for _, d := range p.topics {
-		topics[d.Name] = d
-	}
-	for _, d := range p.subscriptions {
-		p.checkFunctions(d, known)
-		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && !merged(&out.Retain, d.Deliver.StreamKeep) {
-			p.bad(d.stream, "topic %q has other bounds at %s; keep one of them", out.Name, out.retain.place())
-		}
-	}
-	p.checkCircle()
-}
-
-// checkCircle refuses dead letters that go round. One subscription alone is refused where it is read.
-func (p *parser) checkCircle() {
-	subs := make([]event.Subscription, len(p.subscriptions))
-	for i, d := range p.subscriptions {
-		subs[i] = d.event()
-	}
-	if way := event.DeadLetterCircle(subs); len(way) > 1 {
-		n := p.subscriptions[way[0]].n
-		if dead := n.get("deadLetter"); dead != nil {
-			n = dead
-		}
-		p.bad(n, "%s", event.TellCircle(subs, way))
-	}
-}
-
 // merged fills in what r leaves open and reports whether the two then agree.
 func merged(r *event.Retain, more event.Retain) bool {
 	if r.Bytes == 0 {

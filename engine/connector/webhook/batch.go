@@ -15,9 +15,9 @@ import (
 
 // Batch lets a request carry several events, as one batch of CloudEvents in JSON. Zero: no batches.
 type Batch struct {
-	Events int           `yaml:"events"` // of one request; 1 to 10000, 1: no batches
-	Bytes  int64         `yaml:"bytes"`  // of its body; 1 MiB. An event that is larger goes alone
-	Wait   time.Duration `yaml:"wait"`   // for more events once there is one; 0: what is there goes
+	Events int           `yaml:"events" about:"Of one request; 1 to 10,000. 1 is no batches."`            // of one request; 1 to 10000, 1: no batches
+	Bytes  int64         `yaml:"bytes" about:"Of its body. An event that is larger goes alone."`          // of its body; 1 MiB. An event that is larger goes alone
+	Wait   time.Duration `yaml:"wait" about:"For more events once there is one; 0s: what is there goes."` // for more events once there is one; 0: what is there goes
 }
 
 // Bounds of Batch.

@@ -23,13 +23,13 @@ type Dialer interface {
 // Options of a Sink: what stands under deliver.webhook of a subscription, and what the process adds. Zero
 // means default.
 type Options struct {
-	URL     string            `yaml:"url"`     // http or https; no user, no fragment
-	Format  string            `yaml:"format"`  // Structured, Binary or Data; Structured
-	Secrets []string          `yaml:"secrets"` // whsec_…; all sign, the first first; none: unsigned
-	Headers map[string]string `yaml:"headers"` // sent besides the router's own
-	Timeout time.Duration     `yaml:"timeout"` // of one attempt, connecting included; 15 s
-	Batch   Batch             `yaml:"batch"`   // several events in one request; zero: one each
-	Reply   bool              `yaml:"reply"`   // an answer of 2xx is the reply to the event, where its producer asked for one
+	URL     string            `yaml:"url" rules:"required" about:"Where to: http or https; no user, no fragment."`                                                                // http or https; no user, no fragment
+	Format  string            `yaml:"format" enum:"structured,binary,data" about:"A CloudEvent in JSON; the data as body and the attributes as ce-* headers; or the data alone."` // Structured, Binary or Data; Structured
+	Secrets []string          `yaml:"secrets" about:"whsec_…: the first signs first, all are sent while rotating; none: unsigned. Give references."`                              // whsec_…; all sign, the first first; none: unsigned
+	Headers map[string]string `yaml:"headers" about:"Sent besides the router's own. Never shown."`                                                                                // sent besides the router's own
+	Timeout time.Duration     `yaml:"timeout" about:"Of one attempt, connecting included."`                                                                                       // of one attempt, connecting included; 15 s
+	Batch   Batch             `yaml:"batch" about:"Several events in one request."`                                                                                               // several events in one request; zero: one each
+	Reply   bool              `yaml:"reply" about:"An answer of 2xx is the reply to the event, where its producer asked for one."`                                                // an answer of 2xx is the reply to the event, where its producer asked for one
 
 	Dialer    Dialer           `yaml:"-"` // required
 	Now       func() time.Time `yaml:"-"` // for timestamps; time.Now

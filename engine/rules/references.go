@@ -1,0 +1,122 @@
+package rules
+
+import (
+	"strings"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// checkReferences checks what definitions say of each other.
+func (p *parser) checkReferences() {
+	known := nameSet(p.o.Functions)
+	for name := range p.functionKeys {
+		known[name] = true
+	}
+	topics := make(map[string]*topicDef, len(p.topics))
+	for _, d := range p.topics {
+		topics[d.Name] = d
+	}
+	for _, d := range p.subscriptions {
+		p.checkFunctions(d, known)
+		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && !merged(&out.Retain, d.Deliver.StreamKeep) {
+			p.bad(d.stream, "topic %q has other bounds at %s; keep one of them", out.Name, out.retain.place())
+		}
+		if t := topics[d.Subscription.Topic]; t != nil {
+			p.typedFilter(d, t.typed)
+		}
+	}
+	p.checkCase()
+	p.checkDeadLetters()
+	p.checkCircles()
+}
+
+// checkCase refuses names that differ in case alone: file systems, tables and people confuse them, and a topic that is
+// only named, in other letters, would be made without a word.
+func (p *parser) checkCase() {
+	once := func(what string, names func(add func(name string, at *node))) {
+		type first struct {
+			name string
+			at   *node
+		}
+		seen := map[string]first{}
+		names(func(name string, at *node) {
+			folded := strings.ToLower(name)
+			was, ok := seen[folded]
+			switch {
+			case name == "" || at == nil:
+			case !ok:
+				seen[folded] = first{name, at}
+			case was.name != name:
+				p.fault(at, "%s %s differs from %s at %s in case alone; write both alike, or give one of them another name", what, quote(name), quote(was.name), was.at.place())
+			}
+		})
+	}
+	once("topic", func(add func(string, *node)) {
+		for _, d := range p.topics {
+			add(d.Name, p.topicKeys[d.Name])
+		}
+		for _, d := range p.subscriptions {
+			add(d.Subscription.Topic, d.n.get("topic"))
+			if d.Deliver.Face == event.ToTopic {
+				add(d.Deliver.Topic, d.target())
+			}
+			add(d.DeadLetter, d.n.get("deadLetter"))
+		}
+	})
+	once("function", func(add func(string, *node)) {
+		for _, d := range p.functions {
+			add(d.Name, p.functionKeys[d.Name])
+		}
+	})
+	once("subscription", func(add func(string, *node)) {
+		for _, d := range p.subscriptions {
+			add(d.Name, p.subKeys[d.Name])
+		}
+	})
+}
+
+// target is where deliver says what it delivers to.
+func (d *subscriptionDef) target() *node {
+	if n := d.n.get("deliver"); n != nil && len(n.items) == 1 {
+		return n.items[0]
+	}
+	return d.n
+}
+
+func (p *parser) events() []event.Subscription {
+	subs := make([]event.Subscription, len(p.subscriptions))
+	for i, d := range p.subscriptions {
+		subs[i] = d.event()
+	}
+	return subs
+}
+
+// checkDeadLetters refuses dead letters that go round. One subscription alone is refused where it is read.
+func (p *parser) checkDeadLetters() {
+	subs := p.events()
+	if way := event.DeadLetterCircle(subs); len(way) > 1 {
+		n := p.subscriptions[way[0]].n
+		if dead := n.get("deadLetter"); dead != nil {
+			n = dead
+		}
+		p.bad(n, "%s", event.TellCircle(subs, way))
+	}
+}
+
+// maxCircles is how many circles are named at once.
+const maxCircles = 20
+
+// checkCircles refuses topics that are delivered into each other all round, whatever the filters on the way say: they
+// may take everything. Where functions put an event into a topic of their choice, the bound of hops stops it.
+func (p *parser) checkCircles() {
+	subs := p.events()
+	for range maxCircles {
+		way := event.DeliveryCircle(subs)
+		if way == nil {
+			return
+		}
+		last := way[len(way)-1]
+		p.bad(p.subscriptions[last].target(), "%s", event.TellDeliveryCircle(subs, way))
+		subs[last].Deliver = event.Deliver{} // opened there, to find the next
+	}
+}
