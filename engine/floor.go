@@ -73,11 +73,45 @@ func (e *Engine) refloor(plan *Plan, t *topic) {
 	}
 }
 
-// pin keeps the ring of t from turning over until the change is in force or given up.
-func (c *change) pin(t *topic, start event.Start) { c.pins = append(c.pins, t.pin(start)) }
+// pinned is a topic whose ring must not turn over until the change is in force or given up.
+type pinned struct {
+	t     *topic
+	unpin func()
+}
 
-func (c *change) unpin() {
-	for _, unpin := range c.pins {
-		unpin()
+func (c *change) pin(t *topic, start event.Start) {
+	c.pins = append(c.pins, pinned{t, t.pin(start)})
+}
+
+// settleFloors takes the pins of a change back and moves the floors that it may have moved; the flush moves
+// all. old is the plan before it.
+func (e *Engine) settleFloors(c *change, old *Plan) {
+	for _, p := range c.pins {
+		p.unpin()
+	}
+	plan := e.plan.Load()
+	if old.deadLetters == nil { // no floor was looked for before
+		for _, t := range plan.topics {
+			e.refloor(plan, t)
+		}
+		return
+	}
+	moved := map[*topic]bool{}
+	for _, p := range c.pins {
+		moved[p.t] = true
+	}
+	for t := range c.touched {
+		moved[t] = true
+	}
+	for _, d := range c.defs {
+		moved[d.t] = true
+	}
+	for name := range old.deadLetters {
+		if t := plan.topics[name]; t != nil && !plan.deadLetters[name] {
+			moved[t] = true
+		}
+	}
+	for t := range moved {
+		e.refloor(plan, t)
 	}
 }

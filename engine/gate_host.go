@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"math"
 	"net"
 	"sync"
@@ -92,6 +93,10 @@ func (h *hosts) set(list []event.Host) {
 		limits[l.Name] = l
 	}
 	h.mu.Lock()
+	if maps.Equal(h.limits, limits) {
+		h.mu.Unlock()
+		return
+	}
 	h.limits = limits
 	gates := make([]*hostGate, 0, len(h.by))
 	for _, g := range h.by {

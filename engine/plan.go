@@ -83,7 +83,8 @@ type change struct {
 	swaps   []swap
 	gone    []*subscription
 	undo    []func()
-	pins    []func() // see pin
+	pins    []pinned
+	touched map[*topic]bool // their subscriptions, or what those ask for, change: see Engine.touch
 
 	versions []versioned
 }
@@ -126,12 +127,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	if c.next.topics == nil {
 		c.next.topics = map[string]*topic{}
 	}
-	defer func() {
-		c.unpin()
-		for _, t := range e.plan.Load().topics {
-			e.refloor(e.plan.Load(), t)
-		}
-	}()
+	defer func() { e.settleFloors(c, old) }()
 	err := spec.checkNames()
 	if err == nil {
 		spec, err = e.split(ctx, c, old, spec)
@@ -228,26 +224,28 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 	for _, s := range c.next.subs {
 		c.next.deadLetters[s.config.Load().DeadLetter] = true
 	}
-	for name := range c.next.deadLetters { // unfinished from the first on
-		if t := c.next.topics[name]; t != nil {
-			c.pin(t, event.Start{At: event.Latest})
+	var letters []*topic // that hold dead letters from now on
+	for name := range c.next.deadLetters {
+		if t := c.next.topics[name]; t != nil && !old.deadLetters[name] {
+			letters = append(letters, t)
+			c.pin(t, event.Start{At: event.Latest}) // unfinished from the first on
 		}
 	}
 	e.plan.Store(&c.next)
-	for name := range c.next.deadLetters {
-		if t := c.next.topics[name]; t != nil {
-			e.uncounted.add(t)
-		}
+	for _, t := range letters {
+		e.uncounted.add(t)
 	}
 	e.endDropped(c)
-	for _, t := range c.next.topics {
-		e.feedTopic(t, c.next.subs)
-	}
+	e.feedTouched(c)
 	for _, t := range topics {
 		c.next.topics[t.Name].changed()
 	}
-	for _, s := range c.next.subs {
+	// The others work as before: what a plan leaves as it was costs it next to nothing.
+	for _, s := range c.subs {
 		e.startSubscription(s)
+	}
+	for _, w := range c.swaps {
+		e.startSubscription(w.s)
 	}
 	for _, t := range c.next.topics { // after their subscriptions: those that have read all join the live feed where they stand
 		e.startTopic(t)
@@ -275,22 +273,51 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 	e.collect()
 }
 
-// feedTopic gives a topic's partitions the list of its subscriptions. What is attached stays so: lists
-// change between two blocks.
-func (e *Engine) feedTopic(t *topic, all map[string]*subscription) {
-	f := &feeds{}
-	var programs []*filters.Program
-	for _, name := range slices.Sorted(maps.Keys(all)) {
-		if s := all[name]; s.topic == t {
-			f.subs = append(f.subs, s)
-			programs = append(programs, s.config.Load().Program)
+// feedTouched gives the partitions of the topics that a change touches their new lists of subscriptions. A
+// topic that it does not touch keeps its list and its index: its reader notices nothing.
+func (e *Engine) feedTouched(c *change) {
+	c.touched = map[*topic]bool{}
+	fresh := map[*subscription]bool{}
+	for _, s := range c.subs {
+		c.touched[s.topic], fresh[s] = true, true
+	}
+	for _, s := range c.gone {
+		c.touched[s.topic] = true
+	}
+	for _, w := range c.swaps {
+		c.touched[w.s.topic] = true
+	}
+	lists := make(map[*topic][]*subscription, len(c.touched))
+	for _, s := range c.next.subs {
+		if c.touched[s.topic] {
+			lists[s.topic] = append(lists[s.topic], s)
+		}
+	}
+	for t := range c.touched {
+		subs := lists[t]
+		slices.SortFunc(subs, func(a, b *subscription) int { return strings.Compare(a.key, b.key) })
+		feedTopic(t, subs, fresh)
+	}
+}
+
+// feedTopic gives a topic's partitions the list of its subscriptions; fresh are those that are new to this
+// run. What is attached stays so: lists change between two blocks. The index is built before a reader is
+// held up.
+func feedTopic(t *topic, subs []*subscription, fresh map[*subscription]bool) {
+	f := &feeds{subs: subs}
+	programs := make([]*filters.Program, len(subs))
+	var joining []*subscription
+	for i, s := range subs {
+		programs[i] = s.config.Load().Program
+		if fresh[s] {
+			joining = append(joining, s)
 		}
 	}
 	f.index = filters.NewIndex(programs)
 	for _, p := range t.parts {
 		p.mu.Lock()
 		p.feeds.Store(f)
-		for _, s := range f.subs {
+		for _, s := range joining {
 			s.join(p)
 		}
 		p.mu.Unlock()
@@ -325,7 +352,10 @@ func (e *Engine) planSubscriptions(ctx context.Context, c *change, old *Plan, sp
 			c.remove(s)
 		}
 	}
-	return errors.Join(append(errs, e.removeStale(ctx, c, old))...)
+	if old.subs == nil { // the first plan of this run
+		errs = append(errs, e.removeStale(ctx, c))
+	}
+	return errors.Join(errs...)
 }
 
 func (c *change) remove(s *subscription) {
@@ -342,10 +372,10 @@ func removal(serial uint32) []storage.Op {
 
 // removeStale deletes what the store has of subscriptions that were in force before this start and are not
 // any more.
-func (e *Engine) removeStale(ctx context.Context, c *change, old *Plan) error {
+func (e *Engine) removeStale(ctx context.Context, c *change) error {
 	return e.store.Scan(ctx, tableSubs, nil, nil, func(k, v []byte) error {
 		name := string(k)
-		if c.next.subs[name] != nil || old.subs[name] != nil {
+		if c.next.subs[name] != nil {
 			return nil
 		}
 		var row subRow

@@ -234,6 +234,17 @@ func (e *Engine) Topics() []TopicInfo {
 	return infos
 }
 
+// TopicDefinitions are the definitions in force by name, without what Topics counts for each. The caller may
+// change the map.
+func (e *Engine) TopicDefinitions() map[string]event.Topic {
+	p := e.plan.Load()
+	defs := make(map[string]event.Topic, len(p.topics))
+	for name, t := range p.topics {
+		defs[name] = t.def.Load().Topic
+	}
+	return defs
+}
+
 // Topic returns one topic, or event.ErrNotFound with the nearest name.
 func (e *Engine) Topic(name string) (TopicInfo, error) {
 	t, err := e.topic(name)

@@ -22,10 +22,7 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 	var spec engine.Spec
 	var errs []error
 	functions := []string{}
-	topics := map[string]event.Topic{}
-	for _, t := range d.eng.Topics() {
-		topics[t.Name] = t.Topic // kept although nothing names them any more
-	}
+	topics := d.eng.TopicDefinitions() // kept although nothing names them any more
 	kept := maps.Clone(topics)
 	if set != nil {
 		for _, t := range set.Topics {
