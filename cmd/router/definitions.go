@@ -10,7 +10,6 @@ import (
 	"maps"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
@@ -25,19 +24,22 @@ type definitions struct {
 	eng   *engine.Engine
 	host  *plugins.Host
 	o     rules.Options
-	path  string // of the rules; "" without
-	embed bool   // path is a name for o.ReadFile rather than a file on disk: the demo
+	path  string       // of the rules; "" without
+	embed bool         // path is a name for o.ReadFile rather than a file on disk: the demo
+	afar  *remoteRules // path is its URL; nil: the rules are files
 	log   *slog.Logger
 
 	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
 	// and is held by readers, and by writers while they turn them.
 	changing sync.Mutex
 
-	mu     sync.Mutex
-	file   *rules.Set // nil without rules
-	stamp  string     // of the files as they were last read
-	api    owned
-	loaded rulesState
+	mu      sync.Mutex
+	file    *rules.Set // nil without rules
+	stamp   string     // of the files as they were last read
+	watched []string   // files that the rules name
+	api     owned
+	loaded  rulesState
+	loads   loadCounts
 }
 
 // owned are the API's definitions: kind → name → JSON.
@@ -50,28 +52,8 @@ const (
 	kindFunctions     = "functions"
 )
 
-// rulesState is how the last load of the rules file went, for /readyz.
-type rulesState struct {
-	Path     string    `json:"path"`
-	Revision string    `json:"revision"`
-	Loaded   time.Time `json:"loaded"`
-	Error    string    `json:"error,omitempty"` // of the last load; the rules before it are in force
-}
-
-func (d *definitions) rulesState() *rulesState {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.path == "" {
-		return nil
-	}
-	s := d.loaded
-	return &s
-}
-
-// open loads what the API owns and the rules file, and puts them in force.
+// open loads what the API owns and the rules, and puts them in force.
 func (d *definitions) open(ctx context.Context) error {
-	d.changing.Lock()
-	defer d.changing.Unlock()
 	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}}
 	err := d.eng.Definitions(ctx, func(kind, name string, doc []byte) error {
 		if api[kind] == nil {
@@ -84,36 +66,14 @@ func (d *definitions) open(ctx context.Context) error {
 		return err
 	}
 	d.turn(func() { d.api = api })
-	return d.load(ctx)
-}
-
-// reload reads the rules file again. A bad one changes nothing and is reported.
-func (d *definitions) reload(ctx context.Context) error {
-	d.changing.Lock()
-	defer d.changing.Unlock()
-	return d.load(ctx)
-}
-
-func (d *definitions) load(ctx context.Context) error {
-	if d.path == "" {
-		return d.apply(ctx, nil, d.api)
+	if d.afar != nil {
+		return d.openAfar(ctx)
 	}
-	before := stampOf(d.path) // what changes from here on is read again
-	d.turn(func() { d.stamp = before + d.stampFiles() })
-	set, err := d.parse(ctx)
-	if err == nil {
-		err = d.apply(ctx, set, d.api)
-	}
-	d.turn(func() {
-		d.loaded.Path = d.path
-		if err != nil {
-			d.loaded.Error = err.Error()
-			return
+	for range 50 { // files that are being written are waited for
+		if err = d.reload(ctx); !errors.Is(err, errChanging) || sleep(ctx, settleTime) != nil {
+			break
 		}
-		d.file = set
-		d.stamp = before + d.stampFiles() // which other files there are is known only now
-		d.loaded = rulesState{Path: d.path, Revision: set.Revision, Loaded: time.Now().UTC()}
-	})
+	}
 	return err
 }
 
@@ -124,11 +84,10 @@ func (d *definitions) turn(change func()) {
 	change()
 }
 
-func (d *definitions) parse(ctx context.Context) (*rules.Set, error) {
-	o := d.o
-	for name := range d.api[kindFunctions] {
-		o.Functions = append(o.Functions, name)
-	}
+// parse reads the rules; reads is told of each file that they name.
+func (d *definitions) parse(ctx context.Context, reads func(file string)) (*rules.Set, error) {
+	o := d.parseOptions()
+	o.Reads = reads
 	if !d.embed {
 		return rules.Parse(ctx, d.path, o)
 	}
@@ -137,6 +96,15 @@ func (d *definitions) parse(ctx context.Context) (*rules.Set, error) {
 		return nil, err
 	}
 	return rules.ParseBytes(d.path, text, o)
+}
+
+// parseOptions are those of the router's own rules: the API's functions are known to them.
+func (d *definitions) parseOptions() rules.Options {
+	o := d.o
+	for name := range d.api[kindFunctions] {
+		o.Functions = append(o.Functions, name)
+	}
+	return o
 }
 
 // remote are the options for what comes over the API: it may not read the router's environment and files.
@@ -174,7 +142,7 @@ func (d *definitions) ownerOf(kind, name string) (event.Owner, bool) {
 
 func (d *definitions) refuseOwned(kind, name string) error {
 	if o, ok := d.ownerOf(kind, name); ok {
-		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("%q is defined at %s:%d; change it there, or remove it there first", name, o.File, o.Line))
+		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("%q is defined at %s; change it there, or remove it there first", name, d.placeOf(o)))
 	}
 	return nil
 }
@@ -371,7 +339,7 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 // refusePush refuses to set the version of a function that the rules file gives a module.
 func (d *definitions) refusePush(name string) error {
 	if f, ok := d.fileFunction(d.file, name); ok && !f.Pushed {
-		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("function %q is defined at %s:%d with a module of its own; `wasm: pushed` there lets versions be pushed", name, f.Owner.File, f.Owner.Line))
+		return event.Bad(event.ErrConflict, "name", fmt.Sprintf("function %q is defined at %s with a module of its own; `wasm: pushed` there lets versions be pushed", name, d.placeOf(f.Owner)))
 	}
 	return nil
 }

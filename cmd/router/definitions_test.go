@@ -27,15 +27,21 @@ type process struct {
 	log  *bytes.Buffer
 }
 
-func startProcess(t *testing.T, rules string) *process {
+// newProcess is one that has not started, without rules.
+func newProcess(t *testing.T) *process {
 	t.Helper()
-	dir := t.TempDir()
-	p := &process{t: t, log: &bytes.Buffer{}, o: routerOptions{data: filepath.Join(dir, "data"), listen: "127.0.0.1:0", private: true,
+	p := &process{t: t, log: &bytes.Buffer{}, o: routerOptions{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", private: true, look: 20 * time.Millisecond,
 		memory: splitMemory(256 << 20), env: func(string) string { return "" }}}
 	p.o.memory.Total = 0 // the test's own limit stands
 	p.o.log = slog.New(slog.NewTextHandler(p.log, nil))
+	return p
+}
+
+func startProcess(t *testing.T, rules string) *process {
+	t.Helper()
+	p := newProcess(t)
 	if rules != "" {
-		p.o.rules = filepath.Join(dir, "rules.yaml")
+		p.o.rules = filepath.Join(filepath.Dir(p.o.data), "rules.yaml")
 		p.write(rules)
 	} else {
 		p.o.autoCreate = true

@@ -49,6 +49,19 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			t.Errorf("docs/%s shows %q, which %s does not run", page.file, shown, page.script)
 		}
 	}
+	text, err := os.ReadFile(filepath.Join("..", "..", "docs", "rules-remote.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if script, err = os.ReadFile(filepath.Join("testdata", "script", "rules_remote.txtar")); err != nil {
+		t.Fatal(err)
+	}
+	run = strings.NewReplacer(" --listen 127.0.0.1:0", "", "$WEB", "https://config.example.com").Replace(string(script))
+	for _, m := range regexp.MustCompile(`(?m)^\$ (router .*)$`).FindAllStringSubmatch(string(text), -1) {
+		if !strings.Contains(run, m[1]+"\n") {
+			t.Errorf("docs/rules-remote.md shows %q, which rules_remote.txtar does not run", m[1])
+		}
+	}
 	p := &program{env: func(string) string { return "" }}
 	for _, c := range rootCommand(p).Commands() {
 		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {

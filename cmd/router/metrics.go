@@ -26,6 +26,7 @@ type metrics struct {
 	engine    func() *engine.Engine
 	store     func() storage.Stats
 	streams   func() streamStats
+	rules     func() (counts loadCounts, state rulesState, ok bool)
 }
 
 // maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under
@@ -139,6 +140,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectFunctions(e, out)
 	m.collectShadows(e, out)
 	m.collectStreams(out)
+	m.collectRules(out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,8 @@ import (
 
 // routerOptions are a router process's options. What is routed where is rules, not options.
 type routerOptions struct {
-	rules       string // file or folder; "" for none
+	rules       string        // file, folder or URL; "" for none
+	remote      remoteOptions // where rules is a URL
 	data        string
 	listen      string
 	token       string
@@ -35,6 +37,7 @@ type routerOptions struct {
 	corsOrigins []string
 	hosts       []string
 	acceptClock bool
+	look        time.Duration // between two looks at the rules files; 0: a second
 	memory      memorySplit
 	compiler    []string // compiles modules; nil: this process
 	env         func(string) string
@@ -101,6 +104,13 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
 	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, embed: o.files != nil, log: o.log,
 		o: rules.Options{Sinks: sinkKinds(dialer), Getenv: getenv, ReadFile: o.files}}
+	if isRemote(o.rules) {
+		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote); err != nil {
+			return r, err
+		}
+		r.defs.path = r.defs.afar.shown
+	}
+	m.rules = r.defs.loadStats
 	if err := r.defs.open(ctx); err != nil {
 		return r, err
 	}
@@ -145,9 +155,15 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	defer stop()
 	g, failed := errgroup.WithContext(serving)
 	g.Go(func() error { return r.http.Serve(serving, r.ln) })
-	if r.o.rules != "" && r.o.files == nil {
+	switch {
+	case r.defs.afar != nil:
 		g.Go(func() error {
-			r.defs.watch(serving, hangup, time.Second)
+			r.defs.pollAfar(serving, hangup)
+			return nil
+		})
+	case r.o.rules != "" && r.o.files == nil:
+		g.Go(func() error {
+			r.defs.watch(serving, hangup, cmp.Or(r.o.look, time.Second))
 			return nil
 		})
 	}

@@ -17,7 +17,7 @@ func rulesCommand(p *program) *cobra.Command {
 		Use:   "rules",
 		Short: "Check and show rules files",
 	})
-	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p))
+	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p), rulesSign(p), rulesKeygen(p))
 	return cmd
 }
 

@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +29,8 @@ func TestMain(m *testing.M) {
 //	                              printed text (a regular expression); its first group becomes $NAME
 //	finish NAME                   send SIGINT to it, wait, and want exit code 0
 //	kill9 NAME                    kill it with SIGKILL, and wait
+//	web NAME DIR                  serve a folder over HTTP until the script ends; its URL becomes $NAME
+//	unweb NAME                    serve it no more
 //	eventually 'text' COMMAND...  run COMMAND again until its output has text, for at most 20 s
 //	code N COMMAND...             run COMMAND and want exit code N
 func TestScript(t *testing.T) {
@@ -46,11 +50,13 @@ func scriptParams(dir string) testscript.Params {
 			e.Setenv("ROOT", root)
 			router, lookErr := exec.LookPath("router")
 			e.Setenv("ROUTER", router)
+			e.Values[webKey{}] = map[string]*httptest.Server{}
 			e.Values[backgroundKey{}] = map[string]*background{}
 			return errors.Join(err, lookErr)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"start": startCmd, "finish": finishCmd, "kill9": kill9Cmd, "eventually": eventuallyCmd, "code": codeCmd,
+			"web": webCmd, "unweb": unwebCmd,
 		},
 	}
 }
@@ -61,6 +67,22 @@ func goEnv(name string) string {
 		return ""
 	}
 	return strings.TrimSpace(string(out))
+}
+
+type webKey struct{}
+
+func webCmd(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: web NAME DIR")
+	}
+	s := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[1]))))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL)
+	ts.Value(webKey{}).(map[string]*httptest.Server)[args[0]] = s
+}
+
+func unwebCmd(ts *testscript.TestScript, _ bool, args []string) {
+	ts.Value(webKey{}).(map[string]*httptest.Server)[args[0]].Close()
 }
 
 type backgroundKey struct{}
@@ -81,7 +103,7 @@ func command(ts *testscript.TestScript, ctx context.Context, args []string) *exe
 		cmd.Path, cmd.Err = path, nil
 	}
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"HOME", "USER", "WORK", "PATH", "TMPDIR", "MILLRACE_URL", "MILLRACE_TOKEN", "HOOK_SECRET",
+	for _, name := range []string{"HOME", "USER", "WORK", "PATH", "TMPDIR", "MILLRACE_URL", "MILLRACE_TOKEN", "HOOK_SECRET", "TARGET",
 		"GOCACHE", "GOMODCACHE", "GOFLAGS", "GOPROXY", "CARGO_HOME", "RUSTUP_HOME"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)

@@ -23,15 +23,23 @@ Without --rules it takes ./millrace.yaml if there is one, else /etc/millrace/ if
 without rules: topics and subscriptions are then made over the API, and topics by publishing to them. The
 rules are loaded again on SIGHUP and when the file changes; a bad file changes nothing.
 
+With a URL the rules come from afar: one file or a bundle, signed with 'router rules sign' where --rules-key is given. It
+is asked for every --rules-poll; the last good one is kept in the data directory, so that a start needs no network.
+MILLRACE_RULES_TOKEN is sent as a bearer token.
+
 Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 		Example: `  router serve --rules millrace.yaml --data ./data
+  router serve --rules https://config.example.com/rules.bundle --rules-key pub.pem
   MILLRACE_TOKEN=secret router serve --listen 0.0.0.0:8080`,
 		Args: cobra.NoArgs,
 	}
 	var o routerOptions
 	var memory, profile string
 	f := cmd.Flags()
-	f.StringVar(&o.rules, "rules", "", "rules: a YAML `file` or a folder of them")
+	f.StringVar(&o.rules, "rules", "", "rules: a YAML `file`, a folder of them, or a URL")
+	f.StringVar(&o.remote.keys, "rules-key", "", "`file` of the Ed25519 public key that rules from a URL must be signed with (PEM)")
+	f.DurationVar(&o.remote.poll, "rules-poll", defaultPoll, "how often to ask a URL for other rules")
+	f.BoolVar(&o.remote.older, "rules-allow-older", false, "take signed rules that are older than those in force")
 	f.StringVar(&o.data, "data", "", "data `directory` ($STATE_DIRECTORY, else ~/.local/share/millrace)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	f.StringVar(&memory, "memory", "", "memory to use, such as `400MiB` (80 % of the cgroup's or the machine's)")
@@ -54,6 +62,9 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 			return usagef(cmd, "--memory %s: a router needs %s at least", sizeText(bytes), sizeText(minMemory))
 		}
 		o.memory = splitMemory(bytes)
+		if err := checkRemoteFlags(cmd, o); err != nil {
+			return err
+		}
 		if err := p.serveDefaults(&o); err != nil {
 			return err
 		}
@@ -73,11 +84,26 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 	return cmd
 }
 
+// checkRemoteFlags refuses flags of rules from afar where there are none: a key that checks nothing must not look as if
+// it did.
+func checkRemoteFlags(cmd *cobra.Command, o routerOptions) error {
+	if o.remote.poll < minPoll {
+		return usagef(cmd, "--rules-poll %s: want %s or more", o.remote.poll, minPoll)
+	}
+	for _, name := range []string{"rules-key", "rules-poll", "rules-allow-older"} {
+		if cmd.Flags().Changed(name) && !isRemote(o.rules) {
+			return usagef(cmd, "--%s is for rules from a URL, and --rules is %q", name, clean(o.rules))
+		}
+	}
+	return nil
+}
+
 // minMemory is what the parts need at their smallest.
 const minMemory = 96 << 20
 
 // serveDefaults fills in what depends on the surroundings.
 func (p *program) serveDefaults(o *routerOptions) error {
+	o.remote.token = p.env("MILLRACE_RULES_TOKEN")
 	o.token, o.env, o.compiler = p.env("MILLRACE_TOKEN"), p.env, p.compiler()
 	o.log = slog.New(slog.NewTextHandler(p.stderr, nil))
 	if o.rules == "" {
@@ -112,7 +138,7 @@ func (p *program) serve(cmd *cobra.Command, o routerOptions) error {
 	if err != nil {
 		return err
 	}
-	rulesText := o.rules
+	rulesText := r.defs.path
 	if rulesText == "" {
 		rulesText = "none; topics and subscriptions are made over the API"
 	}

@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 )
@@ -18,37 +20,55 @@ func (d *definitions) watch(ctx context.Context, hangup <-chan os.Signal, every 
 			return
 		case <-hangup:
 		case <-ticker.C:
-			if !d.changed() {
+			if !d.changed() || !d.settled(ctx) {
 				continue
 			}
 		}
-		if err := d.reload(ctx); err != nil {
+		switch err := d.reload(ctx); {
+		case errors.Is(err, errChanging): // it is found changed at the next look
+		case err != nil:
 			d.log.Error("the rules were not reloaded; those before are in force", "path", d.path, "error", err)
-		} else {
-			d.log.Info("rules reloaded", "path", d.path, "revision", d.rulesState().Revision)
+		default:
+			d.logLoaded()
 		}
 	}
 }
 
 // changed reports whether the files differ from when they were last read.
 func (d *definitions) changed() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return stampOf(d.path)+d.stampFiles() != d.stamp
+	now, then := d.look()
+	return now != then
 }
 
-// stampFiles changes when one of the files that the rules consist of does: the modules and schemas that they
-// name included.
-func (d *definitions) stampFiles() (stamp string) {
-	if d.file != nil {
-		for _, f := range d.file.Files {
-			stamp += stampOf(f)
-		}
+// settled reports whether nobody has written the files for a moment.
+func (d *definitions) settled(ctx context.Context) bool {
+	first, _ := d.look()
+	if sleep(ctx, settleTime) != nil {
+		return false
 	}
-	return stamp
+	again, _ := d.look()
+	return again == first
 }
 
-// stampOf is made of names, sizes and times.
+// look returns the files' stamp and that of when they were last read.
+func (d *definitions) look() (now, then string) {
+	d.mu.Lock()
+	watched, then := d.watched, d.stamp
+	d.mu.Unlock()
+	return stampOf(d.path) + stampsOf(watched), then
+}
+
+// stampsOf changes when one of the files that the rules name does: modules, schemas, ${file:…}.
+func stampsOf(files []string) string {
+	var b strings.Builder
+	for _, f := range files {
+		b.WriteString(stampOf(f))
+	}
+	return b.String()
+}
+
+// stampOf is made of names, sizes and times: of a file, or of a folder's rules. Links are followed, since mounted
+// folders consist of them; other files in the folder are nothing to the rules.
 func stampOf(path string) string {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -63,9 +83,17 @@ func stampOf(path string) string {
 	}
 	var b strings.Builder
 	for _, e := range entries {
-		if i, err := e.Info(); err == nil {
-			fmt.Fprintln(&b, e.Name(), i.Size(), i.ModTime().UnixNano())
+		if ext := filepath.Ext(e.Name()); ext == ".yaml" || ext == ".yml" {
+			fmt.Fprintln(&b, e.Name(), stampOfFile(filepath.Join(path, e.Name())))
 		}
 	}
 	return b.String()
+}
+
+func stampOfFile(path string) string {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprint(info.Size(), info.ModTime().UnixNano(), info.IsDir())
 }

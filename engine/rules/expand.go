@@ -164,6 +164,9 @@ func (p *parser) attached(n *node, name string) ([]byte, error) {
 	}
 	a, ok := p.read1[path]
 	if !ok {
+		if p.o.Reads != nil {
+			p.o.Reads(path)
+		}
 		a.data, a.err = p.o.ReadFile(path)
 		p.read1[path] = a
 		p.files[path] = true

@@ -38,6 +38,8 @@ type Options struct {
 	Sinks    map[string]SinkKind // what may stand under deliver, besides topic, stream and pull
 	Getenv   func(name string) (string, bool)
 	ReadFile func(path string) ([]byte, error) // of ${file:…}, modules and schemas
+	// Reads is told of every file that rules name, once, before it is read and also where it cannot be; may be nil.
+	Reads func(path string)
 	// Functions are names that exist besides those of the file: the API's. ParseSubscription checks names
 	// only where it is not nil.
 	Functions []string
