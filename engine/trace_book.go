@@ -185,7 +185,7 @@ func (e *Engine) trimTraces(ctx context.Context, plan *Plan, ops []storage.Op) [
 				if err != nil {
 					continue
 				}
-				cut.below, cut.old = off>>traceBlock, old.UnixNano()
+				cut.below, cut.old = off>>traceBlock+1, old.UnixNano() // what is of later blocks cannot be older
 			}
 			ops = e.traces.trim(ctx, e.store, p, cut, ops)
 		}

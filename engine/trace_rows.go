@@ -139,7 +139,7 @@ func readTraces(key, value []byte, low int, fn func(tryRow)) error {
 			x.base, x.mask = event.Offset(o)&^63, 1<<(o&63)
 		}
 		x.at = at - int64(r.uvarint())*int64(time.Millisecond)
-		x.attempt, x.outs, x.why = 1, 0, nil
+		x.attempt, x.outs, x.out, x.why = 1, 0, outPlace{}, nil
 		if flags&tracedAgain != 0 {
 			x.attempt = uint32(r.uvarint())
 		}

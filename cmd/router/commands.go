@@ -20,6 +20,7 @@ func commands(p *program) []*cobra.Command {
 		functionsCommand(p),
 		invokeCommand(p),
 		rulesCommand(p),
+		explainCommand(p),
 		doctorCommand(p),
 		benchCommand(p),
 		verifyCommand(p),

@@ -17,6 +17,7 @@ type Backend interface {
 	Operator
 	Functions
 	DeadLetters
+	Explainer
 	Backtester
 }
 

@@ -40,6 +40,7 @@ type fake struct {
 	fakeLogs
 	fakeLetters
 	fakeBacktests
+	fakeExplains
 }
 
 type fakeTopic struct {

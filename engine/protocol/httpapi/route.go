@@ -29,6 +29,8 @@ func routes() []*route {
 		{method: "GET", path: "/v1/topics/{topic}/events", handle: (*call).poll, query: []string{"after", "since", "limit", "filter", "wait"}},
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one},
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}/reply", handle: (*call).readReply, query: []string{"wait"}},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}/trace", handle: (*call).trace},
+		{method: "GET", path: "/v1/subscriptions/{name}/explain", handle: (*call).explain, query: []string{"event"}},
 		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true},
 		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}},
 		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true},

@@ -1,0 +1,51 @@
+package httpapi
+
+import (
+	"context"
+	"strings"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// Explainer says what became of events, and why. Nothing is delivered for it.
+type Explainer interface {
+	// Explain is about one event at one subscription. Functions may run for it.
+	Explain(ctx context.Context, subscription, topic string, pos event.Position) (*event.Explained, error)
+	// EventTrace is about one event at all subscriptions of its topic.
+	EventTrace(ctx context.Context, topic string, pos event.Position) (*event.EventTrace, error)
+}
+
+// explain is GET /v1/subscriptions/{name}/explain.
+func (c *call) explain() error {
+	text := strings.Clone(c.query("event"))
+	topic, place, ok := strings.Cut(text, "/")
+	if !ok {
+		return invalidf("?event", "is %.80q; want topic/position, such as orders/0-42", text)
+	}
+	if err := event.CheckName("topic", topic); err != nil {
+		return event.At("?event", err)
+	}
+	pos, err := event.ParsePosition(place)
+	if err != nil {
+		return event.Invalid("?event", err.Error())
+	}
+	x, err := c.s.o.Backend.Explain(c.s.work, strings.Clone(c.params[0]), topic, pos)
+	if err != nil {
+		return err
+	}
+	return c.answerJSON(fasthttp.StatusOK, x)
+}
+
+// trace is GET /v1/topics/{topic}/events/{position}/trace.
+func (c *call) trace() error {
+	pos, err := event.ParsePosition(c.params[1])
+	if err != nil {
+		return event.Invalid("path", err.Error())
+	}
+	x, err := c.s.o.Backend.EventTrace(c.s.work, strings.Clone(c.params[0]), pos)
+	if err != nil {
+		return err
+	}
+	return c.answerJSON(fasthttp.StatusOK, x)
+}
