@@ -14,10 +14,10 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// shown is a sink whose requests can be previewed.
-type shown struct{ outputs }
+// previewed is a sink whose requests can be previewed.
+type previewed struct{ outputs }
 
-func (s *shown) Preview(d event.Delivery) (event.Request, error) {
+func (s *previewed) Preview(d event.Delivery) (event.Request, error) {
 	return event.Request{Method: "POST", URL: "http://there/(hidden)", Headers: []event.Header{{Name: "webhook-id", Value: d.ID}, {Name: "Token", Value: "(hidden)", Hidden: true}}}.With(d.Event.Data()), nil
 }
 
@@ -35,7 +35,7 @@ func TestExplainWhereAnEventIs(t *testing.T) {
 	w := newWorld(t, Options{})
 	var fail atomic.Bool
 	hold := make(chan struct{})
-	sink := &shown{}
+	sink := &previewed{}
 	sink.answer = func(d event.Delivery) error {
 		if d.Event.Attr(event.TagID) == "slow" {
 			<-hold
@@ -55,7 +55,7 @@ func TestExplainWhereAnEventIs(t *testing.T) {
 	before := specOf(push("other", "elsewhere", "", &recorder{}))
 	before.Topics = append(before.Topics, event.Topic{Name: "orders"})
 	w.apply(before)
-	early := w.publish("orders", `early={"total":500}`)
+	early := w.publish("orders", `early={"total":500,"country":"DE"}`)
 	s := push("s", "orders", `data.total > 100 && data.country != "XX"`, sink)
 	s.Source = json.RawMessage(`{"deliver":{"webhook":{"url":"http://there/${env:HOOK}","headers":{"token":"${env:TOKEN}"}}}}`)
 	w.apply(specOf(s, push("other", "elsewhere", "", &recorder{})))
@@ -149,7 +149,7 @@ func TestExplainDeadLetter(t *testing.T) {
 // The functions run once more, in the version that ran then; what they change is told path by path.
 func TestExplainFunctions(t *testing.T) {
 	w, digest := functionWorld(t, Options{})
-	sink := &shown{}
+	sink := &previewed{}
 	w.apply(through(digest, 1, sink, nil))
 	at := w.publish("orders", "a=ep", "b=d", "c=x42", "d=eone;oaudit")
 	eventually(t, "settled", func() bool { return w.settled("s") })
@@ -164,7 +164,7 @@ func TestExplainFunctions(t *testing.T) {
 	for _, c := range f.Steps[0].Changes {
 		paths = append(paths, fmt.Sprintf("%s: %s -> %s", c.Path, c.Was, c.Is))
 	}
-	if want := []string{`data: "ep" -> "p"`, `id: "a" -> "a~s~0"`}; !slices.Equal(paths, want) {
+	if want := []string{`data_base64: "ZXA=" -> "cA=="`, `id: "a" -> "a~s~0"`}; !slices.Equal(paths, want) {
 		t.Errorf("changes %q, want %q", paths, want)
 	}
 	if len(x.Requests) != 1 || x.Requests[0].Body != "p" || x.Requests[0].Headers[0].Value != sink.deliveryIDs()[0] {
@@ -187,7 +187,7 @@ func TestExplainDry(t *testing.T) {
 	rec := event.Record(ev.AppendRecord(nil))
 	opened := 0
 	spec := push("s", "orders", "data.total > 1", nil)
-	spec.OpenSink = func(context.Context) (Sink, error) { opened++; return &shown{}, nil }
+	spec.OpenSink = func(context.Context) (Sink, error) { opened++; return &previewed{}, nil }
 	x, err := ExplainDry(t.Context(), TrialOptions{}, spec, "orders", rec)
 	if err != nil || x.State != event.StateDry || !x.Matched || len(x.Requests) != 1 || x.Requests[0].Body != `{"total":5}` || opened != 1 {
 		t.Errorf("%+v, %v", x, err)
