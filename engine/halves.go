@@ -55,7 +55,8 @@ func (e *Engine) split(ctx context.Context, c *change, old *Plan, spec Spec) (Sp
 		defined[t.Name] = t
 	}
 	c.made = map[string]string{}
-	next := Spec{Topics: slices.Clone(spec.Topics), Functions: spec.Functions, Hosts: spec.Hosts}
+	next := spec
+	next.Topics, next.Subscriptions = slices.Clone(spec.Topics), nil
 	for _, s := range spec.Subscriptions {
 		out := s.Name + ".out"
 		if s.Deliver.Topic == out {

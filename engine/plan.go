@@ -24,6 +24,9 @@ type Spec struct {
 	Subscriptions []SubscriptionSpec
 	Hosts         []event.Host
 	Revision      string // of the rules and definitions, for dead letters to name; "" for none
+
+	Keep []string                              // subscriptions of which, if they are removed, all that is not delivered becomes dead letters first
+	Kept func(subscription string, events int) // told of each batch of that; may be nil
 }
 
 // SubscriptionSpec is a subscription with its filter compiled and its sink ready to be opened.
@@ -140,6 +143,9 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	if err == nil {
 		c.dropBetween(spec)
+	}
+	if err == nil && len(spec.Keep) > 0 {
+		err = e.keepGone(ctx, c, spec)
 	}
 	if err == nil && len(c.ops) > 0 {
 		err = e.commitChange(ctx, c)

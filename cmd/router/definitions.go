@@ -27,6 +27,7 @@ type definitions struct {
 	path  string       // of the rules; "" without
 	embed bool         // path is a name for o.ReadFile rather than a file on disk: the demo
 	afar  *remoteRules // path is its URL; nil: the rules are files
+	owner string       // ownerFile or ownerAPI: whose rules are taken where both have some; "" refuses to start
 	log   *slog.Logger
 
 	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
@@ -40,6 +41,8 @@ type definitions struct {
 	api     owned
 	loaded  rulesState
 	loads   loadCounts
+
+	revisions []engine.Revision // newest first
 }
 
 // owned are the API's definitions: kind → name → JSON.
@@ -66,7 +69,10 @@ func (d *definitions) open(ctx context.Context) error {
 		return err
 	}
 	d.turn(func() { d.api = api })
-	if d.afar != nil {
+	if err := d.openRevisions(ctx); err != nil {
+		return err
+	}
+	if d.afar != nil && d.path != "" {
 		return d.openAfar(ctx)
 	}
 	for range 50 { // files that are being written are waited for

@@ -17,8 +17,22 @@ import (
 	"github.com/millrace/millrace/storage"
 )
 
-// apply builds the specification of a rules file and the API's definitions together.
+// applying is what shall be in force.
+type applying struct {
+	set  *rules.Set // nil: no rules
+	api  owned
+	ops  []storage.Op // to be committed with it
+	keep []string     // subscriptions that go, of which what is not delivered is kept
+	kept func(subscription string, events int)
+}
+
 func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops ...storage.Op) error {
+	return d.applyWith(ctx, applying{set: set, api: api, ops: ops})
+}
+
+// applyWith builds the specification of the rules and the API's definitions together.
+func (d *definitions) applyWith(ctx context.Context, a applying) error {
+	set, api := a.set, a.api
 	var spec engine.Spec
 	var errs []error
 	functions := []string{}
@@ -55,7 +69,8 @@ func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops 
 	}
 	spec.Revision = revision(set, api)
 	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
-	return d.eng.Apply(ctx, spec, ops...)
+	spec.Keep, spec.Kept = a.keep, a.kept
+	return d.eng.Apply(ctx, spec, a.ops...)
 }
 
 // revision names what the rules file and the API define together, as far as it is shown: two routers with the

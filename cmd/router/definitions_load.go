@@ -59,7 +59,7 @@ func (d *definitions) reload(ctx context.Context) error {
 	d.changing.Lock()
 	defer d.changing.Unlock()
 	if d.path == "" {
-		return d.apply(ctx, nil, d.api)
+		return d.loadApplied(ctx)
 	}
 	var files []string // that the rules name, also those that cannot be read: they may come
 	var stamps strings.Builder
@@ -74,7 +74,7 @@ func (d *definitions) reload(ctx context.Context) error {
 	}
 	parsed := time.Now()
 	if err == nil {
-		err = d.apply(ctx, set, d.api)
+		err = d.takeFile(ctx, set)
 	}
 	d.turn(func() { d.watched, d.stamp = files, stamp })
 	d.noteLoad(set, err)

@@ -72,6 +72,9 @@ func run(ctx context.Context, self string, args []string, stdin io.Reader, stdou
 	if err == nil {
 		return exitDone
 	}
+	if errors.Is(err, errDiffers) {
+		return exitDiffers
+	}
 	var usage *usageError
 	if !started { // cobra found fault with flags or arguments
 		usage = &usageError{cmd, err}

@@ -27,6 +27,7 @@ import (
 // routerOptions are a router process's options. What is routed where is rules, not options.
 type routerOptions struct {
 	rules       string        // file, folder or URL; "" for none
+	rulesOwner  string        // ownerFile or ownerAPI: whose rules are taken where there are both
 	remote      remoteOptions // where rules is a URL
 	data        string
 	listen      string
@@ -102,7 +103,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
-	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, embed: o.files != nil, log: o.log,
+	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
 		o: rules.Options{Sinks: sinkKinds(dialer), Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote); err != nil {
@@ -156,12 +157,13 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	g, failed := errgroup.WithContext(serving)
 	g.Go(func() error { return r.http.Serve(serving, r.ln) })
 	switch {
+	case r.defs.path == "": // none, or what was applied over the API
 	case r.defs.afar != nil:
 		g.Go(func() error {
 			r.defs.pollAfar(serving, hangup)
 			return nil
 		})
-	case r.o.rules != "" && r.o.files == nil:
+	case r.o.files == nil:
 		g.Go(func() error {
 			r.defs.watch(serving, hangup, cmp.Or(r.o.look, time.Second))
 			return nil

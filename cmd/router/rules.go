@@ -15,9 +15,10 @@ import (
 func rulesCommand(p *program) *cobra.Command {
 	cmd := group(&cobra.Command{
 		Use:   "rules",
-		Short: "Check and show rules files",
+		Short: "Check, show, compare and apply rules",
 	})
-	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p), rulesSign(p), rulesKeygen(p))
+	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p), rulesSign(p), rulesKeygen(p),
+		rulesDiff(p), rulesApply(p), rulesRollback(p), rulesRevisions(p))
 	return cmd
 }
 

@@ -336,7 +336,7 @@ func (d *definitions) take(ctx context.Context, b *remoteBundle) error {
 	set, err := rules.ParseBundle(ctx, b.bundle, d.parseOptions())
 	parsed := time.Now()
 	if err == nil {
-		err = d.apply(ctx, set, d.api)
+		err = d.takeFile(ctx, set)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", d.afar.shown, err)

@@ -37,6 +37,7 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 	var memory, profile string
 	f := cmd.Flags()
 	f.StringVar(&o.rules, "rules", "", "rules: a YAML `file`, a folder of them, or a URL")
+	f.StringVar(&o.rulesOwner, "rules-owner", "", "where rules were applied over the API before: take the `file or api`")
 	f.StringVar(&o.remote.keys, "rules-key", "", "`file` of the Ed25519 public key that rules from a URL must be signed with (PEM)")
 	f.DurationVar(&o.remote.poll, "rules-poll", defaultPoll, "how often to ask a URL for other rules")
 	f.BoolVar(&o.remote.older, "rules-allow-older", false, "take signed rules that are older than those in force")
@@ -64,6 +65,9 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 		o.memory = splitMemory(bytes)
 		if err := checkRemoteFlags(cmd, o); err != nil {
 			return err
+		}
+		if o.rulesOwner != "" && o.rulesOwner != ownerFile && o.rulesOwner != ownerAPI {
+			return usagef(cmd, "--rules-owner %q: want file or api", o.rulesOwner)
 		}
 		if err := p.serveDefaults(&o); err != nil {
 			return err

@@ -10,17 +10,18 @@ import (
 // What an operation can come to, besides success. Protocols map each to a status of their own with one
 // table; wrap them with %w and words that say what, where and what to do.
 var (
-	ErrInvalid     = errors.New("malformed")
-	ErrNotFound    = errors.New("not found")
-	ErrConflict    = errors.New("conflict")
-	ErrGone        = errors.New("gone")      // the ring has overtaken a cursor, or its topic was remade
-	ErrTooLarge    = errors.New("too large") // one of Limits
-	ErrSchema      = errors.New("schema mismatch")
-	ErrDenied      = errors.New("denied")
-	ErrUnavailable = errors.New("unavailable") // draining, overloaded, or the store is read-only: try later
-	ErrFull        = errors.New("full")        // the topic (whenFull: reject) or the disk
-	ErrUnsupported = errors.New("not acted on by this build")
-	ErrFunction    = errors.New("the function failed")
+	ErrInvalid      = errors.New("malformed")
+	ErrNotFound     = errors.New("not found")
+	ErrConflict     = errors.New("conflict")
+	ErrPrecondition = errors.New("precondition failed") // something else is in force than was named
+	ErrGone         = errors.New("gone")                // the ring has overtaken a cursor, or its topic was remade
+	ErrTooLarge     = errors.New("too large")           // one of Limits
+	ErrSchema       = errors.New("schema mismatch")
+	ErrDenied       = errors.New("denied")
+	ErrUnavailable  = errors.New("unavailable") // draining, overloaded, or the store is read-only: try later
+	ErrFull         = errors.New("full")        // the topic (whenFull: reject) or the disk
+	ErrUnsupported  = errors.New("not acted on by this build")
+	ErrFunction     = errors.New("the function failed")
 )
 
 // A Fault is one thing wrong in what somebody sent.

@@ -185,6 +185,9 @@ func (c *call) resume() error {
 // rules is GET /v1/rules.
 func (c *call) rules() error {
 	doc, err := c.s.o.Backend.Rules(c.s.work)
+	if err == nil {
+		c.tagRevision()
+	}
 	return c.shown(fasthttp.StatusOK, doc, err)
 }
 

@@ -19,6 +19,7 @@ type Backend interface {
 	DeadLetters
 	Explainer
 	Backtester
+	Revisions
 }
 
 // DeadLetters is what a subscription gave up and what becomes of it. What was done when a call ends, for whatever

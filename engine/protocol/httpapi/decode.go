@@ -195,7 +195,9 @@ func isText(kind string) bool {
 }
 
 // decompressed is the body without its Content-Encoding, in no more memory than the limit.
-func (c *call) decompressed() ([]byte, error) {
+func (c *call) decompressed() ([]byte, error) { return c.decompressedTo(c.s.o.Limits.Body) }
+
+func (c *call) decompressedTo(limit int) ([]byte, error) {
 	body := c.ctx.Request.Body()
 	switch enc := strings.ToLower(c.h.contentEncoding); enc {
 	case "", "identity":
@@ -206,24 +208,23 @@ func (c *call) decompressed() ([]byte, error) {
 			return nil, invalidf("body", "is not gzip, as Content-Encoding says: %v", err)
 		}
 		defer z.Close()
-		return c.inflate(z, enc)
+		return c.inflate(z, enc, limit)
 	case "zstd":
 		// RFC 8878, 3.1.1.1.2: a decoder should take windows up to 8 MiB and may refuse larger ones.
 		z, err := zstd.NewReader(bytes.NewReader(body), zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(8<<20), zstd.WithDecoderMaxMemory(uint64(c.s.o.Limits.Body)+8<<20))
+			zstd.WithDecoderMaxWindow(8<<20), zstd.WithDecoderMaxMemory(uint64(limit)+8<<20))
 		if err != nil {
 			return nil, invalidf("body", "is not zstd, as Content-Encoding says: %v", err)
 		}
 		defer z.Close()
-		return c.inflate(z, enc)
+		return c.inflate(z, enc, limit)
 	default:
 		return nil, refuse(fasthttp.StatusUnsupportedMediaType, "the Content-Encoding %.60q is not taken; send gzip, zstd or none", enc).
 			with("Accept-Encoding", "gzip, zstd")
 	}
 }
 
-func (c *call) inflate(z io.Reader, enc string) ([]byte, error) {
-	limit := c.s.o.Limits.Body
+func (c *call) inflate(z io.Reader, enc string, limit int) ([]byte, error) {
 	b := c.body[:0]
 	for {
 		if len(b) == cap(b) {

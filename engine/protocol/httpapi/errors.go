@@ -19,6 +19,7 @@ func statusOf(err error) (status int, kind string) {
 		{event.ErrNotFound, 404, "not-found"},
 		{event.ErrConflict, 409, "conflict"},
 		{event.ErrGone, 410, "gone"},
+		{event.ErrPrecondition, 412, "precondition"},
 		{event.ErrTooLarge, 413, "too-large"},
 		{event.ErrSchema, 422, "schema"},
 		{event.ErrUnsupported, 501, "unsupported"},

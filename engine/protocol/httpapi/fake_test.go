@@ -38,6 +38,7 @@ type fake struct {
 	invoking *event.Invocation
 
 	fakeLogs
+	fakeRules
 	fakeLetters
 	fakeBacktests
 	fakeExplains

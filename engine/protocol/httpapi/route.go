@@ -53,8 +53,12 @@ func routes() []*route {
 		{method: "GET", path: "/v1/subscriptions/{name}/shadow", handle: (*call).shadow},
 		{method: "POST", path: "/v1/functions/{name}/invoke", handle: (*call).invoke, query: []string{"version", "id", "type", "subject", "key"}},
 		{method: "GET", path: "/v1/rules", handle: (*call).rules},
+		{method: "PUT", path: "/v1/rules", handle: (*call).applyRules, query: []string{"author", "message", "undelivered"}},
 		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
 		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "budget", "before"}},
+		{method: "POST", path: "/v1/rules/diff", handle: (*call).diffRules},
+		{method: "GET", path: "/v1/rules/revisions", handle: (*call).rulesRevisions},
+		{method: "POST", path: "/v1/rules/rollback", handle: (*call).rollbackRules, query: []string{"author", "message", "undelivered"}},
 		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi},
 		{method: "GET", path: "/healthz", handle: (*call).healthz, open: true},
 		{method: "GET", path: "/readyz", handle: (*call).readyz, open: true},
@@ -295,7 +299,7 @@ func (c *call) cors() {
 	}
 	h := &c.ctx.Response.Header
 	h.Set("Access-Control-Allow-Origin", c.h.origin)
-	h.Set("Access-Control-Expose-Headers", "Retry-After, Preference-Applied, Location, Content-Location, Allow")
+	h.Set("Access-Control-Expose-Headers", "Retry-After, Preference-Applied, Location, Content-Location, ETag, Allow")
 	h.Add("Vary", "Origin")
 }
 

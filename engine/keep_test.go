@@ -1,0 +1,250 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/cockroachdb/pebble/v2/vfs"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/storage"
+)
+
+// A leaver is a subscription with events in every place where one can wait: "park" fails, and the others of its key
+// wait behind it; "hold" is in hand until it is let go; the rest is not looked at.
+type leaver struct {
+	*world
+	sink *recorder
+	down atomic.Bool
+	held chan struct{}
+	spec SubscriptionSpec
+}
+
+var leaverIDs = []string{"park-1", "park-2", "park-3", "hold-4", "hold-5", "rest-6", "rest-7", "rest-8"}
+
+func newLeaver(t *testing.T, fs vfs.FS, wrap func(storage.Store) storage.Store) *leaver {
+	l := &leaver{world: &world{t: t, fs: fs, wrap: wrap, o: Options{Flush: time.Hour}}, held: make(chan struct{})}
+	l.down.Store(true)
+	l.sink = &recorder{answer: func(d event.Delivery) error {
+		switch id := d.Event.Attr(event.TagID); {
+		case !l.down.Load():
+		case strings.HasPrefix(id, "park"):
+			return errors.New("not now")
+		case strings.HasPrefix(id, "hold"):
+			<-l.held
+		}
+		return nil
+	}}
+	l.open()
+	l.spec = push("s", "orders", `id != "other"`, l.sink)
+	l.spec.Order, l.spec.Concurrency = event.ByKey, 4
+	l.spec.Retry = event.RetryPolicy{Attempts: event.Unlimited, Schedule: []time.Duration{time.Hour}}
+	l.apply(specOf(l.spec))
+	l.publishKeys("orders", "a/park-1", "b/hold-4")
+	eventually(t, "one is parked, one in hand", func() bool { return l.info("s").Parked == 1 && l.info("s").Outstanding == 1 })
+	l.publishKeys("orders", "a/park-2", "a/park-3", "b/hold-5", "c/done")
+	eventually(t, "others wait behind them", func() bool { return l.info("s").Parked == 3 && l.info("s").Delivered == 1 })
+	if err := l.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	l.publish("orders", `rest-6={"n":6}`, `other={"n":9}`, `rest-7={"n":7}`, `rest-8={"n":8}`)
+	return l
+}
+
+// letGo ends what is in hand.
+func (l *leaver) letGo() {
+	l.down.Store(false)
+	select {
+	case <-l.held:
+	default:
+		close(l.held)
+	}
+}
+
+func (l *leaver) dead() []string {
+	ids := l.ids("s.dead")
+	slices.Sort(ids)
+	return ids
+}
+
+func sortedIDs(ids ...string) []string { return slices.Sorted(slices.Values(ids)) }
+
+// Whatever a subscription that is removed had not delivered becomes a dead letter, once; what it had, or would not
+// have got, does not.
+func TestWhatARemovedSubscriptionHadIsKept(t *testing.T) {
+	l := newLeaver(t, vfs.NewMem(), nil)
+	defer l.stop()
+	told := 0
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Keep, without.Kept = []string{"s"}, func(_ string, n int) { told += n }
+	l.apply(without)
+	if got, want := l.dead(), sortedIDs(leaverIDs...); !slices.Equal(got, want) || told != len(want) {
+		t.Errorf("kept %q, told %d; want %q", got, told, want)
+	}
+	for _, rec := range l.records("s.dead") {
+		d := letterFrom(rec)
+		if d.Reason != "removed" || letterOf(rec) != "s" || !strings.HasPrefix(d.Origin, "orders/0-") {
+			t.Errorf("dead letter %+v", d)
+		}
+	}
+	l.letGo()
+	eventually(t, "nothing of it is left", func() bool { return l.rows(tableParked)+l.rows(tableLanes)+l.rows(tableParkedSize) == 0 })
+	if _, err := l.e.Subscription("s"); !errors.Is(err, event.ErrNotFound) {
+		t.Errorf("it is still there: %v", err)
+	}
+
+	// Made again, it redrives them.
+	again := l.spec
+	again.Start = event.Start{}
+	l.apply(specOf(again))
+	done, err := l.e.Redrive(t.Context(), "s", event.Redrive{})
+	if err != nil || done.Done != int64(len(leaverIDs)) {
+		t.Errorf("redriven %+v, %v", done, err)
+	}
+}
+
+// Without a dead-letter topic nothing is removed, and the reason is told.
+func TestWhatCannotBeKeptStays(t *testing.T) {
+	w := newWorld(t, Options{})
+	s := push("s", "orders", "", &recorder{})
+	s.DeadLetter = ""
+	w.apply(specOf(s))
+	spec := specOf(push("t", "orders", "", &recorder{}))
+	spec.Keep = []string{"s"}
+	if err := w.e.Apply(t.Context(), spec); !errors.Is(err, event.ErrConflict) || !strings.Contains(err.Error(), "no dead-letter topic") {
+		t.Fatalf("%v", err)
+	}
+	w.info("s")
+}
+
+// failingAt refuses one commit, and all after it, once it is armed.
+type failingAt struct {
+	storage.Store
+	left atomic.Int64 // commits that pass; below 0: all
+}
+
+var errFailing = errors.New("this store fails")
+
+func (s *failingAt) Commit(ctx context.Context, b *storage.Batch) error {
+	if n := s.left.Load(); n == 0 {
+		return errFailing
+	} else if n > 0 && s.left.Add(-1) < 0 {
+		return errFailing
+	}
+	return s.Store.Commit(ctx, b)
+}
+
+// However far the work came before the store failed or the power went: every event is in one place, and the next try
+// ends it.
+func TestKeptOnceWhateverFails(t *testing.T) {
+	for commits := range int64(4) {
+		for _, crash := range []bool{false, true} {
+			t.Run(fmt.Sprint(commits, crash), func(t *testing.T) {
+				disk := vfs.NewCrashableMem()
+				store := &failingAt{}
+				store.left.Store(-1)
+				l := newLeaver(t, disk, func(s storage.Store) storage.Store { store.Store = s; return store })
+				without := specOf(push("t", "orders", "", &recorder{}))
+				without.Keep = []string{"s"}
+				store.left.Store(commits)
+				if err := l.e.Apply(t.Context(), without); !errors.Is(err, errFailing) {
+					t.Fatalf("after %d commits: %v", commits, err)
+				}
+				if crash {
+					clone := disk.CrashClone(vfs.CrashCloneCfg{})
+					store.left.Store(-1)
+					l.letGo()
+					l.stop()
+					l.fs, l.wrap = clone, nil
+					l.open()
+					l.down.Store(true)
+					l.apply(specOf(l.spec))
+				}
+				store.left.Store(-1)
+				l.apply(without)
+				got := slices.DeleteFunc(l.dead(), func(id string) bool { return crash && id == "done" }) // that it was delivered was not flushed
+				if want := sortedIDs(leaverIDs...); !slices.Equal(got, want) {
+					t.Errorf("kept %q; want %q", got, want)
+				}
+				l.letGo()
+				l.stop()
+			})
+		}
+	}
+}
+
+// A subscription whose removal failed goes on where it was.
+func TestWhatIsNotRemovedGoesOn(t *testing.T) {
+	store := &failingAt{}
+	store.left.Store(-1)
+	l := newLeaver(t, vfs.NewMem(), func(s storage.Store) storage.Store { store.Store = s; return store })
+	defer l.stop()
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Keep = []string{"s"}
+	store.left.Store(1) // what was parked is kept by then
+	if err := l.e.Apply(t.Context(), without); !errors.Is(err, errFailing) {
+		t.Fatalf("%v", err)
+	}
+	store.left.Store(-1)
+	l.letGo()
+	if err := l.e.Resume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]bool{}
+	eventually(t, "every event is delivered or kept", func() bool {
+		for _, id := range append(l.sink.ids(), l.dead()...) {
+			got[id] = true
+		}
+		return !slices.ContainsFunc(leaverIDs, func(id string) bool { return !got[id] })
+	})
+	if got["other"] {
+		t.Error("what does not match was delivered or kept")
+	}
+}
+
+// The oldest revisions go with files that no other has.
+func TestRevisionsAreBoundedAndFilesKeptOnce(t *testing.T) {
+	w := newWorld(t, Options{})
+	var have []Revision
+	for i := range maxRevisions + 3 {
+		files := map[string][]byte{"rules.yaml": fmt.Appendf(nil, "revision %d", i), "f.wasm": slices.Repeat([]byte{1}, revisionChunk+10)}
+		next, ops, err := w.e.KeepRevision(t.Context(), have, Revision{Revision: fmt.Sprintf("sha256:%064d", i), Source: "api"}, files)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := w.e.store.Commit(t.Context(), &storage.Batch{Ops: ops}); err != nil {
+			t.Fatal(err)
+		}
+		have = next
+	}
+	// Saved, and never committed: swept with the next start.
+	if _, _, err := w.e.KeepRevision(t.Context(), have, Revision{}, map[string][]byte{"x": []byte("lost")}); err != nil {
+		t.Fatal(err)
+	}
+	rows := w.rows(tableRevisions)
+	w.stop()
+	w.open()
+	all, err := w.e.Revisions(t.Context())
+	if err != nil || len(all) != maxRevisions || all[0].Number != maxRevisions+3 || all[len(all)-1].Number != 4 {
+		t.Fatalf("%d revisions, %v", len(all), err)
+	}
+	if got := w.rows(tableRevisions); got != rows-1 || got != 2*maxRevisions+2 { // a row and a file each, and the two parts of f.wasm
+		t.Errorf("%d rows, before %d", got, rows)
+	}
+	files, err := w.e.RevisionFiles(t.Context(), all[5])
+	if err != nil || string(files["rules.yaml"]) != fmt.Sprintf("revision %d", maxRevisions+2-5) || len(files["f.wasm"]) != revisionChunk+10 {
+		t.Errorf("%q, %v", files["rules.yaml"], err)
+	}
+	if r, err := FindRevision(all, "7"); err != nil || r.Number != 7 || r.ID() != "7-000000000000" {
+		t.Errorf("%+v %v", r, err)
+	}
+	if _, err := FindRevision(all, "1"); !errors.Is(err, event.ErrNotFound) {
+		t.Errorf("%v", err)
+	}
+}
