@@ -39,6 +39,7 @@ func (p *parser) file(src *source) {
 	p.attach(src.name, src.text)
 	root := p.read(src)
 	if root == nil {
+		p.partial = true
 		return
 	}
 	f, ok := p.fields(root, rulesShape)

@@ -210,7 +210,7 @@ func (p *parser) hiddenOf(n *node) hiddenValues {
 	var all hiddenValues
 	var walk func(n *node, path string, secret bool)
 	walk = func(n *node, path string, secret bool) {
-		if n.kind == scalar && (n.refs || secret || isURL.MatchString(n.raw) && shownText(n.raw, false).keep) {
+		if n.kind == scalar && (n.refs || secret || looksLikeURL(n.raw) && shownText(n.raw, false).keep) {
 			if all == nil {
 				all = hiddenValues{}
 			}

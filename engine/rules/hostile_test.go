@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +46,7 @@ var bombs = map[string]string{
 	"tags":           strings.Repeat("!", 1_000_000),
 	"directives":     strings.Repeat("%TAG ! tag:a\n", 50_000),
 	"documents":      strings.Repeat("---\n", 250_000),
-	"too long":       strings.Repeat("x", maxSource+1),
+	"too long":       strings.Repeat("x", maxFile+1),
 	"NUL":            "topics:\x00 {}",
 	"references":     "version: \"" + strings.Repeat("${env:N}", 100_000) + "\"",
 	"open reference": "version: 1\nfunctions: {f: {wasm: \"" + strings.Repeat("${", 400_000) + "\"}}",
@@ -53,6 +55,8 @@ var bombs = map[string]string{
 	"unknown names":  "functions:\n" + repeat(10_000, " f%d: {wasm: pushed}\n") + "subscriptions:\n" + repeat(8_000, " s%d: {topic: t, functions: [a,b,c,d,e,g,h,i], deliver: {pull: }}\n"),
 	"typos":          "subscriptions: {" + repeat(10_000, "s%d: {topic: t, filter: 'typo == 1', deliver: {pull: }}, ") + "}",
 	"settings":       "functions: {f: {wasm: pushed, js: x, config: {a: \"${env:N}\", " + repeat(60_000, "a%d: 1, ") + "}}}",
+	"unknown keys":   repeat(50_000, "a%d: x\n"),
+	"many commas":    "[" + strings.Repeat("[],", 1_200_000) + "]",
 	"folded":         "version: >\n" + strings.Repeat("  a\n\n", 150_000),
 }
 
@@ -90,6 +94,57 @@ func TestBombs(t *testing.T) {
 				t.Errorf("took %v", took)
 			}
 		})
+	}
+}
+
+// A folder of which files are broken, cut off or gone says all of it at once, each at its place, and calls nothing
+// unknown that may stand in a file that it could not read.
+func TestBrokenFolder(t *testing.T) {
+	dir := t.TempDir()
+	for name, text := range map[string]string{
+		"a.yaml":     "topics: {orders: {}}\nfunctions: {f: {wasm: f.wasm}, g: {wasm: gone.wasm}}\n",
+		"b.yaml":     "topics:\n  orders: {}\nfunctions:\n  F: {wasm: pushed}\n",
+		"cut.yaml":   "functions:\n  later: {wasm: pushed}\nsubscriptions:\n  s: {topic: orders, deli",
+		"empty.yaml": "",
+		"tab.yaml":   "topics:\n\tx: {}\n",
+		"use.yaml":   "subscriptions:\n  u: {topic: orders, functions: [later], filter: 'nosuch', deliver: {webhook: {url: '${env:GONE}'}}}\n",
+		"f.wasm":     "\x00asm\x01\x00\x00\x00",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Symlink("nowhere", filepath.Join(dir, "gone.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	o := testOptions()
+	o.ReadFile, o.CheckModule = nil, func([]byte) error { return errors.New("function f: it does not compile any more") }
+	_, err := Parse(t.Context(), dir, o)
+	if !errors.Is(err, event.ErrInvalid) {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range faultsOf(t, err) {
+		got = append(got, strings.ReplaceAll(f.At+": "+f.Detail, dir+"/", ""))
+	}
+	for i, want := range []string{
+		`a.yaml:2:23: functions.f.wasm: file "f.wasm": function f: it does not compile any more`,
+		`a.yaml:2:42: functions.g.wasm: file "gone.wasm": no such file or directory`,
+		`b.yaml:2:3: topic "orders" is defined twice: here and at a.yaml:1:10; keep one`,
+		`b.yaml:4:3: function "F" differs from "f" at a.yaml:2:13 in case alone`,
+		`cut.yaml:3:1: not YAML: `,
+		`empty.yaml:1:1: there is nothing in it`,
+		`gone.yaml:1:1: cannot be read: open gone.yaml: no such file or directory`,
+		`tab.yaml:2:1: not YAML: found character that cannot start any token; indent with spaces, not tabs`,
+		`use.yaml:2:51: subscriptions.u.filter: unknown name "nosuch"`,
+		`use.yaml:2:86: subscriptions.u.deliver.webhook.url: environment variable "GONE" is not set`,
+	} {
+		if i >= len(got) || !strings.HasPrefix(got[i], want) {
+			t.Errorf("got\n%s\nwant, at %d,\n%s", strings.Join(got, "\n"), i, want)
+		}
+	}
+	if len(got) != 10 {
+		t.Errorf("%d faults", len(got))
 	}
 }
 

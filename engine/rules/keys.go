@@ -62,6 +62,8 @@ func (p *parser) fields(n *node, s shape) (map[string]*node, bool) {
 				continue
 			}
 			values[key.raw] = value
+		case p.full(n): // what is near to the key would not be read
+			p.count++
 		case p.refuseLater(s, key, value):
 		default:
 			in := ""

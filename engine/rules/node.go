@@ -15,8 +15,10 @@ import (
 )
 
 const (
-	maxDepth = 64      // of lists and mappings in one another
-	maxNodes = 200_000 // of one source, aliases followed: an alias of aliases is a bomb
+	maxDepth = 64        // of lists and mappings in one another
+	maxNodes = 200_000   // of one document of the API, and of what a file's aliases stand for: an alias of aliases is a bomb
+	maxTexts = 1_000_000 // values that a file spells out
+	maxMarks = 2_000_000 // of what separates values, counted before YAML's parser makes a node of each
 )
 
 type kind uint8
@@ -116,8 +118,20 @@ func (p *parser) read(src *source) *node {
 	if src.name == "" {
 		top.line, top.col = 0, 0
 	}
-	if len(src.text) > maxSource {
-		p.fault(top, "the file has %d bytes; at most %d are allowed", len(src.text), maxSource)
+	limit := maxFile
+	if p.api {
+		limit = maxSource
+	}
+	if len(src.text) > limit {
+		p.fault(top, "the file has %d bytes; at most %d are allowed", len(src.text), limit)
+		return nil
+	}
+	marks := 0
+	for _, mark := range []string{"\n", ",", ":", "[", "{", "- "} {
+		marks += bytes.Count(src.text, []byte(mark))
+	}
+	if marks > maxMarks {
+		p.fault(top, "the file has over %d lines, commas, colons and brackets; split it", maxMarks)
 		return nil
 	}
 	if !utf8.Valid(src.text) {
@@ -211,8 +225,22 @@ func (p *parser) yamlFault(top *node, err error) {
 type converter struct {
 	p      *parser
 	src    *source
-	nodes  int
+	nodes  int // spelled out
+	again  int // that aliases stand for
+	within int // aliases
+	over   bool
 	failed bool
+}
+
+// tooMany counts a value.
+func (c *converter) tooMany() bool {
+	if c.within > 0 {
+		c.again++
+	} else {
+		c.nodes++
+	}
+	c.over = c.nodes > maxTexts || c.again > maxNodes
+	return c.over
 }
 
 func (c *converter) fail(n *node, format string, args ...any) *node {
@@ -223,9 +251,9 @@ func (c *converter) fail(n *node, format string, args ...any) *node {
 
 func (c *converter) convert(y *yaml.Node, path string, depth int) *node {
 	n := &node{src: c.src, line: y.Line, col: y.Column, path: path, style: y.Style, tag: y.ShortTag(), raw: y.Value}
-	if c.nodes++; c.nodes > maxNodes {
+	if c.tooMany() {
 		if !c.failed {
-			c.fail(n, "the file has over %d values, aliases followed; split it", maxNodes)
+			c.fail(n, "the file has over %d values, or over %d that its aliases stand for; split it", maxTexts, maxNodes)
 		}
 		return n
 	}
@@ -234,7 +262,10 @@ func (c *converter) convert(y *yaml.Node, path string, depth int) *node {
 	}
 	switch y.Kind {
 	case yaml.AliasNode:
-		return c.convert(y.Alias, path, depth+1)
+		c.within++
+		n := c.convert(y.Alias, path, depth+1)
+		c.within--
+		return n
 	case yaml.ScalarNode:
 		switch n.tag {
 		case "!!null":
@@ -249,8 +280,8 @@ func (c *converter) convert(y *yaml.Node, path string, depth int) *node {
 	case yaml.SequenceNode:
 		n.kind = list
 		for i, y := range y.Content {
-			n.items = append(n.items, c.convert(y, fmt.Sprintf("%s[%d]", path, i), depth+1))
-			if c.failed && c.nodes > maxNodes {
+			n.items = append(n.items, c.convert(y, path+"["+strconv.Itoa(i)+"]", depth+1))
+			if c.failed && c.over {
 				break
 			}
 		}
@@ -277,14 +308,19 @@ func (c *converter) mapping(n *node, y *yaml.Node, depth int) {
 			c.fail(key, "merge keys (<<) are not read; write the keys out, or give a whole value an &anchor and name it with an *alias")
 			continue
 		}
-		if first := seen[key.raw]; first != nil {
+		first := seen[key.raw]
+		if first != nil && c.p.full(key) {
+			c.p.count++
+			continue
+		}
+		if first != nil {
 			c.fail(key, "key %s is there twice: here and at %s", quote(key.raw), first.place())
 			continue
 		}
 		seen[key.raw] = key
 		n.keys = append(n.keys, key)
 		n.items = append(n.items, c.convert(y.Content[i+1], join(n.path, key.raw), depth+1))
-		if c.failed && c.nodes > maxNodes {
+		if c.failed && c.over {
 			return
 		}
 	}

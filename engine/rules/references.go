@@ -17,7 +17,9 @@ func (p *parser) checkReferences() {
 		topics[d.Name] = d
 	}
 	for _, d := range p.subscriptions {
-		p.checkFunctions(d, known)
+		if !p.partial { // else one that is there would be called unknown
+			p.checkFunctions(d, known)
+		}
 		if out := topics[d.Deliver.Topic]; d.stream != nil && out != nil && !merged(&out.Retain, d.Deliver.StreamKeep) {
 			p.bad(d.stream, "topic %q has other bounds at %s; keep one of them", out.Name, out.retain.place())
 		}
@@ -26,8 +28,9 @@ func (p *parser) checkReferences() {
 		}
 	}
 	p.checkCase()
-	p.checkDeadLetters()
-	p.checkCircles()
+	subs := p.events()
+	p.checkDeadLetters(subs)
+	p.checkCircles(subs) // changes subs
 }
 
 // checkCase refuses names that differ in case alone: file systems, tables and people confuse them, and a topic that is
@@ -92,8 +95,7 @@ func (p *parser) events() []event.Subscription {
 }
 
 // checkDeadLetters refuses dead letters that go round. One subscription alone is refused where it is read.
-func (p *parser) checkDeadLetters() {
-	subs := p.events()
+func (p *parser) checkDeadLetters(subs []event.Subscription) {
 	if way := event.DeadLetterCircle(subs); len(way) > 1 {
 		n := p.subscriptions[way[0]].n
 		if dead := n.get("deadLetter"); dead != nil {
@@ -108,8 +110,7 @@ const maxCircles = 20
 
 // checkCircles refuses topics that are delivered into each other all round, whatever the filters on the way say: they
 // may take everything. Where functions put an event into a topic of their choice, the bound of hops stops it.
-func (p *parser) checkCircles() {
-	subs := p.events()
+func (p *parser) checkCircles(subs []event.Subscription) {
 	for range maxCircles {
 		way := event.DeliveryCircle(subs)
 		if way == nil {

@@ -41,6 +41,7 @@ type parser struct {
 	perFile  map[string]int
 	count    int      // kept or not
 	looks    int      // left of maxLooks
+	partial  bool     // a file was not understood: what it defines is not known
 	expanded int      // bytes that references stand for
 	names    []string // of functions, sorted, once a suggestion needs them
 

@@ -23,7 +23,8 @@ import (
 
 // Bounds of what is read.
 const (
-	maxSource   = 1 << 20  // bytes of one rules file or document
+	maxFile     = 8 << 20  // bytes of one rules file
+	maxSource   = 1 << 20  // bytes of one document of the API, of a schema or of a ${file:…}
 	maxFiles    = 1000     // rules files in a folder
 	maxSources  = 16 << 20 // bytes of all of them
 	maxAttached = 64 << 20 // bytes of a module, a schema or a ${file:…}
@@ -127,9 +128,14 @@ func (p *parser) parse(ctx context.Context, path string) (*Set, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		b, err := readBounded(name, maxSource)
-		if err != nil {
+		b, err := readBounded(name, maxFile)
+		if err != nil && len(names) == 1 {
 			return nil, fmt.Errorf("rules: %w", err)
+		}
+		if err != nil { // said with what is wrong in the others
+			p.partial = true
+			p.fault(&node{src: &source{name: name}, line: 1, col: 1}, "cannot be read: %v", err)
+			continue
 		}
 		if total += len(b); total > maxSources {
 			return nil, event.Bad(event.ErrTooLarge, path, fmt.Sprintf("the rules have over %d bytes; at most %d are allowed in all", total, maxSources))
@@ -278,7 +284,8 @@ func (p *parser) finish() (*Set, error) {
 	if err := p.err(); err != nil {
 		return nil, err
 	}
-	s := &Set{Hosts: p.hosts, Sources: p.sources}
+	n := len(p.subscriptions)
+	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {

@@ -78,13 +78,17 @@ func size(n int64) *doc {
 // isURL tells a URL from a text that only has one in it, such as a filter.
 var isURL = regexp.MustCompile(`^[A-Za-z][A-Za-z0-9+.-]*://`)
 
+func looksLikeURL(s string) bool { return strings.Contains(s, "://") && isURL.MatchString(s) }
+
 // shownText is a text without what is secret in it: all of it, or a URL's password and query.
 func shownText(s string, secret bool) *doc {
-	switch u, err := url.Parse(s); {
-	case secret && s != "":
-		s = hidden
-	case !isURL.MatchString(s):
+	if secret && s != "" {
+		return &doc{kind: scalar, tag: "!!str", text: hidden, keep: true}
+	}
+	if !looksLikeURL(s) {
 		return text(s)
+	}
+	switch u, err := url.Parse(s); {
 	case err != nil:
 		s = hidden // a password may be what it stumbled over
 	case u.User != nil || u.RawQuery != "":
@@ -159,12 +163,15 @@ func (d *doc) named(name string) json.RawMessage {
 	if d != nil {
 		out.keys, out.items = append(out.keys, d.keys...), append(out.items, d.items...)
 	}
-	return out.appendJSON(nil)
+	return out.appendJSON(make([]byte, 0, 512))
 }
 
 func (d *doc) appendJSON(b []byte) []byte {
 	switch d.kind {
 	case scalar:
+		if d.tag == "!!str" {
+			return appendString(b, d.text)
+		}
 		return append(b, d.scalarJSON()...)
 	case list:
 		b = append(b, '[')
@@ -181,7 +188,7 @@ func (d *doc) appendJSON(b []byte) []byte {
 			if i > 0 {
 				b = append(b, ',')
 			}
-			b = append(append(b, jsonString(d.keys[i])...), ':')
+			b = append(appendString(b, d.keys[i]), ':')
 			b = item.appendJSON(b)
 		}
 		return append(b, '}')
@@ -209,6 +216,16 @@ func (d *doc) scalarJSON() []byte {
 		}
 	}
 	return jsonString(d.text)
+}
+
+// appendString is jsonString without a copy for what needs no escapes, as nearly everything in rules.
+func appendString(b []byte, s string) []byte {
+	for i := range len(s) {
+		if c := s[i]; c < ' ' || c >= 0x7F || c == '"' || c == '\\' {
+			return append(b, jsonString(s)...)
+		}
+	}
+	return append(append(append(b, '"'), s...), '"')
 }
 
 func jsonString(s string) []byte {

@@ -9,7 +9,6 @@ import (
 	"maps"
 	"regexp"
 	"slices"
-	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -351,35 +350,37 @@ func (d *subscriptionDef) finished(p *parser) Subscription {
 
 // fingerprint is over what is in force: order of keys, comments and where a subscription once began aside.
 func (p *parser) fingerprint(n *node) string {
-	h := sha256.New()
+	b := make([]byte, 0, 1024)
 	var walk func(n *node, top bool)
 	walk = func(n *node, top bool) {
 		count := len(n.items)
 		if top && n.get("start") != nil {
 			count--
 		}
-		fmt.Fprintf(h, "%d %d ", n.kind, count)
+		b = append(strconv.AppendInt(append(strconv.AppendInt(b, int64(n.kind), 10), ' '), int64(count), 10), ' ')
 		if n.kind == scalar {
 			s, _ := p.text(n)
-			fmt.Fprintf(h, "%q ", s)
+			b = append(strconv.AppendQuote(b, s), ' ')
 		}
-		order := make([]int, len(n.items))
-		for i := range order {
-			order[i] = i
+		var some [16]int
+		order := some[:0]
+		for i := range n.items {
+			order = append(order, i)
 		}
 		if n.kind == mapping {
-			sort.Slice(order, func(i, j int) bool { return n.keys[order[i]].raw < n.keys[order[j]].raw })
+			slices.SortFunc(order, func(i, j int) int { return strings.Compare(n.keys[i].raw, n.keys[j].raw) })
 		}
 		for _, i := range order {
 			if n.kind == mapping {
 				if top && n.keys[i].raw == "start" {
 					continue
 				}
-				fmt.Fprintf(h, "%q: ", n.keys[i].raw)
+				b = append(strconv.AppendQuote(b, n.keys[i].raw), ": "...)
 			}
 			walk(n.items[i], false)
 		}
 	}
 	walk(n, true)
-	return hex.EncodeToString(h.Sum(nil))
+	sum := sha256.Sum256(b)
+	return hex.EncodeToString(sum[:])
 }

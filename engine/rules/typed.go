@@ -46,7 +46,7 @@ func (p *parser) inFilter(n *node, filter string, at int, format string, args ..
 }
 
 func (p *parser) typedRead(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema) {
-	by := fmt.Sprintf("by the schema of topic %q", d.Topic)
+	by := schemaOf(d.Topic)
 	so := "data"
 	for _, step := range read.Path {
 		l := look{left: &p.looks}
@@ -116,8 +116,13 @@ func sameButDigits(a, b string) bool {
 	return strings.Map(drop, a) == strings.Map(drop, b)
 }
 
+// schemaOf is the half sentence that says whose schema it is.
+type schemaOf string
+
+func (t schemaOf) String() string { return fmt.Sprintf("by the schema of topic %q", string(t)) }
+
 // typedUse checks what is done with a value that has a schema.
-func (p *parser) typedUse(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema, by string) {
+func (p *parser) typedUse(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema, by schemaOf) {
 	l := look{left: &p.looks}
 	types := l.types(schema)
 	if read.Kinds != nil && types&typesNamed(read.Kinds...) == 0 && types != 0 {
@@ -129,21 +134,24 @@ func (p *parser) typedUse(d *subscriptionDef, n *node, read filters.Read, schema
 		if c.Kind == "null" { // to ask for it is caution, not a mistake
 			continue
 		}
-		shown := c.Value
-		if c.Kind == "string" {
-			shown = quote(c.Value)
-		}
 		if types&is == 0 && types != 0 {
-			p.inFilter(n, d.Filter, c.At, "%s is %s %s, and %s is %s: %s is never true of them", read.Name, types, by, shown, is, read.Operator)
+			p.inFilter(n, d.Filter, c.At, "%s is %s %s, and %s is %s: %s is never true of them", read.Name, types, by, shownConstant(c), is, read.Operator)
 			continue
 		}
 		if read.Operator != "==" && read.Operator != "!=" && read.Operator != "in" {
 			continue
 		}
 		if allowed, outside := l.outside(schema, c); outside && !l.exhausted() {
-			p.inFilter(n, d.Filter, c.At, "%s is never %s %s%s", read.Name, shown, by, suggest(c.Value, allowed))
+			p.inFilter(n, d.Filter, c.At, "%s is never %s %s%s", read.Name, shownConstant(c), by, suggest(c.Value, allowed))
 		}
 	}
+}
+
+func shownConstant(c filters.Constant) string {
+	if c.Kind == "string" {
+		return quote(c.Value)
+	}
+	return c.Value
 }
 
 // typeSet is a set of JSON's types; an integer is a number.
