@@ -259,6 +259,7 @@ func TestOctokit(t *testing.T) {
 		}
 		byPath[d.path][origin(d.id)] = d
 	}
+	deliveries := len(rc.deliveries())
 	tally := map[string]int{}
 	for _, sub := range subs {
 		dead := map[string]string{}
@@ -305,6 +306,10 @@ func TestOctokit(t *testing.T) {
 		t.Errorf("the function's verdicts did not all occur: %v", tally)
 	}
 	t.Logf("%d events, %d deliveries: %v", len(all), len(rc.deliveries()), tally)
+	backtestAgrees(t, r, rules, all)
+	if n := len(rc.deliveries()); n != deliveries {
+		t.Errorf("%d deliveries after the backtests, %d before them", n, deliveries)
+	}
 	r.stop(20 * time.Second)
 }
 

@@ -40,13 +40,14 @@ type BacktestOptions struct {
 
 	Progress func(BacktestProgress)                          // called by the goroutine that works, every now and then
 	Every    time.Duration                                   // how often; 250 ms
-	Rest     func(ctx context.Context, worked time.Duration) // called between two rounds of reading, for others' sake
+	Rest     func(ctx context.Context, worked time.Duration) // called every few milliseconds of work, for others' sake
 }
 
 // BacktestRules are one version of the rules. Sinks are not opened; Start, Retry and the rest of delivery play no part.
 type BacktestRules struct {
 	Subscriptions []SubscriptionSpec
 	Functions     []event.Function
+	Topics        []event.Topic // whose schemas what functions put into them must obey
 }
 
 // BacktestFunctions says which chains of functions are run.
@@ -111,11 +112,10 @@ func Backtest(ctx context.Context, o BacktestOptions) (*BacktestReport, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("backtest: %w", err)
 	}
-	b := &backtest{o: o, began: time.Now(), topics: map[string]*pastRules{}}
+	b := &backtest{o: o, began: time.Now(), rested: time.Now(), topics: map[string]*pastRules{}}
 	if err := b.plan(ctx); err != nil {
 		return nil, fmt.Errorf("backtest: %w", err)
 	}
-	defer b.close(context.WithoutCancel(ctx))
 	var err error
 	if o.Feed != nil {
 		err = b.fed(ctx)
@@ -125,6 +125,7 @@ func Backtest(ctx context.Context, o BacktestOptions) (*BacktestReport, error) {
 	if err == nil || errors.Is(err, errBudget) || ctx.Err() != nil {
 		err = errors.Join(onlyReal(err), b.flush(ctx))
 	}
+	err = errors.Join(err, b.close(context.WithoutCancel(ctx)))
 	if err != nil && ctx.Err() == nil {
 		return nil, fmt.Errorf("backtest: %w", err)
 	}
@@ -149,6 +150,7 @@ type backtest struct {
 	o       BacktestOptions
 	began   time.Time
 	told    time.Time // of the last progress
+	rested  time.Time // when it made way for others last
 	slots   []*pastSlot
 	topics  map[string]*pastRules // those that somebody reads on either side
 	parts   []*pastPart
@@ -383,8 +385,8 @@ func (s *pastSlot) why(side int, topic string, rec event.Record) string {
 	}
 }
 
-// pause between rounds: progress, the budget of time, others' turn.
-func (b *backtest) between(ctx context.Context, worked time.Duration) error {
+// between rounds and runs come progress, the budget, and others' turn.
+func (b *backtest) between(ctx context.Context) error {
 	now := time.Now()
 	if now.Sub(b.told) >= b.o.Every {
 		b.told = now
@@ -393,9 +395,15 @@ func (b *backtest) between(ctx context.Context, worked time.Duration) error {
 	if err := b.spent(now); err != nil {
 		return err
 	}
-	b.o.Rest(ctx, worked)
+	if worked := now.Sub(b.rested); worked >= restAfter {
+		b.o.Rest(ctx, worked)
+		b.rested = time.Now()
+	}
 	return ctx.Err()
 }
+
+// restAfter is how much work goes between two rests: a timer is no more exact than this.
+const restAfter = 2 * time.Millisecond
 
 func (b *backtest) spent(now time.Time) error {
 	switch {

@@ -38,11 +38,9 @@ func (e *Engine) Past() []PastTopic {
 // PastOf lists the topics of a store that no engine works on, and the store's secret. It writes nothing, so the
 // store may be one that is open for reading alone.
 func PastOf(ctx context.Context, store storage.Store) (past []PastTopic, secret [32]byte, err error) {
-	sum, err := store.Load(ctx, tableMeta, []byte("secret"))
-	if err != nil {
+	if secret, err = SecretOf(ctx, store); err != nil {
 		return nil, secret, err
 	}
-	copy(secret[:], sum)
 	err = store.Scan(ctx, tableTopics, nil, nil, func(k, v []byte) error {
 		var row topicRow
 		if err := json.Unmarshal(v, &row); err != nil {
@@ -76,6 +74,9 @@ func (e *Engine) InForce() BacktestRules {
 	for _, f := range p.functions {
 		r.Functions = append(r.Functions, f.def)
 	}
+	for _, t := range p.topics {
+		r.Topics = append(r.Topics, t.def.Load().Topic)
+	}
 	slices.SortFunc(r.Subscriptions, func(a, b SubscriptionSpec) int { return strings.Compare(a.Name, b.Name) })
 	slices.SortFunc(r.Functions, func(a, b event.Function) int { return strings.Compare(a.Name, b.Name) })
 	return r
@@ -105,7 +106,6 @@ func (b *backtest) read(ctx context.Context) error {
 		return err
 	}
 	var blocks []*storage.Block
-	began := time.Now()
 	for left := true; left; {
 		left = false
 		for _, p := range b.parts {
@@ -118,11 +118,9 @@ func (b *backtest) read(ctx context.Context) error {
 				return err
 			}
 			clear(blocks)
-			now := time.Now()
-			if err := b.between(ctx, now.Sub(began)); err != nil {
+			if err := b.between(ctx); err != nil {
 				return err
 			}
-			began = time.Now()
 		}
 		if err := b.flush(ctx); err != nil { // what waits for a function keeps its block in memory
 			return err
@@ -230,7 +228,6 @@ func (b *backtest) open(ctx context.Context) error {
 // fed takes events as they are handed over.
 func (b *backtest) fed(ctx context.Context) error {
 	var failed error
-	began := time.Now()
 	err := b.o.Feed(func(topic string, recs []event.Record) bool {
 		t := b.topics[topic]
 		if t == nil {
@@ -242,9 +239,8 @@ func (b *backtest) fed(ctx context.Context) error {
 			}
 		}
 		if failed = b.flush(ctx); failed == nil {
-			failed = b.between(ctx, time.Since(began))
+			failed = b.between(ctx)
 		}
-		began = time.Now()
 		return failed == nil
 	})
 	if failed != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/examples/quickstart"
 	"github.com/millrace/millrace/filters"
 	"github.com/millrace/millrace/storage"
 )
@@ -310,5 +312,87 @@ func BenchmarkBacktestFilters(b *testing.B) {
 	for b.Loop() {
 		r := backtestOf(b, BacktestOptions{Before: before, After: after, Past: w.e.Past()})
 		b.ReportMetric(float64(r.Events)/r.Seconds, "events/s")
+	}
+}
+
+// redacting is one side: subscription s of orders, through redact with the field that it hides.
+func redacting(digest, field string) BacktestRules {
+	s := SubscriptionSpec{Subscription: event.Subscription{Name: "s", Topic: "orders", Functions: []string{"redact"}}}
+	return BacktestRules{Subscriptions: []SubscriptionSpec{s},
+		Functions: []event.Function{{Name: "redact", Digest: digest, Config: map[string]string{"field": field}}}}
+}
+
+// TestBacktestOfFunctions: what was delivered is what a backtest says, and what another configuration would have made
+// differs where it says so.
+func TestBacktestOfFunctions(t *testing.T) {
+	module, err := fs.ReadFile(quickstart.Files, "functions/redact.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, digest := hostWorld(t, Options{}, module)
+	sink := &outputs{}
+	w.apply(through(digest, 1, sink, nil))
+	var evs []string
+	for i := range 600 {
+		evs = append(evs, fmt.Sprintf(`o%d={"total":%d,"email":"a%d@example.com","phone":"%d"}`, i, i, i, i))
+	}
+	w.publish("orders", evs...)
+	eventually(t, "they are delivered", func() bool { return len(sink.sorted()) == 600 })
+
+	run := func(before, after BacktestRules, how BacktestFunctions) *BacktestReport {
+		t.Helper()
+		return backtestOf(t, BacktestOptions{Before: before, After: after, Past: w.e.Past(), Host: w.o.Host, Secret: w.e.Secret(), Functions: how})
+	}
+	if r := run(redacting(digest, "email"), redacting(digest, "email"), BacktestDiffering); r.of("s").Functions != nil || r.Changed != 0 || r.Fuel != 0 {
+		t.Errorf("the same functions were run: %+v", r.of("s").Functions)
+	}
+	r := run(redacting(digest, "email"), redacting(digest, "email"), BacktestAllFunctions)
+	if f := r.of("s").Functions; f.Equal != 600 || f.Different != 0 || f.Outputs != 600 || f.OutputsBefore != 600 || r.Fuel == 0 || r.Fuel != f.Fuel {
+		t.Errorf("all functions: %+v, fuel %d", f, r.Fuel)
+	}
+	r = run(redacting(digest, "email"), redacting(digest, "phone"), BacktestDiffering)
+	f := r.of("s").Functions
+	if f.Different != 600 || f.Equal != 0 || r.Changed != 600 || r.of("s").Change != "changed" || len(r.of("s").Examples) != 5 {
+		t.Fatalf("another configuration: %+v, changed %d, %d examples", f, r.Changed, len(r.of("s").Examples))
+	}
+	if x := r.of("s").Examples[0]; x.Kind != "different" || x.Path != "data.email" || x.After != `"a0@example.com"` || strings.Contains(x.Before, "example.com") {
+		t.Errorf("example: %+v", x)
+	}
+	r = run(BacktestRules{Subscriptions: []SubscriptionSpec{{Subscription: event.Subscription{Name: "s", Topic: "orders"}}}}, redacting(digest, "email"), BacktestDiffering)
+	if f := r.of("s").Functions; f.Different != 600 || r.of("s").Examples[0].Path != "data.email" {
+		t.Errorf("a function more: %+v, %+v", f, r.of("s").Examples)
+	}
+	if r := run(redacting(digest, "email"), redacting(digest, "phone"), BacktestNoFunctions); r.of("s").Functions != nil {
+		t.Errorf("functions ran that should not: %+v", r.of("s").Functions)
+	}
+	broken := redacting("", "email")
+	if r := run(redacting(digest, "email"), broken, BacktestDiffering); r.of("s").Functions.Error == "" || r.Events != 600 || r.of("s").After != 600 {
+		t.Errorf("a function without a module: %+v", r.of("s").Functions)
+	}
+	budget := BacktestOptions{After: redacting(digest, "email"), Past: w.e.Past(), Host: w.o.Host, Budget: BacktestBudget{Fuel: 1}}
+	if r := backtestOf(t, budget); r.Complete || !strings.Contains(r.Stopped, "fuel") || r.Events >= 600 {
+		t.Errorf("fuel: %d events, stopped %q", r.Events, r.Stopped)
+	}
+}
+
+// TestBacktestCountsFailures by their reasons, those that are new apart.
+func TestBacktestCountsFailures(t *testing.T) {
+	w, digest := functionWorld(t, Options{})
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})
+	w.publish("orders", "a=p", "b=t", "c=x42", "d=d", "e=p")
+	after := redacting(digest, "")
+	r := backtestOf(t, BacktestOptions{Past: w.e.Past(), Host: w.o.Host, After: after,
+		Before: BacktestRules{Subscriptions: []SubscriptionSpec{{Subscription: event.Subscription{Name: "s", Topic: "orders"}}}}})
+	f := r.of("s").Functions
+	if r.Failed != 2 || f.Failed["trap"] != 1 || f.Failed["reject"] != 1 || f.Different != 3 || f.Equal != 2 {
+		t.Errorf("failed %d: %+v", r.Failed, f)
+	}
+	if x := r.of("s").Examples[0]; x.Path != "outcome" || x.Before != "1 delivered" || !strings.HasPrefix(x.After, "trap: ") {
+		t.Errorf("%+v", x)
+	}
+	// without a side to compare with they are failures all the same
+	r = backtestOf(t, BacktestOptions{Past: w.e.Past(), Host: w.o.Host, After: after})
+	if x := r.of("s").Examples; r.Failed != 2 || r.Different != 0 || !slices.ContainsFunc(x, func(x BacktestExample) bool { return x.Kind == "failed" && x.ID == "b" }) {
+		t.Errorf("%+v", x)
 	}
 }

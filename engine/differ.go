@@ -123,26 +123,27 @@ func differResults(in event.Record, a, b *plugins.Result) *difference {
 func differEvents(in event.Record, a, b *plugins.Result) *difference {
 	var was, is event.Event
 	a.Event(in, &was)
-	wasAttrs := attributesOf(&was)
-	wasData, wasBinary := was.Data, was.Binary
 	b.Event(in, &is)
-	isAttrs := attributesOf(&is)
-	names := slices.Sorted(maps.Keys(wasAttrs))
-	for name := range isAttrs {
-		if _, ok := wasAttrs[name]; !ok {
-			names = append(names, name)
-		}
+	if d := differAttributes(&was, &is); d != nil {
+		return d
 	}
+	return differData("data", was.Data, is.Data)
+}
+
+// differAttributes finds the first attribute, by name, that differs; whether the data is bytes counts as one.
+func differAttributes(a, b *event.Event) *difference {
+	was, is := attributesOf(a), attributesOf(b)
+	names := slices.AppendSeq(slices.Collect(maps.Keys(was)), maps.Keys(is))
 	slices.Sort(names)
-	for _, name := range names {
-		if v, w := wasAttrs[name], isAttrs[name]; v != w {
+	for _, name := range slices.Compact(names) {
+		if v, w := was[name], is[name]; v != w {
 			return &difference{path: name, was: v, is: w}
 		}
 	}
-	if wasBinary != is.Binary {
-		return &difference{path: "data", was: fmt.Sprintf("binary: %t", wasBinary), is: fmt.Sprintf("binary: %t", is.Binary)}
+	if a.Binary != b.Binary {
+		return &difference{path: "data", was: fmt.Sprintf("binary: %t", a.Binary), is: fmt.Sprintf("binary: %t", b.Binary)}
 	}
-	return differData("data", wasData, is.Data)
+	return nil
 }
 
 // attributesOf are an event's attributes by the names that filters have for them.

@@ -39,7 +39,7 @@ func (b *backtesting) OpenBacktest(ctx context.Context, bundle []byte, q httpapi
 
 func (b *backtesting) options(ctx context.Context, bundle []byte, q httpapi.BacktestQuery) (o engine.BacktestOptions, err error) {
 	o = engine.BacktestOptions{Past: b.eng.Past(), Before: b.eng.InForce(), Host: b.host, Secret: b.eng.Secret(), Rest: b.eng.Yielding(),
-		Since: q.Since, Until: q.Until, Last: q.Last, Topics: q.Topics, Subscriptions: q.Subscriptions,
+		Since: q.Since, Until: q.Until, Last: q.Last, Topics: q.Topics, Subscriptions: q.Subscriptions, Examples: q.Examples,
 		Budget: engine.BacktestBudget{Time: q.Budget}}
 	switch q.Functions {
 	case "true":
@@ -72,6 +72,9 @@ func (b *backtesting) rulesOf(ctx context.Context, set *rules.Set) (engine.Backt
 	}
 	for _, s := range set.Subscriptions {
 		r.Subscriptions = append(r.Subscriptions, subscriptionSpec(s))
+	}
+	for _, t := range set.Topics {
+		r.Topics = append(r.Topics, t.Topic)
 	}
 	var spec engine.Spec
 	errs = append(errs, b.applyAPI(set, b.api, map[string]event.Topic{}, names, &spec))

@@ -21,7 +21,7 @@ import (
 // backtestHere runs a backtest in this process, over a data directory or recorded events.
 func (p *program) backtestHere(cmd *cobra.Command, o *rehearsal, tell func(engine.BacktestProgress)) (_ *engine.BacktestReport, err error) {
 	ctx := cmd.Context()
-	bo := engine.BacktestOptions{Last: o.limit, Topics: o.topics, Subscriptions: o.subscriptions, Progress: tell, Budget: engine.BacktestBudget{Time: o.budget}}
+	bo := engine.BacktestOptions{Last: o.limit, Examples: o.examples, Topics: o.topics, Subscriptions: o.subscriptions, Progress: tell, Budget: engine.BacktestBudget{Time: o.budget}}
 	for at, text := range map[*time.Time]string{&bo.Since: o.since, &bo.Until: o.until} {
 		if text != "" {
 			if *at, err = event.ParseSince(text, time.Now()); err != nil {
@@ -121,6 +121,9 @@ func (p *program) pastRules(cmd *cobra.Command, path string, modules moduleShelf
 	}
 	for _, s := range set.Subscriptions {
 		r.Subscriptions = append(r.Subscriptions, subscriptionSpec(s))
+	}
+	for _, t := range set.Topics {
+		r.Topics = append(r.Topics, t.Topic)
 	}
 	return r, nil
 }

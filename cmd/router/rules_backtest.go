@@ -32,6 +32,7 @@ type rehearsal struct {
 	topics        []string
 	subscriptions []string
 	functions     string
+	examples      int
 	budget        time.Duration
 	failOn        []string
 	markdown      bool
@@ -75,6 +76,7 @@ The budget ends it early; the report says how far it got. On a running router on
 	f.StringSliceVar(&o.topics, "topics", nil, "only events of these `topics`")
 	f.StringSliceVar(&o.subscriptions, "subscriptions", nil, "only these `subscriptions`")
 	f.StringVar(&o.functions, "functions", "differing", "run the functions of `differing, all or none` of the subscriptions")
+	f.IntVar(&o.examples, "examples", 5, "show so many `events` of each subscription and kind of change, up to 1000")
 	f.DurationVar(&o.budget, "budget", time.Minute, "stop after this `time`")
 	f.StringSliceVar(&o.failOn, "fail-on", nil, "exit with 1 on this `condition`, such as lost>0 or failures")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
@@ -146,6 +148,9 @@ func (o *rehearsal) check(cmd *cobra.Command) error {
 	}
 	if o.limit < 0 || o.budget <= 0 {
 		return usagef(cmd, "--limit and --budget: want more than 0")
+	}
+	if o.examples < 1 || o.examples > 1000 {
+		return usagef(cmd, "--examples %d: want 1 to 1000", o.examples)
 	}
 	switch o.functions {
 	case "differing", "all", "none":
@@ -221,7 +226,7 @@ func (p *program) backtestThere(ctx context.Context, c *client, o *rehearsal, te
 	if err != nil {
 		return nil, err
 	}
-	q := url.Values{"budget": {o.budget.String()}}
+	q := url.Values{"budget": {o.budget.String()}, "examples": {strconv.Itoa(o.examples)}}
 	for name, v := range map[string]string{"since": o.since, "until": o.until, "before": o.before,
 		"topics": strings.Join(o.topics, ","), "subscriptions": strings.Join(o.subscriptions, ",")} {
 		if v != "" {

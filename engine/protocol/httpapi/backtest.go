@@ -34,13 +34,15 @@ type BacktestQuery struct {
 	Subscriptions []string
 	Functions     string // "" where the two sides differ, true or false
 	Budget        time.Duration
+	Examples      int    // of each subscription and kind; 0: a few
 	Before        string // a revision to compare with; "" is what is in force
 }
 
-// Bounds of how long a backtest may take.
+// Bounds of how long a backtest may take, and of its answer.
 const (
-	backtestTime    = time.Minute
-	maxBacktestTime = 10 * time.Minute
+	backtestTime        = time.Minute
+	maxBacktestTime     = 10 * time.Minute
+	maxBacktestExamples = 1000
 )
 
 // backtest is POST /v1/rules/backtest.
@@ -86,6 +88,11 @@ func (c *call) backtestQuery() (q BacktestQuery, err error) {
 	if v := c.query("limit"); v != "" {
 		if q.Last, err = strconv.ParseInt(v, 10, 64); err != nil || q.Last < 1 {
 			return q, invalidf("?limit", "is %.20q; want a number of events, at least 1", v)
+		}
+	}
+	if v := c.query("examples"); v != "" {
+		if q.Examples, err = strconv.Atoi(v); err != nil || q.Examples < 1 || q.Examples > maxBacktestExamples {
+			return q, invalidf("?examples", "is %.20q; want 1 to %d", v, maxBacktestExamples)
 		}
 	}
 	q.Budget = backtestTime

@@ -54,9 +54,9 @@ func TestBacktest(t *testing.T) {
 	f := newFake("orders")
 	_, base := serve(t, Options{Backend: f})
 	u := base + "/v1/rules/backtest"
-	resp, body := do(t, "POST", u+"?since=2026-01-02T00:00:00Z&until=2026-01-03T00:00:00Z&limit=9&topics=a,b&subscriptions=s&functions=true&budget=5s&before=r7", anyRules, "Content-Type", "application/yaml")
+	resp, body := do(t, "POST", u+"?since=2026-01-02T00:00:00Z&until=2026-01-03T00:00:00Z&limit=9&topics=a,b&subscriptions=s&functions=true&budget=5s&before=r7&examples=7", anyRules, "Content-Type", "application/yaml")
 	want := BacktestQuery{Since: time.Date(2026, 1, 2, 0, 0, 0, 0, time.UTC), Until: time.Date(2026, 1, 3, 0, 0, 0, 0, time.UTC), Last: 9, Topics: []string{"a", "b"},
-		Subscriptions: []string{"s"}, Functions: "true", Budget: 5 * time.Second, Before: "r7"}
+		Subscriptions: []string{"s"}, Functions: "true", Budget: 5 * time.Second, Before: "r7", Examples: 7}
 	lines := strings.Split(strings.TrimSpace(body), "\n")
 	if resp.StatusCode != 200 || resp.Header.Get("Content-Type") != "application/x-ndjson" || len(lines) != 4 || !strings.HasPrefix(lines[0], `{"progress":{"events":0`) || !strings.HasPrefix(lines[3], `{"report":{"events":3`) {
 		t.Errorf("%d %s", resp.StatusCode, body)
@@ -68,7 +68,7 @@ func TestBacktest(t *testing.T) {
 	if resp.StatusCode != 200 || !strings.HasPrefix(body, `{"events":3`) || f.held || !reflect.DeepEqual(f.asked, BacktestQuery{Budget: time.Minute}) {
 		t.Errorf("%d %s; held %t, asked %+v", resp.StatusCode, body, f.held, f.asked)
 	}
-	for query, words := range map[string]string{"?since=yesterday": "RFC 3339", "?limit=0": "at least 1", "?budget=1h": "up to 10m", "?functions=some": "true (run all)", "?what=1": "not a parameter"} {
+	for query, words := range map[string]string{"?since=yesterday": "RFC 3339", "?limit=0": "at least 1", "?budget=1h": "up to 10m", "?functions=some": "true (run all)", "?examples=1001": "1 to 1000", "?what=1": "not a parameter"} {
 		if resp, body := do(t, "POST", u+query, anyRules); resp.StatusCode != 400 || !strings.Contains(body, words) {
 			t.Errorf("%s: %d %s", query, resp.StatusCode, body)
 		}

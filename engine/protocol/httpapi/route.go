@@ -55,7 +55,7 @@ func routes() []*route {
 		{method: "GET", path: "/v1/rules", handle: (*call).rules},
 		{method: "PUT", path: "/v1/rules", handle: (*call).applyRules, query: []string{"author", "message", "undelivered"}},
 		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
-		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "budget", "before"}},
+		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "examples", "budget", "before"}},
 		{method: "POST", path: "/v1/rules/diff", handle: (*call).diffRules},
 		{method: "GET", path: "/v1/rules/revisions", handle: (*call).rulesRevisions},
 		{method: "POST", path: "/v1/rules/rollback", handle: (*call).rollbackRules, query: []string{"author", "message", "undelivered"}},
