@@ -186,6 +186,7 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 		h.ev.ID = string(h.scratch)
 	}
 	x.made++
+	h.items[in.origin].mark(&h.ev)
 	if h.ev.Source == "" {
 		h.ev.Source = in.rec.Attr(event.TagSource)
 	}

@@ -50,6 +50,7 @@ type Engine struct {
 	parked     alarms // of what is due
 	alarms     alarms
 	hosts      hosts
+	schedules  scheduleBook
 	circuit    breakerLimits
 	uncounted  letterQueue
 	choices    choices
@@ -80,6 +81,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.shadowLife, e.endShadows = func() context.Context { return shadowLife }, endShadows
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
 	e.parked.wake, e.alarms.wake = make(chan struct{}, 1), make(chan struct{}, 1)
+	e.schedules.wake, e.schedules.alarm.ring = make(chan struct{}, 1), e.schedules.ring
 	e.hosts.e, e.circuit = e, breakerLimits{o.CircuitFailures, o.CircuitWait, o.CircuitMaxWait}
 	e.uncounted.wake = make(chan struct{}, 1)
 	e.replies, e.invoking = newReplies(o), newInvocations()
@@ -100,6 +102,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.spawn(func(ctx context.Context) { e.follow(ctx, &e.parked) })
 	e.spawn(func(ctx context.Context) { e.follow(ctx, &e.alarms) })
 	e.spawn(e.letterLoop)
+	e.spawn(e.scheduleLoop)
 	return e, nil
 }
 

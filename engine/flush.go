@@ -248,6 +248,7 @@ func (f *folded) end(err error) {
 	}
 	if len(f.cleared) > 0 {
 		s.room.Broadcast()
+		s.wakeReplay()
 	}
 	s.mu.Unlock()
 	s.commits.Unlock()

@@ -93,6 +93,7 @@ func (s *subscription) setState(ctx context.Context, change func(*subRow)) error
 	op, err := s.rowOp()
 	s.kick()
 	s.lookNow()
+	s.wakeReplay()
 	s.mu.Unlock()
 	if err == nil {
 		err = s.e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{op}})
@@ -229,8 +230,9 @@ func (s *subscription) seekRows(ctx context.Context, b *storage.Batch, offsets [
 	for _, c := range delivered {
 		finished[c.row.keyAt(s.serial, c.pos)] = true
 	}
+	stays := map[string]bool{} // rows of replays: they have no part in where the cursor is
 	goes := func(key string, pos event.Position) bool {
-		if foreign(pos) { // it cannot be read again
+		if foreign(pos) || stays[key] { // it cannot be read again
 			return finished[key]
 		}
 		head := s.topic.parts[pos.Partition].log.Bounds().Head
@@ -239,6 +241,9 @@ func (s *subscription) seekRows(ctx context.Context, b *storage.Batch, offsets [
 		return finished[key] || pos.Offset < to && to > head || pos.Offset >= head
 	}
 	err = s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+		if p, _, _, err := parseParkedHead(k, v); err == nil && p.replay != "" {
+			stays[string(k)] = true
+		}
 		if _, pos := splitParkedKey(k); goes(string(k), pos) {
 			b.Ops = append(b.Ops, del(tableParked, slices.Clone(k)))
 			return nil
@@ -255,6 +260,8 @@ func (s *subscription) seekRows(ctx context.Context, b *storage.Batch, offsets [
 		row, marker := string(k), len(v) > 0 && v[0] == laneMarker
 		if marker {
 			row = string(parkedKey(s.serial, due, pos))
+		} else if p := laneHead(v); p != nil && p.replay != "" {
+			stays[row] = true
 		}
 		if goes(row, pos) {
 			b.Ops = append(b.Ops, del(tableLanes, slices.Clone(k)))
@@ -313,9 +320,11 @@ type SubscriptionInfo struct {
 
 	// Counters since the start, but for Lost, which is kept.
 	Matched, Delivered, Failed, Retried, DeadLettered, Dropped, Lost uint64
-	Redriven, Purged                                                 uint64
+	Redriven, Purged, Replayed                                       uint64
 
 	DeadLetters int64 // unfinished ones in its dead-letter topic
+
+	Replay *event.ReplayInfo // that runs, or the last one; nil if there was none
 }
 
 // Subscriptions lists all subscriptions by name.
@@ -357,7 +366,7 @@ func (s *subscription) info() SubscriptionInfo {
 	info := SubscriptionInfo{
 		Subscription: *c.shown(), State: "running", Parked: s.parked.count, ParkedBytes: s.parked.bytes, Leased: len(s.leases.out),
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
-		Dropped: s.c.Dropped, Lost: s.row.Loss.Events + s.overtaken(), Loss: s.row.Loss, Redriven: s.c.Redriven, Purged: s.c.Purged, StateKeys: s.state.keys, StateBytes: s.state.bytes,
+		Dropped: s.c.Dropped, Lost: s.row.Loss.Events + s.overtaken(), Loss: s.row.Loss, Redriven: s.c.Redriven, Purged: s.c.Purged, Replayed: s.c.Replayed, Replay: s.replayInfo(), StateKeys: s.state.keys, StateBytes: s.state.bytes,
 	}
 	for i, p := range s.topic.parts {
 		c := s.cursors[i]

@@ -34,6 +34,7 @@ type parkedEvent struct {
 	lives  uint32 // how often it was redriven
 	born   int64  // Unix ns: its age counts from then; 0: from when it was received
 	story  []try  // the tries so far, those of earlier lives included
+	replay string // id of the replay that made it; "": none
 }
 
 // try is one failed try of an event.
@@ -95,14 +96,15 @@ func (p *parkedEvent) drop(ops []storage.Op, sub uint32, pos event.Position) []s
 
 // A parked row: u32 attempt, u32 code, u64 hash, uvarint-counted done, uvarint-sized reason, with the bit
 // parkedRefs of attempt uvarint-sized digests, with parkedMore uvarint-sized further fields (u64 lane, u64 batch, uvarint
-// lives, u64 born, uvarint-sized with, uvarint-counted tries: i64 at, uvarint code, uvarint-sized reason), then the record.
+// lives, u64 born, uvarint-sized with, uvarint-counted tries: i64 at, uvarint code, uvarint-sized reason; of a replay
+// uvarint-sized its id), then the record.
 func (p *parkedEvent) appendRow(dst []byte, rec event.Record) []byte {
 	attempt := p.attempt
 	if len(p.digests) > 0 {
 		attempt |= parkedRefs
 	}
 	var more []byte
-	if p.lane != 0 || p.batch != 0 || p.lives != 0 || p.born != 0 || p.with != "" || len(p.story) > 0 {
+	if p.lane != 0 || p.batch != 0 || p.lives != 0 || p.born != 0 || p.with != "" || len(p.story) > 0 || p.replay != "" {
 		attempt |= parkedMore
 		more = p.appendMore(nil)
 	}
@@ -134,6 +136,9 @@ func (p *parkedEvent) appendMore(dst []byte) []byte {
 		dst = binary.AppendUvarint(be.AppendUint64(dst, uint64(t.at)), uint64(t.code))
 		sized(t.reason)
 	}
+	if p.replay != "" {
+		sized(p.replay)
+	}
 	return dst
 }
 
@@ -145,7 +150,7 @@ func parseParked(key, row []byte) (*parkedEvent, event.Record, error) {
 		return nil, nil, err
 	}
 	p.reason, p.digests = string(reason), slices.Clone(p.digests)
-	p.with = strings.Clone(p.with)
+	p.with, p.replay = strings.Clone(p.with), strings.Clone(p.replay)
 	for i := range p.story {
 		p.story[i].reason = strings.Clone(p.story[i].reason)
 	}
@@ -180,6 +185,9 @@ func parseParkedHead(key, row []byte) (p *parkedEvent, reason, record []byte, er
 		p.with = borrow(m.sized())
 		for range m.count() {
 			p.story = append(p.story, try{at: int64(m.u64()), code: int(m.uvarint()), reason: borrow(m.sized())})
+		}
+		if len(m.b) > 0 {
+			p.replay = borrow(m.sized())
 		}
 		r.bad = r.bad || m.bad
 	}

@@ -23,6 +23,7 @@ type Spec struct {
 	Functions     []event.Function
 	Subscriptions []SubscriptionSpec
 	Hosts         []event.Host
+	Schedules     []event.Schedule
 	Revision      string // of the rules and definitions, for dead letters to name; "" for none
 
 	Keep []string                              // subscriptions of which, if they are removed, all that is not delivered becomes dead letters first
@@ -90,6 +91,8 @@ type change struct {
 	touched map[*topic]bool // their subscriptions, or what those ask for, change: see Engine.touch
 
 	versions []versioned
+
+	schedules map[string]*schedule
 }
 
 // redefined is a topic with its next definition. It is put in force after the commit: a ring that was made
@@ -122,6 +125,8 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	if e.draining.Load() {
 		return fmt.Errorf("apply: the router is draining: %w", event.ErrUnavailable)
 	}
+	e.schedules.firing.Lock() // no time is dealt with under two definitions
+	defer e.schedules.firing.Unlock()
 	old := e.plan.Load()
 	c := &change{
 		next: Plan{revision: spec.Revision, topics: maps.Clone(old.topics), functions: map[string]*function{}, subs: map[string]*subscription{}, spares: map[string]*function{}},
@@ -140,6 +145,9 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	if err == nil {
 		err = e.planSubscriptions(ctx, c, old, spec.Subscriptions)
+	}
+	if err == nil {
+		err = e.planSchedules(ctx, c, spec.Schedules)
 	}
 	if err == nil {
 		c.dropBetween(spec)
@@ -270,6 +278,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 		})
 	}
 	c.turn()
+	e.schedules.set(e, c.schedules)
 	for name, f := range old.functions {
 		if c.next.functions[name] == nil {
 			f.book.end()
@@ -373,7 +382,7 @@ func (c *change) remove(s *subscription) {
 func (s *subscription) removal() []storage.Op { return removal(s.serial) }
 
 func removal(serial uint32) []storage.Op {
-	return append(removalOfState(serial), delPrefix(tableCursors, serial), delPrefix(tableParked, serial), delPrefix(tableLanes, serial), del(tableParkedSize, key32(serial)))
+	return append(removalOfState(serial), delPrefix(tableCursors, serial), delPrefix(tableParked, serial), delPrefix(tableLanes, serial), del(tableParkedSize, key32(serial)), del(tableReplays, key32(serial)))
 }
 
 // removeStale deletes what the store has of subscriptions that were in force before this start and are not

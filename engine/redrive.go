@@ -77,32 +77,11 @@ type redriving struct {
 
 // choose finds the version and holds it until the rows name it.
 func (d *redriving) choose(ctx context.Context) (release func(), err error) {
-	name, short, versioned := strings.Cut(d.r.Function, "@")
-	c := d.whole.config.Load()
-	at := slices.IndexFunc(c.functions, func(f *function) bool { return f.def.Name == name })
-	if at < 0 {
-		have := "it has none"
-		if len(c.Functions) > 0 {
-			have = "it has " + strings.Join(c.Functions, ", ")
-		}
-		return nil, event.Bad(event.ErrConflict, "function", fmt.Sprintf("%.80q is no function of subscription %s; %s", name, d.whole.name, have))
+	with, inForce, release, err := d.e.pickVersion(ctx, d.whole, d.r.Function)
+	if err == nil && !inForce {
+		d.with = with
 	}
-	if !versioned {
-		return func() {}, nil
-	}
-	digest, err := d.e.o.Host.Resolve(short)
-	if err != nil {
-		return nil, event.At("function", err)
-	}
-	if digest == c.functions[at].digest() {
-		return func() {}, nil
-	}
-	v, err := d.e.choose(ctx, c.functions[at], digest)
-	if err != nil {
-		return nil, event.At("function", fmt.Errorf("version %s of %s does not start: %w", digest, name, err))
-	}
-	d.with = name + "@" + digest
-	return func() { d.e.choices.leave(v, d.e.now()) }, nil
+	return release, err
 }
 
 // target is where a letter enters, nil if it cannot: why says so.
@@ -260,18 +239,10 @@ func (s *subscription) redrive(ctx context.Context, t *topic, letters []event.Re
 	keys := map[string]bool{}
 	for _, letter := range letters {
 		row, rec := s.revive(letter, due, d.with)
-		for {
-			key := row.key(s.serial, rec)
-			there, err := s.e.store.Load(ctx, tableParked, []byte(key))
-			if err != nil {
-				return nil, "", err
-			}
-			if there == nil && !keys[key] {
-				keys[key] = true
-				break
-			}
-			row.due++ // the same event is parked for the same time already
+		if err := s.place(ctx, row, rec, keys); err != nil {
+			return nil, "", err
 		}
+		keys[row.key(s.serial, rec)] = true
 		ops, n := row.put(b.Ops, s.serial, rec)
 		if size.count > 0 && size.bytes+n > bound {
 			full = fmt.Sprintf("parked.bytes: %d bytes wait for their next try already, and a redrive takes no more than half of %d; go on when they are delivered, or raise parked.bytes", size.bytes, 2*bound)
@@ -316,6 +287,9 @@ func (s *subscription) revive(letter event.Record, due int64, with string) (*par
 		}
 	}
 	pos := s.placeOf(letter, info.Origin)
+	if a, ok := letter.Extension("deadletterreplay"); ok {
+		row.replay = strings.Clone(a.Value)
+	}
 	before, _ := letter.Extension("deadletterbefore")
 	ev.Extensions = slices.DeleteFunc(ev.Extensions, func(a event.Attribute) bool { return strings.HasPrefix(a.Name, letterPrefix) })
 	for _, a := range earlier(before.Value) {

@@ -196,13 +196,18 @@ func (s *subscription) observe(w *sender, took time.Duration) {
 	}
 }
 
-// appendDeliveryID writes <subscription>:<topic>@<incarnation>:<position>:<n>.
+// appendDeliveryID writes <subscription>:<topic>@<incarnation>:<position>:<n>, and :<replay> where one delivers it
+// again: a receiver that drops repeats has to take it.
 func (s *subscription) appendDeliveryID(b []byte, j job) []byte {
 	b = append(append(b, s.name...), ':')
 	b = append(append(b, s.topic.name...), '@')
 	b = append(strconv.AppendUint(b, uint64(s.topic.serial), 10), ':')
 	b = append(j.it.rec.Position().Append(b), ':')
-	return strconv.AppendInt(b, int64(j.n), 10)
+	b = strconv.AppendInt(b, int64(j.n), 10)
+	if j.it.parked != nil && j.it.parked.replay != "" {
+		b = append(append(b, ':'), j.it.parked.replay...)
+	}
+	return b
 }
 
 // sent takes note of how a send ended. What has to be written is in one commit. The caller holds s.mu; it is

@@ -143,6 +143,7 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		s.noteSettled(st, at, first)
 		if st.it.parked != nil {
 			s.parked.forget(st.it.parked.key(s.serial, st.it.rec))
+			s.replayed(st.it.parked, st.park)
 		}
 		if st.park != nil && !st.park.behind {
 			s.c.Parked++
@@ -156,6 +157,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 		}
 	}
 	s.room.Broadcast()
+	if size.bytes < was.bytes {
+		s.wakeReplay()
+	}
 	return nil
 }
 
@@ -257,12 +261,18 @@ func (s *subscription) reroute(sts []settlement) []settlement {
 // done settles a delivery that succeeded and puts nothing anywhere: in memory, written with the next flush.
 func (s *subscription) done(it item, by *subConfig, what traceVerdict) {
 	s.noteDone(it, by, what)
+	s.finish(it)
+}
+
+// finish is done for what nobody looked at.
+func (s *subscription) finish(it item) {
 	if it.gen != s.gen {
 		return
 	}
 	if it.parked != nil {
 		s.parked.cleared = append(s.parked.cleared, cleared{it.rec.Position(), it.parked})
 		s.soil()
+		s.replayed(it.parked, nil)
 	} else if c := s.cursors[it.rec.Partition()]; c.out.settle(it.rec.Offset()) {
 		s.touch(c)
 	}
@@ -370,7 +380,7 @@ func (s *subscription) failAfter(c *subConfig, limit int, it item, f failure) se
 func (s *subscription) park(it item, err error) *parkedEvent {
 	row := &parkedEvent{code: event.Code(err), reason: clip(errText(err), 512)}
 	if it.parked != nil {
-		row.story, row.lives, row.born, row.with = it.parked.story, it.parked.lives, it.parked.born, it.parked.with
+		row.story, row.lives, row.born, row.with, row.replay = it.parked.story, it.parked.lives, it.parked.born, it.parked.with, it.parked.replay
 	}
 	row.story = told(row.story, try{s.e.now().UnixNano(), row.code, row.reason})
 	return row
@@ -421,7 +431,10 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 	ev.Topic = t.name
 	ev.Hops++
 	keepEarlier(&ev)
-	redrives := ""
+	redrives, replay := "", ""
+	if it.parked != nil {
+		replay = it.parked.replay
+	}
 	if it.parked != nil && it.parked.lives > 0 {
 		redrives = strconv.FormatUint(uint64(it.parked.lives), 10)
 	}
@@ -440,6 +453,7 @@ func (s *subscription) bury(t *topic, it item, f failure) settlement {
 		{Name: "deadletterhalf", Value: s.config.Load().half.String()},
 		{Name: "deadletterstory", Value: s.story(it, f)},
 		{Name: "deadletterrevision", Value: s.e.plan.Load().revision},
+		{Name: "deadletterreplay", Value: replay},
 	} {
 		ev.Set(event.Attr{Kind: a.Kind, Name: a.Name, Value: a.Value, Unset: a.Value == ""})
 	}

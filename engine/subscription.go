@@ -53,6 +53,7 @@ type subscription struct {
 	state    stateSize
 	leases   leaseBook
 	lanes    laneBook
+	replay   replayBook
 	gate     gate
 	gathered *gathered  // replies whose commit has not begun
 	replying sync.Mutex // one commit of gathered replies at a time; taken before commits
@@ -65,7 +66,7 @@ type subscription struct {
 // counters are a subscription's since the start. The mutex guards them.
 type counters struct {
 	Matched, Delivered, Failed, Parked, DeadLettered, Dropped uint64
-	Redriven, Purged                                          uint64
+	Redriven, Purged, Replayed                                uint64
 }
 
 // subRow is what the store keeps of a subscription besides its cursors.
@@ -309,6 +310,9 @@ func (s *subscription) restore(ctx context.Context) error {
 	if err := s.restoreParked(ctx); err != nil {
 		return err
 	}
+	if err := s.restoreReplay(ctx); err != nil {
+		return err
+	}
 	return s.restoreLanes(ctx)
 }
 
@@ -319,6 +323,7 @@ func (e *Engine) startSubscription(s *subscription) {
 	}
 	s.mu.Lock()
 	s.room.Broadcast() // a bound may have been raised
+	s.startReplay()
 	s.fetchLanes()
 	s.kick()
 	s.lookNow()
@@ -393,6 +398,8 @@ func (s *subscription) close() {
 	s.ended = true
 	s.e.alarms.set(&s.gate.alarm, 0)
 	s.e.parked.set(&s.looking, 0)
+	s.e.alarms.set(&s.replay.alarm, 0)
+	s.wakeReplay()
 	s.pumps.idle, s.senders.idle = 0, 0
 	s.pumps.wake.Broadcast()
 	s.senders.wake.Broadcast()
@@ -426,6 +433,8 @@ func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 		case it.gen != s.gen:
 		case it.reread && it.parked == nil && !s.cursors[it.rec.Partition()].out.has(it.rec.Offset()):
 			s.left(it, nil) // settled by an acknowledgement of the run before
+		case s.dropped(it):
+			s.finish(it)
 		default:
 			return it, true
 		}

@@ -323,6 +323,9 @@ func (e *Engine) namedDigests(ctx context.Context, named map[string]bool) error 
 		}
 	}
 	e.choices.name(named)
+	if err := e.replayDigests(ctx, named); err != nil {
+		return err
+	}
 	for _, table := range []storage.Table{tableFunctions, tableDefinitions} {
 		err := e.store.Scan(ctx, table, nil, nil, func(_, v []byte) error {
 			for _, d := range digestText.FindAll(v, -1) {

@@ -16,6 +16,8 @@ func commands(p *program) []*cobra.Command {
 		topicsCommand(p),
 		subscriptionsCommand(p),
 		deadLettersCommand(p),
+		replayCommand(p),
+		schedulesCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
 		invokeCommand(p),

@@ -57,6 +57,9 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 		for _, h := range set.Hosts {
 			spec.Hosts = append(spec.Hosts, h.Host)
 		}
+		for _, s := range set.Schedules {
+			spec.Schedules = append(spec.Schedules, s.Schedule)
+		}
 	}
 	errs = append(errs, d.applyAPI(set, api, topics, functions, &spec))
 	for name, t := range topics {

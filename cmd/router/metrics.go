@@ -95,6 +95,7 @@ var (
 		"retried":      describe("subscription_retried_total", "Events parked for another try.", "subscription"),
 		"dead":         describe("subscription_dead_lettered_total", "Events dead-lettered.", "subscription"),
 		"redriven":     describe("subscription_redriven_total", "Dead letters delivered again.", "subscription"),
+		"replayed":     describe("replay_events_total", "Events that replays have handed to it.", "subscription"),
 		"purged":       describe("subscription_purged_total", "Dead letters dropped for good.", "subscription"),
 		"deadletters":  describe("subscription_deadletters", "Dead letters that are neither redriven nor purged.", "subscription"),
 		"dropped":      describe("subscription_dropped_total", "Events that a function dropped.", "subscription"),
@@ -141,6 +142,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectShadows(e, out)
 	m.collectStreams(out)
 	m.collectRules(out)
+	collectSchedules(e, out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)
@@ -179,7 +181,7 @@ func (m *metrics) collectSubscriptions(e *engine.Engine, out chan<- prometheus.M
 	for _, s := range e.Subscriptions() {
 		for kind, v := range map[string]uint64{"matched": s.Matched, "delivered": s.Delivered, "failed": s.Failed,
 			"retried": s.Retried, "dead": s.DeadLettered, "dropped": s.Dropped, "lost": s.Lost,
-			"redriven": s.Redriven, "purged": s.Purged} {
+			"redriven": s.Redriven, "purged": s.Purged, "replayed": s.Replayed} {
 			tallyOf(counters, kind).add(s.Name, float64(v))
 		}
 		if s.StateKeys > 0 {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/rules"
 )
 
@@ -79,6 +80,8 @@ type subscriptionState struct {
 	StateBytes int64 `json:"stateBytes,omitempty"` // of keys and values
 
 	Digests []string `json:"digests,omitempty"`
+
+	Replay *httpapi.ReplayDoc `json:"replay,omitempty"`
 }
 
 func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any, error) {
@@ -87,7 +90,7 @@ func (d *definitions) subscriptionDoc(s engine.SubscriptionInfo) (map[string]any
 		Parked: s.Parked, ParkedBytes: s.ParkedBytes, Leased: s.Leased,
 		Matched: s.Matched, Delivered: s.Delivered, Failed: s.Failed, Retried: s.Retried, DeadLettered: s.DeadLettered,
 		Dropped: s.Dropped, Lost: s.Lost, Loss: lossOf(s.Loss), Redriven: s.Redriven, Purged: s.Purged, DeadLetters: s.DeadLetters,
-		StateKeys: s.StateKeys, StateBytes: s.StateBytes, Digests: s.Digests,
+		StateKeys: s.StateKeys, StateBytes: s.StateBytes, Digests: s.Digests, Replay: replayOf(s.Replay),
 	})
 }
 

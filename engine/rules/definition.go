@@ -76,6 +76,7 @@ func (p *parser) file(src *source) {
 	each("subscriptions", "subscription", p.subKeys, func(name string, key, n *node) {
 		p.subscriptions = append(p.subscriptions, p.subscription(name, key, n))
 	})
+	each("schedules", "schedule", p.scheduleKeys, func(name string, key, n *node) { p.schedules = append(p.schedules, p.schedule(name, key, n)) })
 	switch n := f["hosts"]; {
 	case n == nil || n.kind == null:
 	case n.kind != mapping:

@@ -35,6 +35,7 @@ func describe(sinks map[string]SinkKind) []described {
 			"functions":     {is: namedMapping("function"), about: "Functions by name: modules of WASM, or scripts."},
 			"subscriptions": {is: namedMapping("subscription"), about: "Subscriptions by name: which events of a topic go where, through which functions."},
 			"hosts":         {is: mapOf(mappingNamed("host")), about: "Limits of hosts that are sent to, by their names or addresses, with a port or without: what all subscriptions together send to one."},
+			"schedules":     {is: namedMapping("schedule"), about: "Schedules by name: events that the router publishes by itself, again and again."},
 		}},
 		{name: "topic", at: "topics.NAME", shape: topicShape, null: true, about: "A topic keeps events until its bounds are reached.", keys: map[string]keyDoc{
 			"partitions": {is: integerOf(1, maxPartitions), about: "How many parts the topic has, each with an order of its own; fixed once the topic is made.", absent: "1", std: 1},
@@ -112,8 +113,24 @@ func describe(sinks map[string]SinkKind) []described {
 			"concurrency": {is: either(integerOf(1, maxConcurrency), oneOf("unlimited")), about: "Sends under way at once.", absent: "`unlimited`", std: "unlimited"},
 			"rate":        {is: rateType(), about: "Sends begun; a batch is one send.", absent: "`unlimited`", std: "unlimited"},
 		}},
+		scheduleKeys(),
 	}
 	return withSinks(all, sinks)
+}
+
+func scheduleKeys() described {
+	return described{name: "schedule", at: "schedules.NAME", shape: scheduleShape, any: []string{"cron", "every"}, about: "An event that the router publishes by itself, at the times of `cron` or `every` so often.", keys: map[string]keyDoc{
+		"topic":    {is: nameType(), about: "That the events go into. One that nothing else names is made with defaults.", must: true},
+		"cron":     {is: plainText("five fields, or @hourly and the like"), about: "Minute, hour, day of the month, month, day of the week, such as `0 2 * * *`; or `@hourly`, `@daily`, `@midnight`, `@weekly`, `@monthly`, `@yearly`, `@annually`."},
+		"every":    {is: duration("1s to 366d"), about: "In place of `cron`: the times are multiples of this since 1970-01-01T00:00:00Z."},
+		"timezone": {is: plainText("IANA name"), about: "Of `cron`, such as `Europe/Berlin`. A time that clocks leave out is the moment they are set; one that comes twice is the first.", absent: "`UTC`", std: "UTC"},
+		"missed":   {is: oneOf("once", "skip", "all"), about: "What becomes of times at which the router did not run: `once` publishes the last of them, `skip` none, `all` each of the last 1,000.", absent: "`once`", std: "once"},
+		"type":     {is: plainText("text"), about: "Of the event.", absent: "`schedule`", std: "schedule"},
+		"source":   {is: plainText("text"), about: "Of the event.", absent: "`/schedules/NAME`"},
+		"subject":  {is: plainText("text"), about: "Of the event.", absent: "none"},
+		"key":      {is: plainText("text"), about: "The event's partitionkey.", absent: "none"},
+		"data":     {is: valueType{"any value", map[string]any{}}, about: "Of the event, as JSON.", absent: "none"},
+	}}
 }
 
 // title is the heading of a mapping in the reference.

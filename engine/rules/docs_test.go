@@ -46,7 +46,7 @@ func TestDocs(t *testing.T) {
 	if !strings.Contains(string(text), strings.Join(strings.SplitAfter(faults.Long(), "\n")[:3], "")) {
 		t.Errorf("the documents do not show\n%v", faults.Long())
 	}
-	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape} {
+	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape, scheduleShape} {
 		for _, key := range s.keys {
 			if !strings.Contains(string(text), key) {
 				t.Errorf("key %s is not in the documents", key)

@@ -57,7 +57,8 @@ type Set struct {
 	Topics        []Topic // those that are only named, as a target or for dead letters, included
 	Functions     []Function
 	Subscriptions []Subscription
-	Hosts         []Host   // limits of hosts that are sent to
+	Hosts         []Host // limits of hosts that are sent to
+	Schedules     []Schedule
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
 	// Sources are the rules files and the modules, scripts and schemas that they name, by their names in a bundle:
@@ -285,7 +286,7 @@ func (p *parser) finish() (*Set, error) {
 		return nil, err
 	}
 	n := len(p.subscriptions)
-	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources}
+	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources, Schedules: p.schedules}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {
@@ -335,6 +336,9 @@ func (p *parser) finish() (*Set, error) {
 	}
 	for _, d := range p.subscriptions {
 		imply(impliedTopic(event.Topic{Name: d.Subscription.Topic, Owner: d.Owner}))
+	}
+	for _, d := range p.schedules {
+		imply(impliedTopic(event.Topic{Name: d.Topic, Owner: d.Owner}))
 	}
 	for name := range p.files {
 		s.Files = append(s.Files, name)

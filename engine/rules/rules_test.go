@@ -86,7 +86,6 @@ func TestLaterKeys(t *testing.T) {
 	}
 	for _, c := range []struct{ after, add, key string }{
 		{"", "sources: {github: {topic: code}}\n", "sources"},
-		{"", "schedules: {nightly: {topic: jobs, cron: \"0 2 * * *\"}}\n", "schedules"},
 		{"", "tests: [{name: x}]\n", "tests"},
 	} {
 		text := string(full)

@@ -457,6 +457,10 @@ func (s *Set) doc(effective bool) *doc {
 		h := &s.Hosts[i]
 		return h.Name, false, h.source, h.effective
 	})
+	section("schedules", len(s.Schedules), func(i int) (string, bool, *doc, *doc) {
+		x := &s.Schedules[i]
+		return x.Name, false, x.source, x.effective
+	})
 	return d
 }
 

@@ -20,6 +20,8 @@ type Backend interface {
 	Explainer
 	Backtester
 	Revisions
+	Replays
+	Schedules
 }
 
 // DeadLetters is what a subscription gave up and what becomes of it. What was done when a call ends, for whatever

@@ -40,6 +40,8 @@ type fake struct {
 	fakeLogs
 	fakeRules
 	fakeLetters
+	fakeReplays
+	fakeSchedules
 	fakeBacktests
 	fakeExplains
 }
