@@ -62,6 +62,17 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			t.Errorf("docs/rules-remote.md shows %q, which rules_remote.txtar does not run", m[1])
 		}
 	}
+	if text, err = os.ReadFile(filepath.Join("..", "..", "docs", "rules-apply.md")); err != nil {
+		t.Fatal(err)
+	}
+	if script, err = os.ReadFile(filepath.Join("testdata", "script", "rules_apply.txtar")); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\$ (router .*)$`).FindAllStringSubmatch(string(text), -1) {
+		if !strings.Contains(string(script), m[1]+"\n") {
+			t.Errorf("docs/rules-apply.md shows %q, which rules_apply.txtar does not run", m[1])
+		}
+	}
 	p := &program{env: func(string) string { return "" }}
 	for _, c := range rootCommand(p).Commands() {
 		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {

@@ -27,6 +27,7 @@ type metrics struct {
 	store     func() storage.Stats
 	streams   func() streamStats
 	rules     func() (counts loadCounts, state rulesState, ok bool)
+	revision  func() (id, source string) // of the rules; set with rules
 }
 
 // maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under

@@ -111,7 +111,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		}
 		r.defs.path = r.defs.afar.shown
 	}
-	m.rules = r.defs.loadStats
+	m.rules, m.revision = r.defs.loadStats, r.defs.rulesSource
 	if err := r.defs.open(ctx); err != nil {
 		return r, err
 	}

@@ -129,6 +129,8 @@ func (d *definitions) rulesSource() (revision, source string) {
 		return "", ""
 	case d.revisions[0].Source == sourceAPI:
 		return d.revisions[0].ID(), sourceAPI
+	case d.afar != nil:
+		return d.revisions[0].ID(), "url"
 	}
 	return d.revisions[0].ID(), "file"
 }

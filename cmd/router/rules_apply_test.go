@@ -102,6 +102,9 @@ func TestAppliedRulesAreRevisions(t *testing.T) {
 		t.Errorf("%d %s", status, text)
 	}
 
+	if text := p.must(200, "GET", "/metrics", "", ""); !strings.Contains(text, `millrace_rules_revision_info{revision="`+second.ID+`",source="api"} 1`) {
+		t.Error("the revision is not among the metrics")
+	}
 	// It is all there after a restart, and what was before can be had again.
 	p.stop()
 	p.start()
