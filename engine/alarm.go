@@ -14,6 +14,9 @@ type alarms struct {
 	mu   sync.Mutex
 	list alarmHeap
 	wake chan struct{}
+
+	ringing bool   // the one that was taken last is at work
+	rung    uint64 // so many were taken
 }
 
 // An alarm is part of what it wakes.
@@ -64,10 +67,11 @@ func (a *alarms) nudge() {
 	}
 }
 
-// due takes an alarm whose time has come.
+// due takes an alarm whose time has come. Whoever asks has ended what the one before does.
 func (a *alarms) due(now int64) (x *alarm, next int64) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	a.ringing = false
 	if len(a.list) == 0 {
 		return nil, now + int64(time.Hour)
 	}
@@ -76,6 +80,8 @@ func (a *alarms) due(now int64) (x *alarm, next int64) {
 	}
 	heap.Pop(&a.list)
 	x.at = 0
+	a.ringing = true
+	a.rung++
 	return x, 0
 }
 

@@ -121,8 +121,10 @@ func (e *Engine) loadMeta(ctx context.Context) error {
 	if copy(e.secret[:], secret) == len(e.secret) {
 		return nil
 	}
-	if _, err := rand.Read(e.secret[:]); err != nil {
-		return err
+	if e.secret = e.o.Secret; e.secret == [32]byte{} {
+		if _, err := rand.Read(e.secret[:]); err != nil {
+			return err
+		}
 	}
 	return e.store.Commit(ctx, &storage.Batch{Ops: []storage.Op{put(tableMeta, []byte("secret"), e.secret[:])}})
 }

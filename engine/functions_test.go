@@ -350,3 +350,25 @@ func TestFaceChangesWhileOutputsWait(t *testing.T) {
 		})
 	}
 }
+
+// A drain that is out of time breaks off a function that would run on, and does not take its events up again.
+func TestCloseBreaksOffAFunction(t *testing.T) {
+	w, digest := functionWorld(t, Options{})
+	spec := through(digest, 1, &recorder{}, nil)
+	spec.Functions[0].Limits = event.FunctionLimits{CPU: time.Minute, Wall: time.Minute}
+	w.apply(spec)
+	w.publish("orders", "a=s;", "b=s;")
+	eventually(t, "the function runs", func() bool { return len(w.e.Functions()) == 1 && w.info("s").Outstanding == 2 })
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	closed := make(chan error, 1)
+	go func() { closed <- w.e.Close(ctx) }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("Close has not returned in 30 s")
+	}
+}

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"cmp"
+	"context"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -40,6 +41,7 @@ type filler struct {
 	c             *subConfig // under which it gathers; nil: nobody waits
 	gen           uint32     // of what it has
 	events, bytes int        // what it still takes
+	end           int64      // Unix ns: it waits no longer
 }
 
 func (f *filler) waits() bool { return f.c != nil }
@@ -94,18 +96,18 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 
 // waitForMore fills w until it is full or its time is over, or something interrupts.
 func (s *subscription) waitForMore(c *subConfig, w *sender) {
-	gen, end := s.gen, time.Now().Add(w.limits.wait)
-	w.alarm(s)
-	for !w.full() && !s.gatherEnds(c, gen) && time.Now().Before(end) {
+	gen, end := s.gen, s.e.now().Add(w.limits.wait).UnixNano()
+	w.ringAt(s, end)
+	for !w.full() && !s.gatherEnds(c, gen) && s.e.now().UnixNano() < end {
 		f := &s.filler
-		f.c, f.gen, f.events, f.bytes = c, gen, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
+		f.end, f.c, f.gen, f.events, f.bytes = end, c, gen, w.limits.events-len(w.jobs), w.limits.bytes-w.bytes
 		f.wake.Wait()
 		f.c = nil
 		if s.gen == gen && s.config.Load() == c {
 			s.fill(c, w)
 		}
 	}
-	w.timer.Stop()
+	s.e.alarms.set(&w.alarm, 0)
 	if s.gen != gen { // all that was gathered is void
 		w.jobs = w.jobs[:0]
 	}
@@ -177,23 +179,16 @@ func batchOf(it item) uint64 {
 	return it.parked.batch
 }
 
-// alarm wakes the subscription's filler when w has waited long enough.
-func (w *sender) alarm(s *subscription) {
-	if w.timer != nil {
-		w.timer.Reset(w.limits.wait)
-		return
+// ringAt wakes the subscription's filler when w has waited long enough. The caller holds s.mu.
+func (w *sender) ringAt(s *subscription, at int64) {
+	if w.alarm.ring == nil {
+		w.alarm.ring = func(context.Context) {
+			s.mu.Lock()
+			s.filler.wake.Signal() // one that waits for something else looks at its own end and waits on
+			s.mu.Unlock()
+		}
 	}
-	w.timer = time.AfterFunc(w.limits.wait, func() {
-		s.mu.Lock()
-		s.filler.wake.Signal() // one that waits for something else looks at its own end and waits on
-		s.mu.Unlock()
-	})
-}
-
-func (w *sender) stop() {
-	if w.timer != nil {
-		w.timer.Stop()
-	}
+	s.e.alarms.set(&w.alarm, at)
 }
 
 // A due gives those of a batch that failed in the same way the same time of the next try, so that they are sent

@@ -23,6 +23,8 @@ type Options struct {
 	// Now is the wall clock; within a run ages and due times advance with the monotonic part of the time
 	// it returned first. time.Now.
 	Now func() time.Time
+	// Secret is that of a new store, from which comes what functions see as random; the zero value makes a random one.
+	Secret [32]byte
 	// AcceptClock believes a wall clock that is over a year ahead of the last event.
 	AcceptClock bool
 
@@ -51,6 +53,9 @@ type Observer struct {
 	Batched      func(subscription string, events int) // a send of several events
 	Failed       func(subscription string, attempt int, err error)
 	DeadLettered func(subscription string, reason string)
+	// Appended is told of each event that a subscription put into a topic, dead letters included, once it is durable. It
+	// is borrowed.
+	Appended func(subscription, topic string, ev *event.Event)
 
 	Replied        func(from string, took time.Duration) // from "function", "push" or "pull"; since the event was received
 	ReplyDiscarded func(why string)                      // "unasked" or "second"
@@ -108,6 +113,9 @@ func (o Options) withDefaults() Options {
 	}
 	if b.DeadLettered == nil {
 		b.DeadLettered = func(string, string) {}
+	}
+	if b.Appended == nil {
+		b.Appended = func(string, string, *event.Event) {}
 	}
 	if b.Replied == nil {
 		b.Replied = func(string, time.Duration) {}

@@ -74,7 +74,13 @@ func (s *subscription) pump(crew *crew) {
 		clear(all)
 		clear(h.level)
 		h.items = all[:0]
-		if failed != nil && ctx.Err() == nil {
+		switch {
+		case failed != nil && ctx.Err() != nil: // the drain has broken it off: taken again it would fail again, for ever
+			s.mu.Lock()
+			crew.running--
+			s.mu.Unlock()
+			return
+		case failed != nil:
 			pause(ctx, 200*time.Millisecond)
 		}
 	}

@@ -22,7 +22,7 @@ type sender struct {
 	fits       func(item) bool
 	closed     bool        // what came next does not fit
 	limits     sinkLimits  // under which it gathers
-	timer      *time.Timer // ends the gathering
+	alarm      alarm       // ends the gathering
 	reply      event.Reply // where the sink puts one
 	asks       bool        // it shall
 
@@ -36,7 +36,6 @@ type sender struct {
 
 func (s *subscription) send(crew *crew) {
 	w := &sender{}
-	defer w.stop()
 	ctx := s.e.working()
 	s.mu.Lock()
 	for {

@@ -150,6 +150,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 			s.dueAt(st.park.due)
 		}
 		s.left(st.it, st.park)
+		for _, o := range st.outputs {
+			s.e.o.Observer.Appended(s.name, o.topic.name, o.event)
+		}
 		if st.dead != "" {
 			s.c.DeadLettered++
 			s.e.uncounted.add(st.outputs[0].topic)

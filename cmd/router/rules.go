@@ -17,7 +17,7 @@ func rulesCommand(p *program) *cobra.Command {
 		Use:   "rules",
 		Short: "Check, show, compare and apply rules",
 	})
-	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesSchema(p), rulesBacktest(p), rulesSign(p), rulesKeygen(p),
+	cmd.AddCommand(rulesValidate(p), rulesShow(p), rulesTest(p), rulesSchema(p), rulesBacktest(p), rulesSign(p), rulesKeygen(p),
 		rulesDiff(p), rulesApply(p), rulesRollback(p), rulesRevisions(p))
 	return cmd
 }

@@ -77,6 +77,7 @@ func (p *parser) file(src *source) {
 		p.subscriptions = append(p.subscriptions, p.subscription(name, key, n))
 	})
 	each("schedules", "schedule", p.scheduleKeys, func(name string, key, n *node) { p.schedules = append(p.schedules, p.schedule(name, key, n)) })
+	p.tests(f["tests"])
 	switch n := f["hosts"]; {
 	case n == nil || n.kind == null:
 	case n.kind != mapping:

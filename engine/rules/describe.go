@@ -36,6 +36,7 @@ func describe(sinks map[string]SinkKind) []described {
 			"subscriptions": {is: namedMapping("subscription"), about: "Subscriptions by name: which events of a topic go where, through which functions."},
 			"hosts":         {is: mapOf(mappingNamed("host")), about: "Limits of hosts that are sent to, by their names or addresses, with a port or without: what all subscriptions together send to one."},
 			"schedules":     {is: namedMapping("schedule"), about: "Schedules by name: events that the router publishes by itself, again and again."},
+			"tests":         {is: listOf(mappingNamed("test")), about: "What the rules are for; `router rules test` runs them."},
 		}},
 		{name: "topic", at: "topics.NAME", shape: topicShape, null: true, about: "A topic keeps events until its bounds are reached.", keys: map[string]keyDoc{
 			"partitions": {is: integerOf(1, maxPartitions), about: "How many parts the topic has, each with an order of its own; fixed once the topic is made.", absent: "1", std: 1},
@@ -115,7 +116,7 @@ func describe(sinks map[string]SinkKind) []described {
 		}},
 		scheduleKeys(),
 	}
-	return withSinks(all, sinks)
+	return withSinks(append(all, describeTests()...), sinks)
 }
 
 func scheduleKeys() described {

@@ -19,9 +19,9 @@ type later struct{ key, accepts string }
 
 var (
 	rulesShape = shape{
-		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules"},
-		later: []later{{"sources", ""}, {"tests", ""}},
-		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules"},
+		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules", "tests"},
+		later: []later{{"sources", ""}},
+		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules", "tests"},
 	}
 	topicShape = shape{
 		keys: []string{"partitions", "retain", "whenFull", "dedupe", "schema", "trace"},

@@ -57,6 +57,7 @@ type Set struct {
 	Topics        []Topic // those that are only named, as a target or for dead letters, included
 	Functions     []Function
 	Subscriptions []Subscription
+	Tests         []Test
 	Hosts         []Host // limits of hosts that are sent to
 	Schedules     []Schedule
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
@@ -282,6 +283,7 @@ func ruleFiles(path string) ([]string, error) {
 // finish checks what lies between definitions and makes the Set.
 func (p *parser) finish() (*Set, error) {
 	p.checkReferences()
+	p.checkTests()
 	if err := p.err(); err != nil {
 		return nil, err
 	}
@@ -339,6 +341,9 @@ func (p *parser) finish() (*Set, error) {
 	}
 	for _, d := range p.schedules {
 		imply(impliedTopic(event.Topic{Name: d.Topic, Owner: d.Owner}))
+	}
+	for _, d := range p.testDefs {
+		s.Tests = append(s.Tests, d.Test)
 	}
 	for name := range p.files {
 		s.Files = append(s.Files, name)

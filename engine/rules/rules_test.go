@@ -86,7 +86,6 @@ func TestLaterKeys(t *testing.T) {
 	}
 	for _, c := range []struct{ after, add, key string }{
 		{"", "sources: {github: {topic: code}}\n", "sources"},
-		{"", "tests: [{name: x}]\n", "tests"},
 	} {
 		text := string(full)
 		before, after, ok := strings.Cut(text, c.after)

@@ -6,6 +6,7 @@
 //   x<code>;     REJECT                      t              trap
 //   a<status>=<body>;  REPLY, text/plain     h<status>;     REPLY whose content type has a line break
 //   b<bytes>;    REPLY 200 of so many bytes  w;             REPLY if one is wanted, else DROP
+//   s               run without end
 // Of the EMITs the data is a script for the next function.
 #include <stdint.h>
 #include <stdlib.h>
@@ -78,6 +79,7 @@ static void run(uint32_t i, uint32_t attempt, uint16_t flags, const char *s, con
 			break;
 		case 'h': put(i, 5, number(a, stop), 5, "text/html\r\nx-evil: 1", 20, "", 0); break;
 		case 'b': put(i, 5, 200, 5, "text/plain", 10, (char *)out + (2 << 20), number(a, stop)); break;
+		case 's': for (volatile int turns = 0;; turns++) {}
 		case 't': __builtin_trap();
 		default: put(i, 0, 0, 0, 0, 0, 0, 0);
 		}
