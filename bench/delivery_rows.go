@@ -26,7 +26,7 @@ func deliveryRows() []row {
 			figure: value("dead-p99"), limit: value("dead-none-p99"), show: micros, ratio: times, lower: true, floor: 1.2, aim: 1,
 			note: "100 events a second, each for ten of the subscriptions."},
 		bound("parked-rss", "resident memory for a million parked deliveries of 100k keys, over idle / bound", "parked-rss", 200, mebibytes,
-			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with 256 MiB, whose caches are full by then."),
+			"`order: key`; the first of each key has failed, the others wait behind it. -backlog sets how many. A router with `--memory 192MiB`, whose caches are full by then."),
 		bound("parked-heap", "live heap with them / bound", "parked-heap", 200, mebibytes, ""),
 		bound("parked-ready", "a restart with them until the router is ready / bound", "parked-ready", 5, seconds, ""),
 	}

@@ -20,7 +20,7 @@ const (
 func measureParked() measurement {
 	return measurement{name: "parked deliveries", gives: []string{"parked-idle", "parked-rss", "parked-heap", "parked-ready"}, once: true,
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
-			dir := []string{"--memory", "256MiB", "--data", filepath.Join(l.dir, "parked")}
+			dir := []string{"--memory", "192MiB", "--data", filepath.Join(l.dir, "parked")}
 			r, err := l.router(dir...)
 			if err != nil {
 				return err

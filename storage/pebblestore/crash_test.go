@@ -104,7 +104,7 @@ func crash(t *testing.T, seed uint64, noSync bool) error {
 
 // TestCrash holds durability: what was acknowledged survives a power cut at any operation.
 func TestCrash(t *testing.T) {
-	seeds := 300
+	seeds := 150
 	if long() {
 		seeds = 5000
 	}
