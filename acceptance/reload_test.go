@@ -133,7 +133,7 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 	eventually(t, 30*time.Second, func() error {
 		if missing := rc.missing("/hook", l.acked); missing != nil {
-			return fmt.Errorf("the receiver lacks %v", missing)
+			return fmt.Errorf("the receiver lacks %v of %d; the subscription is %+v", missing, len(l.acked), r.subscription("hook"))
 		}
 		return nil
 	})
