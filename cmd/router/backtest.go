@@ -49,11 +49,21 @@ func (b *backtesting) options(ctx context.Context, bundle []byte, q httpapi.Back
 	}
 	b.changing.Lock() // so that the API's definitions are of one moment
 	defer b.changing.Unlock()
-	set, err := b.parseBundle(ctx, bundle)
+	set, err := rules.ParseBundle(ctx, bundle, b.bundleOptions(b.api))
 	if err != nil {
 		return o, err
 	}
-	o.After, err = b.rulesOf(ctx, set)
+	if o.After, err = b.rulesOf(ctx, set); err != nil || q.Before == "" {
+		return o, err
+	}
+	r, err := engine.FindRevision(b.revisions, q.Before)
+	if err != nil {
+		return o, event.At("?before", err)
+	}
+	if set, err = b.revised(ctx, r); err != nil {
+		return o, event.At("?before", err)
+	}
+	o.Before, err = b.rulesOf(ctx, set)
 	return o, err
 }
 
@@ -61,8 +71,9 @@ func (b *backtesting) options(ctx context.Context, bundle []byte, q httpapi.Back
 func (b *backtesting) rulesOf(ctx context.Context, set *rules.Set) (engine.BacktestRules, error) {
 	var r engine.BacktestRules
 	var errs []error
+	api, _ := b.adopt(set) // what both define is the rules' from then on
 	for _, f := range set.Functions {
-		def, err := b.function(ctx, f, b.api)
+		def, err := b.function(ctx, f, api)
 		errs = append(errs, err)
 		r.Functions = append(r.Functions, def)
 	}
@@ -77,19 +88,10 @@ func (b *backtesting) rulesOf(ctx context.Context, set *rules.Set) (engine.Backt
 		r.Topics = append(r.Topics, t.Topic)
 	}
 	var spec engine.Spec
-	errs = append(errs, b.applyAPI(set, b.api, map[string]event.Topic{}, names, &spec))
+	errs = append(errs, b.applyAPI(set, api, map[string]event.Topic{}, names, &spec))
 	r.Functions = append(r.Functions, spec.Functions...)
 	r.Subscriptions = append(r.Subscriptions, spec.Subscriptions...)
 	return r, errors.Join(errs...)
-}
-
-// parseBundle reads rules with this router's variables.
-func (b *backtesting) parseBundle(ctx context.Context, bundle []byte) (*rules.Set, error) {
-	o := b.o
-	for name := range b.api[kindFunctions] {
-		o.Functions = append(o.Functions, name)
-	}
-	return rules.ParseBundle(ctx, bundle, o)
 }
 
 type backtestRun struct {

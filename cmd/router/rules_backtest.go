@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,6 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
-	"github.com/millrace/millrace/engine/rules"
 )
 
 // rehearsal is the flags of rules backtest.
@@ -221,8 +221,7 @@ func (p *program) failOn(o *rehearsal, r *engine.BacktestReport) error {
 
 // backtestThere has a running router do it.
 func (p *program) backtestThere(ctx context.Context, c *client, o *rehearsal, tell func(engine.BacktestProgress)) (*engine.BacktestReport, error) {
-	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	bundle, _, err := rules.Pack(ctx, o.after, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv})
+	bundle, err := p.packRules(ctx, o.after)
 	if err != nil {
 		return nil, err
 	}
@@ -244,7 +243,15 @@ func (p *program) backtestThere(ctx context.Context, c *client, o *rehearsal, te
 	}
 	u := c.path("rules", "backtest")
 	u.RawQuery = q.Encode()
-	req, err := c.request(ctx, http.MethodPost, u, bytes.NewReader(bundle), "Content-Type", "application/octet-stream", "Accept", ndjsonType)
+	var packed bytes.Buffer
+	zip := gzip.NewWriter(&packed)
+	if _, err := zip.Write(bundle); err != nil {
+		return nil, err
+	}
+	if err := zip.Close(); err != nil {
+		return nil, err
+	}
+	req, err := c.request(ctx, http.MethodPost, u, &packed, "Content-Type", "application/octet-stream", "Content-Encoding", "gzip", "Accept", ndjsonType)
 	if err != nil {
 		return nil, err
 	}

@@ -51,14 +51,14 @@ func (c *call) backtest() error {
 	if err != nil {
 		return err
 	}
-	body, err := c.decompressed()
+	bundle, err := c.bundle()
 	if err != nil {
 		return err
 	}
 	if err := c.s.roomForStream(); err != nil {
 		return err
 	}
-	run, err := c.s.o.Backend.OpenBacktest(c.s.work, bytes.Clone(body), q)
+	run, err := c.s.o.Backend.OpenBacktest(c.s.work, bundle, q)
 	if err != nil {
 		return err
 	}
