@@ -115,9 +115,11 @@ func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]even
 		spec.Functions = append(spec.Functions, f.Function)
 		functions = append(functions, f.Name)
 	}
+	changed := ""
 	for name, doc := range api[kindSubscriptions] {
 		o := d.remote(functions)
 		if !bytes.Equal(doc, d.api[kindSubscriptions][name]) { // what is in force stays so when a schema changes
+			changed = name
 			o.Schema = func(topic string) []byte { return topics[topic].Schema }
 		}
 		s, err := rules.ParseSubscription(doc, o)
@@ -132,7 +134,29 @@ func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]even
 			}
 		}
 	}
+	if changed != "" {
+		errs = append(errs, closesCircle(spec.Subscriptions, changed))
+	}
 	return errors.Join(errs...)
+}
+
+// closesCircle refuses a subscription by which topics are delivered into each other all round.
+func closesCircle(specs []engine.SubscriptionSpec, name string) error {
+	subs := make([]event.Subscription, len(specs))
+	for i := range specs {
+		subs[i] = specs[i].Subscription
+	}
+	for range 20 { // circles that are in force already are not its fault
+		way := event.DeliveryCircle(subs)
+		if way == nil {
+			return nil
+		}
+		if slices.ContainsFunc(way, func(i int) bool { return subs[i].Name == name }) {
+			return event.Invalid(kindSubscriptions+"."+name+".deliver", event.TellDeliveryCircle(subs, way))
+		}
+		subs[way[0]].Deliver = event.Deliver{}
+	}
+	return nil
 }
 
 func subscriptionSpec(s rules.Subscription) engine.SubscriptionSpec {

@@ -55,7 +55,7 @@ var bombs = map[string]string{
 	"unknown names":  "functions:\n" + repeat(10_000, " f%d: {wasm: pushed}\n") + "subscriptions:\n" + repeat(8_000, " s%d: {topic: t, functions: [a,b,c,d,e,g,h,i], deliver: {pull: }}\n"),
 	"typos":          "subscriptions: {" + repeat(10_000, "s%d: {topic: t, filter: 'typo == 1', deliver: {pull: }}, ") + "}",
 	"settings":       "functions: {f: {wasm: pushed, js: x, config: {a: \"${env:N}\", " + repeat(60_000, "a%d: 1, ") + "}}}",
-	"unknown keys":   repeat(50_000, "a%d: x\n"),
+	"unknown keys":   repeat(20_000, "a%d: x\n"),
 	"many commas":    "[" + strings.Repeat("[],", 1_200_000) + "]",
 	"folded":         "version: >\n" + strings.Repeat("  a\n\n", 150_000),
 }
