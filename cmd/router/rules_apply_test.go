@@ -123,6 +123,12 @@ func TestAppliedRulesAreRevisions(t *testing.T) {
 		t.Errorf("%+v", back)
 	}
 	p.must(200, "GET", "/v1/subscriptions/slow", "", "")
+	if text := p.must(200, "POST", "/v1/rules/backtest?before=2", "application/yaml", appliedRules); !strings.Contains(text, `"report"`) || !strings.Contains(text, "slow") {
+		t.Errorf("compared with a revision: %s", text)
+	}
+	if status, text := p.call("POST", "/v1/rules/backtest?before=77", "application/yaml", appliedRules); status != 404 || !strings.Contains(text, "?before") {
+		t.Errorf("%d %s", status, text)
+	}
 	if status, text := p.call("POST", "/v1/rules/rollback", "application/json", `{"to": "77"}`); status != 404 || !strings.Contains(text, "router rules revisions") {
 		t.Errorf("%d %s", status, text)
 	}

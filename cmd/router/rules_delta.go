@@ -42,7 +42,9 @@ type undelivered struct {
 func (d *definitions) DiffRules(ctx context.Context, bundle []byte) ([]byte, error) {
 	d.changing.Lock()
 	defer d.changing.Unlock()
-	set, err := rules.ParseBundle(ctx, bundle, d.bundleOptions(d.api))
+	o := d.bundleOptions(d.api)
+	o.Unresolved = true
+	set, err := rules.ParseBundle(ctx, bundle, o)
 	if err != nil {
 		return nil, err
 	}

@@ -21,11 +21,11 @@ const exitDiffers = 3
 // errDiffers makes the program exit with exitDiffers.
 var errDiffers = errors.New("there are differences")
 
-// packRules makes a bundle of a file or folder. Variables are the router's: here they need not be set.
-func (p *program) packRules(ctx context.Context, path string) ([]byte, error) {
+// packRules makes a bundle of a file or folder. Variables are the router's: here they need not be set. Who only
+// compares may have ${file:…} in them, too.
+func (p *program) packRules(ctx context.Context, path string, compare bool) ([]byte, *rules.Set, error) {
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	bundle, _, err := rules.Pack(ctx, path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv})
-	return bundle, err
+	return rules.Pack(ctx, path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv, Unresolved: compare})
 }
 
 // sendBundle sends a bundle, compressed.
@@ -110,17 +110,17 @@ Of what is secret, or refers to a variable, only that it differs is said. It exi
 func (p *program) compareRules(cmd *cobra.Command, c *client, args []string) ([]byte, error) {
 	ctx := cmd.Context()
 	if len(args) == 1 {
-		bundle, err := p.packRules(ctx, args[0])
+		bundle, _, err := p.packRules(ctx, args[0], true)
 		if err != nil {
 			return nil, err
 		}
 		return c.sendBundle(ctx, "POST", nil, bundle, nil, "rules", "diff")
 	}
-	old, err := p.parseRules(cmd, args[0], nil)
+	_, old, err := p.packRules(ctx, args[0], true)
 	if err != nil {
 		return nil, err
 	}
-	next, err := p.parseRules(cmd, args[1], nil)
+	_, next, err := p.packRules(ctx, args[1], true)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 
 // Change is one definition that two sets do not have alike.
 type Change struct {
-	Kind   string      `json:"kind"` // topic, function, subscription or host
+	Kind   string      `json:"kind"` // topic, function, subscription, host or schedule
 	Name   string      `json:"name"`
 	Change string      `json:"change"` // created, changed or removed
 	Keys   []KeyChange `json:"keys,omitempty"`
@@ -56,7 +56,7 @@ func Diff(old, new *Set) []Change {
 	for _, kind := range []struct {
 		name string
 		of   func(*Set) map[string]compared
-	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}} {
+	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}, {"schedule", comparedSchedules}} {
 		was, is := kind.of(old), kind.of(new)
 		names := make([]string, 0, len(was)+len(is))
 		for name := range was {
@@ -125,6 +125,14 @@ func comparedHosts(s *Set) map[string]compared {
 	all := make(map[string]compared, len(s.Hosts))
 	for _, h := range s.Hosts {
 		all[h.Name] = compared{effective: h.effective}
+	}
+	return all
+}
+
+func comparedSchedules(s *Set) map[string]compared {
+	all := make(map[string]compared, len(s.Schedules))
+	for _, x := range s.Schedules {
+		all[x.Name] = compared{effective: x.effective}
 	}
 	return all
 }
@@ -214,8 +222,9 @@ func (p *parser) hiddenOf(n *node) hiddenValues {
 			if all == nil {
 				all = hiddenValues{}
 			}
-			text, _ := p.text(n)
-			all[path] = sha256.Sum256([]byte(text))
+			if text, ok := p.text(n); ok { // else nobody knows what it is here
+				all[path] = sha256.Sum256([]byte(text))
+			}
 		}
 		for i, item := range n.items {
 			switch n.kind {

@@ -51,6 +51,7 @@ functions:
 topics:
   orders: {retain: {bytes: 512MiB, events: 1000}}
 hosts: {a.example: {rate: 20/s}}
+schedules: {nightly: {topic: orders, cron: "0 2 * * *"}}
 `, o)
 	want := `removed topic gone
 changed topic orders
@@ -66,6 +67,7 @@ created subscription made
 removed subscription old
 changed host a.example
   rate: 10/s → 20/s
+created schedule nightly
 `
 	hook := `changed subscription hook
   filter: data.total > 100 → data.total > 500
@@ -95,5 +97,46 @@ changed host a.example
 	}
 	if got := changes(Diff(nil, old)); strings.Count(got, "created") != 7 || strings.Contains(got, "elsewhere") {
 		t.Errorf("from nothing:\n%s", got)
+	}
+}
+
+// Whoever only compares need not know what variables and files have in them.
+func TestDiffOfWhatIsNotKnownHere(t *testing.T) {
+	const text = `topics: {t: }
+functions: {f: {wasm: pushed, secrets: {a: "${file:/run/secrets/a}", b: "${env:NOT_SET_HERE}"}}}
+subscriptions: {s: {topic: t, deliver: {webhook: {url: "https://${env:NOT_SET_HERE}/x"}}}}
+`
+	dir := t.TempDir()
+	writeFiles(t, dir, map[string]string{"old.yaml": text, "new.yaml": strings.Replace(text, "/x", "/y", 1)})
+	o := testOptions()
+	o.Getenv = func(string) (string, bool) { return "", false }
+	if _, _, err := Pack(t.Context(), dir+"/old.yaml", o); err == nil {
+		t.Error("a bundle to apply reads files of the machine")
+	}
+	o.Unresolved = true
+	bundle, old, err := Pack(t.Context(), dir+"/old.yaml", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, next, err := Pack(t.Context(), dir+"/new.yaml", o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := changes(Diff(old, next)); got != "changed subscription s\n  deliver.webhook.url: https://${env:NOT_SET_HERE}/x → https://${env:NOT_SET_HERE}/y\n" {
+		t.Errorf("got\n%s", got)
+	}
+	known := o
+	known.Getenv = func(string) (string, bool) { return "host.example", true }
+	known.ReadFile = func(string) ([]byte, error) { return []byte("a secret"), nil }
+	inForce, err := ParseBytes("old.yaml", []byte(text), known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	set, err := ParseBundle(t.Context(), bundle, known)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := changes(Diff(inForce, set)); got != "" {
+		t.Errorf("with the router's values:\n%s", got)
 	}
 }

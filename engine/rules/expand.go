@@ -90,7 +90,7 @@ func (p *parser) within(n *node, offset int) *node {
 	return &here
 }
 
-// errUnset is a variable that is not set where rules are packed.
+// errUnset is what a reference comes to whose value is not known here, and need not be.
 var errUnset = errors.New("not set here")
 
 func (p *parser) resolve(n *node, ref string) (string, error) {
@@ -112,6 +112,8 @@ func (p *parser) resolve(n *node, ref string) (string, error) {
 			return "", fmt.Errorf("environment variable %s is not set; set it where the router starts%s", quote(name), p.nearestVariable(name))
 		}
 		return v, nil
+	case kind == "file" && name != "" && p.bundled && p.o.Unresolved:
+		return "", errUnset
 	case kind == "file" && name != "" && p.bundled:
 		return "", errBundledFile
 	case kind == "file" && name != "":

@@ -49,7 +49,10 @@ type Options struct {
 	Schema func(topic string) []byte
 	// CheckModule says what is wrong with a module that a file names; nil looks at its first bytes alone.
 	CheckModule func(module []byte) error
-	Now         func() time.Time // what `start: 24h` counts back from; time.Now
+	// Unresolved lets Pack and ParseBundle take ${file:…} for a value that is not known: for who only compares. The set
+	// is not fit to be put in force.
+	Unresolved bool
+	Now        func() time.Time // what `start: 24h` counts back from; time.Now
 }
 
 // Set is all that one file or folder defines, checked. It is read-only.
