@@ -21,9 +21,14 @@ const exitDiffers = 3
 // errDiffers makes the program exit with exitDiffers.
 var errDiffers = errors.New("there are differences")
 
-// packRules makes a bundle of a file or folder. Variables are the router's: here they need not be set. Who only
-// compares may have ${file:…} in them, too.
-func (p *program) packRules(ctx context.Context, path string, compare bool) ([]byte, *rules.Set, error) {
+// packRules makes a bundle of a file or folder. Variables are the router's: here they need not be set.
+func (p *program) packRules(ctx context.Context, path string) ([]byte, error) {
+	bundle, _, err := p.pack(ctx, path, false)
+	return bundle, err
+}
+
+// pack is packRules with the set; who only compares may have ${file:…} in it, too.
+func (p *program) pack(ctx context.Context, path string, compare bool) ([]byte, *rules.Set, error) {
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
 	return rules.Pack(ctx, path, rules.Options{Sinks: sinkKinds(nil), Getenv: getenv, Unresolved: compare})
 }
@@ -110,17 +115,17 @@ Of what is secret, or refers to a variable, only that it differs is said. It exi
 func (p *program) compareRules(cmd *cobra.Command, c *client, args []string) ([]byte, error) {
 	ctx := cmd.Context()
 	if len(args) == 1 {
-		bundle, _, err := p.packRules(ctx, args[0], true)
+		bundle, _, err := p.pack(ctx, args[0], true)
 		if err != nil {
 			return nil, err
 		}
 		return c.sendBundle(ctx, "POST", nil, bundle, nil, "rules", "diff")
 	}
-	_, old, err := p.packRules(ctx, args[0], true)
+	_, old, err := p.pack(ctx, args[0], true)
 	if err != nil {
 		return nil, err
 	}
-	_, next, err := p.packRules(ctx, args[1], true)
+	_, next, err := p.pack(ctx, args[1], true)
 	if err != nil {
 		return nil, err
 	}

@@ -82,7 +82,7 @@ A router that was started with --rules takes them from there and refuses this.`,
 			return err
 		}
 		ctx := cmd.Context()
-		bundle, _, err := p.packRules(ctx, args[0], dry)
+		bundle, _, err := p.pack(ctx, args[0], dry)
 		if err != nil {
 			return err
 		}
