@@ -57,6 +57,7 @@ func TestExplainWhereAnEventIs(t *testing.T) {
 	w.apply(before)
 	early := w.publish("orders", `early={"total":500,"country":"DE"}`)
 	s := push("s", "orders", `data.total > 100 && data.country != "XX"`, sink)
+	s.Start = event.Start{At: event.Latest}
 	s.Source = json.RawMessage(`{"deliver":{"webhook":{"url":"http://there/${env:HOOK}","headers":{"token":"${env:TOKEN}"}}}}`)
 	w.apply(specOf(s, push("other", "elsewhere", "", &recorder{})))
 	state := func(pos event.Position) string { return w.explain("s", "orders", pos).State }

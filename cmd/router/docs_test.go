@@ -62,6 +62,7 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			t.Errorf("docs/rules-remote.md shows %q, which rules_remote.txtar does not run", m[1])
 		}
 	}
+<<<<<<< HEAD
 	if text, err = os.ReadFile(filepath.Join("..", "..", "docs", "rules-apply.md")); err != nil {
 		t.Fatal(err)
 	}
@@ -71,6 +72,23 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^\$ (router .*)$`).FindAllStringSubmatch(string(text), -1) {
 		if !strings.Contains(string(script), m[1]+"\n") {
 			t.Errorf("docs/rules-apply.md shows %q, which rules_apply.txtar does not run", m[1])
+=======
+	text, err = os.ReadFile(filepath.Join("..", "..", "docs", "explain.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if script, err = os.ReadFile(filepath.Join("testdata", "script", "explain.txtar")); err != nil {
+		t.Fatal(err)
+	}
+	for _, block := range regexp.MustCompile("(?ms)^```(\\w*)\\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
+		if block[1] == "text" { // the script looks for it, with what differs from run to run left open
+			continue
+		}
+		for line := range strings.Lines(block[2]) {
+			if !strings.Contains(string(script), strings.TrimPrefix(line, "$ ")) {
+				t.Errorf("docs/explain.md shows %q, which explain.txtar has not", line)
+			}
+>>>>>>> bea821d (Show on the command line why a rule fired or did not, with a page whose examples a script runs)
 		}
 	}
 	p := &program{env: func(string) string { return "" }}

@@ -88,6 +88,9 @@ var (
 	descTopicBytes  = describe("topic_bytes", "Bytes of records that the topic keeps.", "topic")
 	descFilterErrs  = describe("filter_errors_total", "Times that a filter ran out of its bounds at an event, which is no match.", "topic")
 	descFilterMiss  = describe("filter_missing_total", "Comparisons that were false because a path was missing or of another type.", "topic")
+	descTraceBytes  = describe("trace_bytes", "Bytes that are kept of how tries at the topic's events ended.", "topic")
+	descTraceDrop   = describe("trace_dropped_total", "Tries of which the trace left early, for want of room.", "topic")
+	descTraceLost   = describe("trace_lost_total", "Tries that could not be noted or written.")
 	descTopicEvents = describe("topic_events", "Events that the topic keeps.", "topic")
 	descSub         = map[string]*prometheus.Desc{
 		"matched":      describe("subscription_matched_total", "Events that matched.", "subscription"),
@@ -162,10 +165,12 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 }
 
 func (m *metrics) collectTopics(e *engine.Engine, out chan<- prometheus.Metric) {
-	var bytes, events, errs, missing tally
+	var bytes, events, errs, missing, traces, dropped tally
 	for _, t := range e.Topics() {
 		errs.add(t.Name, float64(t.FilterErrors))
 		missing.add(t.Name, float64(t.FilterMissing))
+		traces.add(t.Name, float64(t.Traces.Bytes))
+		dropped.add(t.Name, float64(t.Traces.Dropped))
 		for _, p := range t.Partition {
 			bytes.add(t.Name, float64(p.Bytes))
 			events.add(t.Name, float64(p.Next-p.Head))
@@ -173,6 +178,9 @@ func (m *metrics) collectTopics(e *engine.Engine, out chan<- prometheus.Metric) 
 	}
 	errs.send(out, descFilterErrs, prometheus.CounterValue)
 	missing.send(out, descFilterMiss, prometheus.CounterValue)
+	traces.send(out, descTraceBytes, prometheus.GaugeValue)
+	dropped.send(out, descTraceDrop, prometheus.CounterValue)
+	out <- prometheus.MustNewConstMetric(descTraceLost, prometheus.CounterValue, float64(e.TracesLost()))
 	bytes.send(out, descTopicBytes, prometheus.GaugeValue)
 	events.send(out, descTopicEvents, prometheus.GaugeValue)
 }

@@ -103,7 +103,7 @@ func command(ts *testscript.TestScript, ctx context.Context, args []string) *exe
 		cmd.Path, cmd.Err = path, nil
 	}
 	cmd.Dir = ts.MkAbs(".")
-	for _, name := range []string{"HOME", "USER", "WORK", "PATH", "TMPDIR", "MILLRACE_URL", "MILLRACE_TOKEN", "HOOK_SECRET", "TARGET",
+	for _, name := range []string{"HOME", "USER", "WORK", "PATH", "TMPDIR", "MILLRACE_URL", "MILLRACE_TOKEN", "HOOK", "HOOK_SECRET", "HOOK_TOKEN", "TARGET",
 		"GOCACHE", "GOMODCACHE", "GOFLAGS", "GOPROXY", "CARGO_HOME", "RUSTUP_HOME"} {
 		if v := ts.Getenv(name); v != "" {
 			cmd.Env = append(cmd.Env, name+"="+v)
