@@ -62,7 +62,8 @@ type way struct {
 	value    string // its topic and subscription as well
 	name     string
 	function bool
-	batch    int // events of a webhook; 0: one
+	batch    int    // events of a webhook; 0: one
+	trace    string // of the topic; "": the default
 }
 
 // measureDelivered measures single events from publishing to the signed webhook.
@@ -109,7 +110,11 @@ func (l *lab) prepare(ctx context.Context, w way) error {
 		}
 		sub["functions"] = []string{"redact"}
 	}
-	if err := r.call(ctx, "POST", "/v1/topics", "application/json", fmt.Appendf(nil, `{"name":%q}`, w.value), nil); err != nil {
+	topic := fmt.Appendf(nil, `{"name":%q}`, w.value)
+	if w.trace != "" {
+		topic = fmt.Appendf(nil, `{"name":%q,"trace":%q}`, w.value, w.trace)
+	}
+	if err := r.call(ctx, "POST", "/v1/topics", "application/json", topic, nil); err != nil {
 		return err
 	}
 	doc, err := json.Marshal(sub)

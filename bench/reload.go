@@ -25,7 +25,7 @@ const (
 // what that does to the deliveries of a subscription that gets every event meanwhile.
 func measureReload() measurement {
 	return measurement{name: "rules of 10,000 subscriptions", gives: []string{"rules-parse", "rules-reload-parse", "rules-reload",
-		"rules-stall", "rules-stall-none", "rules-stall-p999", "rules-stall-none-p999"},
+		"rules-stall", "rules-stall-none", "rules-stall-p999", "rules-stall-none-p999", "explain-10k"},
 		run: func(ctx context.Context, l *lab, _ func(string) float64, put func(string, float64)) error {
 			to, err := newGaps()
 			if err != nil {
@@ -50,7 +50,10 @@ func measureReload() measurement {
 			if err := r.ready(ctx); err != nil {
 				return err
 			}
-			return reloads(ctx, l, r, dir, to, put)
+			if err := reloads(ctx, l, r, dir, to, put); err != nil {
+				return err
+			}
+			return explains(ctx, r, put)
 		}}
 }
 

@@ -118,7 +118,7 @@ func (e *Engine) whereabouts(ctx context.Context, s *subscription, x *event.Expl
 	if err != nil {
 		return err
 	}
-	x.Tries = tries[s.serial]
+	x.Tries = tries.of(s.serial)
 	if len(x.Tries) > 0 {
 		x.TriesFrom = "trace"
 	}
@@ -155,9 +155,9 @@ func (e *Engine) whereabouts(ctx context.Context, s *subscription, x *event.Expl
 // findParked finds the row of an event that waits in the store.
 func (s *subscription) findParked(ctx context.Context, pos event.Position, rec event.Record, tries []event.Tried) (row *parkedEvent, held bool, err error) {
 	from, to := key32(s.serial), key32(s.serial+1)
-	if n := len(tries); n > 0 && tries[n-1].Due != nil { // known to a millisecond
+	if n := len(tries); n > 0 && tries[n-1].Due != nil { // known to a millisecond, or what the commit took
 		due := tries[n-1].Due.UnixNano()
-		from, to = parkedKey(s.serial, due-int64(time.Second), event.Position{}), parkedKey(s.serial, due+int64(time.Second), event.Position{})
+		from, to = parkedKey(s.serial, due-int64(time.Minute), event.Position{}), parkedKey(s.serial, due+int64(time.Second), event.Position{})
 	}
 	look := func(table storage.Table, from, to []byte, posOf func(k []byte) event.Position, head []byte) error {
 		left := parkedLook
@@ -210,12 +210,12 @@ func tellParked(x *event.Explained, p *parkedEvent, held bool) {
 		x.State, x.Detail = event.StateParked, fmt.Sprintf("it waits until %s for try %d", x.Due.Format(time.RFC3339), p.attempt+1)
 	}
 	if len(x.Tries) == 0 && len(p.story) > 0 {
-		x.Tries, x.TriesFrom = toldTries(p.story), "parked"
+		x.Tries, x.TriesFrom = tellStory(p.story), "parked"
 	}
 }
 
-// toldTries are the tries of a story.
-func toldTries(story []try) []event.Tried {
+// tellStory are the tries of a story.
+func tellStory(story []try) []event.Tried {
 	tries := make([]event.Tried, len(story))
 	for i, t := range story {
 		tries[i] = event.Tried{At: time.Unix(0, t.at).UTC(), Verdict: traceRetry.String(), Code: t.code, Error: printable(t.reason)}
@@ -253,7 +253,7 @@ func (e *Engine) findLetter(ctx context.Context, s *subscription, x *event.Expla
 		}
 		d := letterFrom(letter)
 		x.State, x.Attempts, x.DeadLetter = event.StateDead, d.Attempts, r.t.name+"/"+d.Position.String()
-		x.Tries, x.TriesFrom = toldTries(retold(d.Story)), "deadletter"
+		x.Tries, x.TriesFrom = tellStory(retold(d.Story)), "deadletter"
 		if n := len(x.Tries); n > 0 {
 			x.Tries[n-1].Verdict, x.Tries[n-1].Reason = traceDead.String(), strings.Clone(d.Reason)
 		}

@@ -201,3 +201,64 @@ func TestExplainDry(t *testing.T) {
 		t.Errorf("not matched: %+v", x)
 	}
 }
+
+// Of a subscription whose functions keep state another run is not shown; what it put out is followed to where
+// it was delivered.
+func TestExplainWhatKeepsState(t *testing.T) {
+	w, digests := stateWorld(t)
+	sink := &previewed{}
+	w.apply(keeping(through(digests[0], 1, sink, nil)))
+	at := w.publish("orders", "a=an=1", "b=an=1")
+	eventually(t, "all settled", func() bool { return w.rest("s") })
+	x := w.explain("s", "orders", at[1])
+	if x.State != event.StateDelivered || x.Functions == nil || x.Functions.Unrepeatable != "function f0: it keeps state" || len(x.Functions.Steps) != 1 || x.Functions.Steps[0].Output != nil {
+		t.Errorf("%+v %+v", x, x.Functions)
+	}
+	if len(x.Outputs) != 1 || x.Outputs[0].Topic != "s.out" || x.Outputs[0].Position != "0-1" || x.Outputs[0].State != event.StateDelivered || !strings.Contains(string(x.Outputs[0].Event), `"id":"b~s~0"`) {
+		t.Errorf("outputs %+v", x.Outputs)
+	}
+	if len(x.Requests) != 1 || x.Requests[0].Body != "2" || !slices.Contains(sink.deliveryIDs(), x.Requests[0].Headers[0].Value) {
+		t.Errorf("requests %+v, sent %q", x.Requests, sink.deliveryIDs())
+	}
+	if x := w.explain("s", "s.out", event.Position{Offset: 1}); x.State != event.StateDelivered || x.Functions != nil || len(x.Requests) != 1 {
+		t.Errorf("from between the halves: %+v", x)
+	}
+}
+
+// An event that the ring has dropped cannot be explained any more.
+func TestExplainWhatIsGone(t *testing.T) {
+	w := newWorld(t, Options{})
+	spec := specOf(push("s", "orders", "", &recorder{}))
+	spec.Topics[0].Retain = event.Retain{Bytes: 1 << 20, Events: 1}
+	w.apply(spec)
+	at := w.publish("orders", "a")
+	gone := func() bool {
+		w.publish("orders", number("e", 500)...)
+		_, err := w.e.Explain(t.Context(), "s", "orders", at[0])
+		_, also := w.e.EventTrace(t.Context(), "orders", at[0])
+		return errors.Is(err, event.ErrGone) && errors.Is(also, event.ErrGone)
+	}
+	eventually(t, "the ring turns over", gone)
+}
+
+// One event at 10,000 subscriptions that all match it.
+func BenchmarkEventTraceOfMany(b *testing.B) {
+	w := newWorld(b, Options{})
+	var subs []SubscriptionSpec
+	for i := range 10_000 {
+		s := push(fmt.Sprint("s", i), "orders", fmt.Sprintf("data.n >= %d", i%3), quiet{})
+		s.DeadLetter = "dead"
+		subs = append(subs, s)
+	}
+	w.apply(specOf(subs...))
+	at := w.publish("orders", `a={"n":5}`)
+	eventually(b, "delivered", func() bool {
+		x, err := w.e.EventTrace(b.Context(), "orders", at[0])
+		return err == nil && x.Matched == 10_000 && x.Subscriptions[999].State == event.StateDelivered
+	})
+	for b.Loop() {
+		if _, err := w.e.EventTrace(b.Context(), "orders", at[0]); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

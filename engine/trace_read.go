@@ -2,21 +2,20 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"math"
 	"math/bits"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/filters"
 )
 
-// triesOf are the tries that are remembered of an event, by the number of the subscription, oldest first; of one
-// subscription if only is not 0.
-func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only uint32) (map[uint32][]event.Tried, error) {
+// triesOf are the tries that are remembered of an event; of one subscription if only is not 0.
+func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only uint32) (*toldTries, error) {
 	p := t.parts[pos.Partition]
-	tell := teller{topics: e.topicNames(), pos: pos, only: only, tries: map[uint32][]event.Tried{}}
+	tell := &toldTries{topics: e.topicNames(), pos: pos, only: only, first: map[uint32]int32{}}
 	low, block := int(pos.Offset&(1<<traceBlock-1)), pos.Offset>>traceBlock
 
 	b, seen := &e.traces, map[string]bool{}
@@ -35,7 +34,7 @@ func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only
 		s.mu.Unlock()
 	}
 	var err error
-	if row := b.rows[traceRowAt{p, block}]; row != nil {
+	if row := b.rows[traceRowAt{p, block}]; row != nil { // its bytes stay as they are
 		seen[string(row.key)] = true
 		err = readTraces(row.key, row.value, low, tell.add)
 	}
@@ -47,12 +46,9 @@ func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only
 		if seen[string(k)] {
 			return nil
 		}
-		return readTraces(k, v, low, tell.add)
+		return readTraces(k, slices.Clone(v), low, tell.add)
 	})
-	for _, tries := range tell.tries {
-		slices.SortStableFunc(tries, func(a, b event.Tried) int { return a.At.Compare(b.At) })
-	}
-	return tell.tries, err
+	return tell, err
 }
 
 func (e *Engine) topicNames() map[uint32]string {
@@ -63,22 +59,36 @@ func (e *Engine) topicNames() map[uint32]string {
 	return names
 }
 
-// teller makes entries of one event readable.
-type teller struct {
+// toldTries are the tries at one event, by the number of the subscription. They become readable when they are
+// asked for: many subscriptions may have some, of which few are shown.
+type toldTries struct {
 	topics map[uint32]string
 	pos    event.Position
 	only   uint32
-	tries  map[uint32][]event.Tried
+	rows   []tryRow
+	first  map[uint32]int32 // by subscription, in rows, from 1
+	next   []int32          // of rows: the same subscription's before it, from 1; 0: none
 }
 
-// maxTold bounds what is told of one try's outputs.
-const maxTold = 16
-
-func (l *teller) add(x tryRow) {
+func (l *toldTries) add(x tryRow) {
 	if l.only != 0 && x.sub != l.only {
 		return
 	}
-	t := event.Tried{At: time.Unix(0, x.at).UTC(), Verdict: x.what.String(), Attempt: int(x.attempt), Versions: digestTexts(x.digests), Revision: strings.Clone(x.revision)}
+	l.rows, l.next = append(l.rows, x), append(l.next, l.first[x.sub])
+	l.first[x.sub] = int32(len(l.rows))
+}
+
+// of are the tries of a subscription, oldest first.
+func (l *toldTries) of(sub uint32) (tries []event.Tried) {
+	for i := l.first[sub]; i > 0; i = l.next[i-1] {
+		tries = append(tries, l.tell(&l.rows[i-1]))
+	}
+	slices.SortStableFunc(tries, func(a, b event.Tried) int { return a.At.Compare(b.At) })
+	return tries
+}
+
+func (l *toldTries) tell(x *tryRow) event.Tried {
+	t := event.Tried{At: time.Unix(0, x.at).UTC(), Verdict: x.what.String(), Attempt: int(x.attempt), Versions: digestTexts(x.digests), Revision: x.revision}
 	if x.outs > 0 {
 		name, ok := l.topics[x.out.topic]
 		if !ok {
@@ -90,13 +100,13 @@ func (l *teller) add(x tryRow) {
 		t.Outputs = append(t.Outputs, name+"/"+first.String()) // the others of one step may lie in other topics
 	}
 	if w := x.why; w != nil {
-		t.Reason, t.Function, t.Error, t.Code = strings.Clone(w.reason), strings.Clone(w.function), strings.Clone(w.text), w.code
+		t.Reason, t.Function, t.Error, t.Code = w.reason, w.function, w.text, w.code
 		if w.due != 0 {
 			due := time.Unix(0, w.due).UTC()
 			t.Due = &due
 		}
 	}
-	l.tries[x.sub] = append(l.tries[x.sub], t)
+	return t
 }
 
 // maxTracedSubs bounds the list of EventTrace.
@@ -124,28 +134,34 @@ func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position
 	}
 	out := &event.EventTrace{Topic: name, Position: pos.String(), Received: rec.ReceivedAt(), Event: rec.AppendStructured(nil),
 		Traced: sampled(t.def.Load().Trace, pos), Subscriptions: []event.TracedEvent{}}
+	here := map[uint32]bool{}
 	for i, s := range f.subs {
+		here[s.serial] = true
 		if matched[i] {
 			out.Matched++
 		} else {
 			out.NotMatched++
 		}
-		told := tries[s.serial]
-		delete(tries, s.serial)
+		has := tries.first[s.serial] > 0
 		switch {
-		case !matched[i] && told == nil:
+		case !matched[i] && !has:
 		case len(out.Subscriptions) == maxTracedSubs:
 			out.More++
 		default:
+			told := tries.of(s.serial)
 			state, _ := s.standing(p, pos, told, matched[i])
 			out.Subscriptions = append(out.Subscriptions, event.TracedEvent{Subscription: s.name, Matched: matched[i], State: state, Tries: told})
 		}
 	}
-	for _, told := range tries { // of subscriptions that are gone
+	for _, sub := range slices.Sorted(maps.Keys(tries.first)) {
+		if here[sub] {
+			continue
+		}
 		if len(out.Subscriptions) == maxTracedSubs {
 			out.More++
 			continue
 		}
+		told := tries.of(sub)
 		out.Subscriptions = append(out.Subscriptions, event.TracedEvent{Subscription: "(removed)", State: stateAfter(told), Tries: told})
 	}
 	return out, nil

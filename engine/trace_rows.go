@@ -34,8 +34,8 @@ func splitTraceKey(k []byte) (block uint64, at int64) {
 // verdict in the lower three bits, and those below. tracedBy alone says whose entries follow: uvarint
 // subscription, uvarint-sized digests. The others: the offset within the block u8, or with tracedMany the
 // group of 64 u8 and a mask u64; uvarint ms before the row's time; with tracedAgain uvarint attempt, else it is
-// the first; with tracedOut uvarint outputs, topic, partition, offset; with tracedFailed uvarint code, ms to the next
-// try, uvarint-sized reason, function and text.
+// the first; with tracedOut uvarint outputs, topic, partition, offset; with tracedFailed uvarint code, 1 + ms to the next
+// try or 0, uvarint-sized reason, function and text.
 const (
 	tracedMany   = 1 << 3
 	tracedOut    = 1 << 4
@@ -93,7 +93,11 @@ func appendTraced(b []byte, x *traced, at int64) []byte {
 	}
 	if w := x.why; w != nil {
 		b = binary.AppendUvarint(b, uint64(max(0, w.code)))
-		b = binary.AppendUvarint(b, uint64(max(0, w.due-x.at)/int64(time.Millisecond)))
+		due := uint64(0)
+		if w.due != 0 {
+			due = 1 + uint64(max(0, w.due-x.at)/int64(time.Millisecond))
+		}
+		b = binary.AppendUvarint(b, due)
 		for _, s := range []string{w.reason, w.function, w.text} {
 			b = append(binary.AppendUvarint(b, uint64(len(s))), s...)
 		}
@@ -150,7 +154,7 @@ func readTraces(key, value []byte, low int, fn func(tryRow)) error {
 		if flags&tracedFailed != 0 {
 			w := tracedWhy{code: int(r.uvarint())}
 			if ms := int64(r.uvarint()); ms > 0 {
-				w.due = x.at + ms*int64(time.Millisecond)
+				w.due = x.at + (ms-1)*int64(time.Millisecond)
 			}
 			w.reason, w.function, w.text = borrow(r.sized()), borrow(r.sized()), borrow(r.sized())
 			x.why = &w

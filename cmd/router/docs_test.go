@@ -62,7 +62,6 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			t.Errorf("docs/rules-remote.md shows %q, which rules_remote.txtar does not run", m[1])
 		}
 	}
-<<<<<<< HEAD
 	if text, err = os.ReadFile(filepath.Join("..", "..", "docs", "rules-apply.md")); err != nil {
 		t.Fatal(err)
 	}
@@ -72,7 +71,8 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 	for _, m := range regexp.MustCompile(`(?m)^\$ (router .*)$`).FindAllStringSubmatch(string(text), -1) {
 		if !strings.Contains(string(script), m[1]+"\n") {
 			t.Errorf("docs/rules-apply.md shows %q, which rules_apply.txtar does not run", m[1])
-=======
+		}
+	}
 	text, err = os.ReadFile(filepath.Join("..", "..", "docs", "explain.md"))
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +88,6 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			if !strings.Contains(string(script), strings.TrimPrefix(line, "$ ")) {
 				t.Errorf("docs/explain.md shows %q, which explain.txtar has not", line)
 			}
->>>>>>> bea821d (Show on the command line why a rule fired or did not, with a page whose examples a script runs)
 		}
 	}
 	p := &program{env: func(string) string { return "" }}
