@@ -62,3 +62,28 @@ func TestReplayWaits(t *testing.T) {
 		t.Errorf("asked\n%s", asked)
 	}
 }
+
+// Replays and schedules show in metrics.
+func TestReplaysAndSchedulesAreCounted(t *testing.T) {
+	p := startProcess(t, `
+subscriptions:
+  copy: {topic: orders, deliver: {topic: copies}}
+schedules:
+  tick: {topic: ticks, every: 1s}
+`)
+	p.must(202, "POST", "/v1/topics/orders/events", "application/json", "{}")
+	until(t, "it is copied", func() bool {
+		return strings.Contains(p.must(200, "GET", "/v1/subscriptions/copy", "", ""), `"delivered":1`)
+	})
+	p.must(202, "POST", "/v1/subscriptions/copy/replay", "application/json", `{"since":"earliest"}`)
+	until(t, "it is counted", func() bool {
+		text := p.must(200, "GET", "/metrics", "", "")
+		for _, line := range []string{`millrace_replay_events_total{subscription="copy"} 1`, `millrace_schedule_fired_total{schedule="tick"} `, `millrace_schedule_skipped_total{schedule="tick"} 0`,
+			`millrace_schedule_last_timestamp_seconds{schedule="tick"} `, `millrace_schedule_next_timestamp_seconds{schedule="tick"} `} {
+			if !strings.Contains(text, "\n"+line) {
+				return false
+			}
+		}
+		return strings.Contains(p.must(200, "GET", "/v1/subscriptions/copy", "", ""), `"state":"done"`)
+	})
+}
