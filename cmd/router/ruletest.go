@@ -153,7 +153,7 @@ func (t *ruleTester) open(ctx context.Context, set *rules.Set) (close func() err
 	if t.o.verbose {
 		t.lab.log = slog.New(slog.NewTextHandler(t.p.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	}
-	close = func() error {
+	shut := func() error {
 		var err error
 		if t.lab.host != nil {
 			err = t.lab.host.Close(context.WithoutCancel(ctx))
@@ -162,7 +162,7 @@ func (t *ruleTester) open(ctx context.Context, set *rules.Set) (close func() err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, close())
+			err = errors.Join(err, shut())
 		}
 	}()
 	if t.lab.host, err = plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Engines: engines(), Dir: dir}); err != nil {
@@ -194,7 +194,7 @@ func (t *ruleTester) open(ctx context.Context, set *rules.Set) (close func() err
 		return nil, fmt.Errorf("--function %s: the rules define no such function", sortedKeys(pushed)[0])
 	}
 	t.lab.spec = specOf(set, functions)
-	return close, nil
+	return shut, nil
 }
 
 // pushed reads the modules that --function names.

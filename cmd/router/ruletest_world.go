@@ -428,7 +428,9 @@ func specOf(set *rules.Set, functions []event.Function) engine.Spec {
 		spec.Topics = append(spec.Topics, t.Topic)
 	}
 	for _, s := range set.Subscriptions {
-		spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		one := subscriptionSpec(s)
+		one.Shadow = nil // it decides nothing, and its module is the router's
+		spec.Subscriptions = append(spec.Subscriptions, one)
 	}
 	for _, h := range set.Hosts {
 		spec.Hosts = append(spec.Hosts, h.Host)
