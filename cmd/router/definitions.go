@@ -37,7 +37,8 @@ type definitions struct {
 	mu      sync.Mutex
 	file    *rules.Set // nil without rules
 	stamp   string     // of the files as they were last read
-	watched []string   // files that the rules name
+	cache   rules.Cache
+	watched []string // files that the rules name
 	api     owned
 	loaded  rulesState
 	loads   loadCounts
@@ -107,6 +108,7 @@ func (d *definitions) parse(ctx context.Context, reads func(file string)) (*rule
 // parseOptions are those of the router's own rules: the API's functions are known to them.
 func (d *definitions) parseOptions() rules.Options {
 	o := d.o
+	o.Cache = &d.cache
 	for name := range d.api[kindFunctions] {
 		o.Functions = append(o.Functions, name)
 	}

@@ -44,6 +44,7 @@ type parser struct {
 	partial  bool     // a file was not understood: what it defines is not known
 	expanded int      // bytes that references stand for
 	names    []string // of functions, sorted, once a suggestion needs them
+	scratch  []byte   // of sum
 
 	topics        []*topicDef
 	functions     []*functionDef

@@ -41,6 +41,7 @@ type Options struct {
 	ReadFile func(path string) ([]byte, error) // of ${file:…}, modules and schemas
 	// Reads is told of every file that rules name, once, before it is read and also where it cannot be; may be nil.
 	Reads func(path string)
+	Cache *Cache // of the parses before; nil: none
 	// Functions are names that exist besides those of the file: the API's. ParseSubscription checks names
 	// only where it is not nil.
 	Functions []string
@@ -219,9 +220,28 @@ func ParseSubscription(src []byte, o Options) (Subscription, error) {
 // made by themselves: for its outputs and for its dead letters.
 func TopicsOf(s event.Subscription, source event.Topic) []Topic {
 	var ts []Topic
+	for _, n := range topicsOf(s, source) {
+		ts = append(ts, n.finished())
+	}
+	return ts
+}
+
+// neededTopic is a topic that a subscription needs, before it is known whether somebody defines it.
+type neededTopic struct {
+	event.Topic
+	said bool // the subscription says its bounds, and a change of them counts
+}
+
+func (n neededTopic) finished() Topic {
+	t := impliedTopic(n.Topic)
+	t.Implied = !n.said
+	return t
+}
+
+func topicsOf(s event.Subscription, source event.Topic) (ts []neededTopic) {
 	switch d := s.Deliver; d.Face {
 	case event.ToTopic:
-		ts = append(ts, impliedTopic(event.Topic{Name: d.Topic, Owner: s.Owner}))
+		ts = append(ts, neededTopic{Topic: event.Topic{Name: d.Topic, Owner: s.Owner}})
 	case event.Stream: // as what it is made of, unless it says otherwise
 		out := event.Topic{Name: d.Topic, Partitions: source.Partitions, Retain: source.Retain, WhenFull: source.WhenFull, Owner: s.Owner}
 		if d.StreamKeep.Bytes != 0 {
@@ -233,12 +253,10 @@ func TopicsOf(s event.Subscription, source event.Topic) []Topic {
 		if d.StreamKeep.Events != 0 {
 			out.Retain.Events = d.StreamKeep.Events
 		}
-		t := impliedTopic(out)
-		t.Implied = d.StreamKeep == (event.Retain{}) // else its bounds are said, and a change of them counts
-		ts = append(ts, t)
+		ts = append(ts, neededTopic{out, d.StreamKeep != (event.Retain{})})
 	}
 	if s.DeadLetter != "" {
-		ts = append(ts, impliedTopic(event.Topic{Name: s.DeadLetter, WhenFull: event.Reject, Owner: s.Owner}))
+		ts = append(ts, neededTopic{Topic: event.Topic{Name: s.DeadLetter, WhenFull: event.Reject, Owner: s.Owner}})
 	}
 	return ts
 }
@@ -305,8 +323,9 @@ func (p *parser) finish() (*Set, error) {
 		s.Topics = append(s.Topics, t)
 		topics[t.Name] = t.Topic
 	}
-	imply := func(t Topic) {
-		if _, ok := topics[t.Name]; !ok && t.Name != "" { // "" where Pack does not know a variable
+	imply := func(n neededTopic) {
+		if _, ok := topics[n.Name]; !ok && n.Name != "" { // "" where Pack does not know a variable
+			t := n.finished()
 			s.Topics = append(s.Topics, t)
 			topics[t.Name] = t.Topic
 		}
@@ -316,14 +335,17 @@ func (p *parser) finish() (*Set, error) {
 	}
 	// A topic is made for dead letters, for a stream, or with plain defaults, in this order where it has
 	// several uses: what is most particular wins.
-	needed := make([][]Topic, len(p.subscriptions))
-	for i, d := range p.subscriptions {
+	for _, d := range p.subscriptions {
 		s.Subscriptions = append(s.Subscriptions, d.finished(p))
+	}
+	p.keep(s.Subscriptions)
+	needed := make([][]neededTopic, len(p.subscriptions))
+	for i, d := range p.subscriptions {
 		source, ok := topics[d.Subscription.Topic]
 		if !ok {
 			source = event.Topic{Name: d.Subscription.Topic}.WithDefaults()
 		}
-		needed[i] = TopicsOf(d.event(), source)
+		needed[i] = topicsOf(d.event(), source)
 	}
 	for i, d := range p.subscriptions {
 		for _, t := range needed[i] {
@@ -340,10 +362,10 @@ func (p *parser) finish() (*Set, error) {
 		}
 	}
 	for _, d := range p.subscriptions {
-		imply(impliedTopic(event.Topic{Name: d.Subscription.Topic, Owner: d.Owner}))
+		imply(neededTopic{Topic: event.Topic{Name: d.Subscription.Topic, Owner: d.Owner}})
 	}
 	for _, d := range p.schedules {
-		imply(impliedTopic(event.Topic{Name: d.Topic, Owner: d.Owner}))
+		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
 	}
 	for _, d := range p.testDefs {
 		s.Tests = append(s.Tests, d.Test)

@@ -34,11 +34,14 @@ type subscriptionDef struct {
 	sink      *doc // its options with defaults
 	functions []*node
 	stream    *node // its retain
+
+	sum  *[sha256.Size]byte // see Cache; nil: not to be kept
+	done *Subscription      // made before
 }
 
 func (d *subscriptionDef) event() event.Subscription { return d.Subscription }
 
-func (p *parser) subscription(name string, key, n *node) *subscriptionDef {
+func (p *parser) newSubscription(name string, key, n *node) *subscriptionDef {
 	d := &subscriptionDef{n: n, Subscription: event.Subscription{
 		Name: name, Owner: p.owner(key), Concurrency: 16, Parked: 256 << 20,
 		Retry: event.RetryPolicy{Attempts: 10, Schedule: event.DefaultSchedule, Jitter: 0.2},
@@ -340,6 +343,11 @@ func merged(r *event.Retain, more event.Retain) bool {
 }
 
 func (d *subscriptionDef) finished(p *parser) Subscription {
+	if d.done != nil {
+		s := *d.done
+		s.Owner = d.Owner
+		return s
+	}
 	s := Subscription{Subscription: d.Subscription, Program: d.program, OpenSink: d.open}
 	s.source = mask(d.n)
 	s.effective = effectiveSubscription(d, s.source)
