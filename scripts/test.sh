@@ -79,15 +79,17 @@ if [ -n "$counting" ]; then
 fi
 
 # Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
-# whose tests spend their time there run without it, but for the tests in which goroutines share the host;
-# so do the scripts and pages of the command line that build functions.
+# whose tests spend their time there run without it, but for the tests in which goroutines share the host. So do the
+# scripts of the command line, whose time goes into starting routers and building functions: the one that walks through
+# all commands runs with it.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
-building='TestTutorial|TestScript/functions'
+scripts='^(TestTutorial|TestScript|TestCookbook)$'
 tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
-tests "functions on the command line" . -run "$building" ./cmd/router
+tests "scripts of the command line" . -run "$scripts" ./cmd/router
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-tests "race detector" . -race -skip "^(${counting:-none})\$|$building" $($GO list ./... | grep -vE "$plain|$guests")
+tests "a script, race detector" . -race -run '^TestScript$/^docs$' ./cmd/router
+tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed
