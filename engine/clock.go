@@ -38,6 +38,13 @@ func (e *Engine) Resting() (next time.Time, ok bool) {
 			first = at
 		}
 	}
+	at, quiet := e.schedules.resting(now)
+	if !quiet {
+		return time.Time{}, false
+	}
+	if at != 0 && (first == 0 || at < first) {
+		first = at
+	}
 	// A subscription that was looked at early may have been given work by one that was looked at late: by an append,
 	// at the end of a send to their host, or by an alarm. All of these count.
 	if e.activity() != before {
@@ -129,4 +136,20 @@ func (s *subscription) resting(now int64) bool {
 		takes = takes || s.sends.len() > 0
 	}
 	return !takes || c.Deliver.Face == event.Pull || s.gate.shut != notShut || gathers > 0
+}
+
+// resting reports whether no schedule is due or at work, and when the next one is; 0 if there is none.
+func (b *scheduleBook) resting(now int64) (next int64, ok bool) {
+	if !b.firing.TryLock() {
+		return 0, false
+	}
+	defer b.firing.Unlock()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.all {
+		if due := s.due(); due != 0 && (next == 0 || due < next) {
+			next = due
+		}
+	}
+	return next, next == 0 || next > now
 }

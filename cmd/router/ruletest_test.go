@@ -125,6 +125,11 @@ subscriptions:
   stream:
     topic: m
     deliver: {stream: {}}
+  ticks:
+    topic: n
+    deliver: {pull: {}}
+schedules:
+  hourly: {topic: n, cron: "0 * * * *", type: tick}
 tests:
   - name: a schedule of days passes at once
     given: {topic: a, event: {}}
@@ -205,6 +210,10 @@ tests:
     at: 2026-06-01T00:00:00Z
     given: {topic: a, event: {ext: {deliverat: "2026-06-11T00:00:00Z"}}}
     expect: {hook: {delivered: 1, attempts: [{after: 10d}]}}
+  - name: schedules publish as far as the clock goes
+    at: 2026-03-01T10:30:00Z
+    for: 3h
+    expect: {ticks: {delivered: [{type: tick}, {type: tick}, {type: tick}], attempts: [{after: 30m}, {after: 90m}, {after: 150m}]}}
   - name: a stream has what it puts out
     given: {topic: m, event: {subject: s}}
     expect: {stream: [{subject: s}]}

@@ -98,6 +98,9 @@ func openWorld(ctx context.Context, lab *ruleLab, test *rules.Test) (w *ruleWorl
 	for i := range spec.Subscriptions {
 		w.adopt(&spec.Subscriptions[i])
 	}
+	if test.For == 0 {
+		spec.Schedules = nil // they would go on as long as the clock
+	}
 	slices.Sort(w.pulled)
 	return w, w.engine.Apply(ctx, spec)
 }
@@ -431,6 +434,9 @@ func specOf(set *rules.Set, functions []event.Function) engine.Spec {
 		one := subscriptionSpec(s)
 		one.Shadow = nil // it decides nothing, and its module is the router's
 		spec.Subscriptions = append(spec.Subscriptions, one)
+	}
+	for _, s := range set.Schedules {
+		spec.Schedules = append(spec.Schedules, s.Schedule)
 	}
 	for _, h := range set.Hosts {
 		spec.Hosts = append(spec.Hosts, h.Host)

@@ -28,8 +28,8 @@ func describeTests() []described {
 		{name: "test", at: "tests[]", shape: testShape, any: []string{"expect", "topics", "reply"}, about: "What is to come of which events. References are not replaced in tests. See [tests of rules](rules-tests.md).", keys: map[string]keyDoc{
 			"name":    {is: plainText("one line"), about: "Unique in the rules.", must: true},
 			"at":      {is: plainText("time"), about: "Where the clock starts.", absent: "2026-01-01T00:00:00Z"},
-			"for":     {is: duration("1ms to 366d"), about: "How far the clock goes.", absent: "until nothing waits, 31 days at most"},
-			"given":   {is: either(mappingNamed("given"), listOf(mappingNamed("given"))), about: "What is published.", must: true},
+			"for":     {is: duration("1ms to 366d"), about: "How far the clock goes. Schedules run where it is given.", absent: "until nothing waits, 31 days at most"},
+			"given":   {is: either(mappingNamed("given"), listOf(mappingNamed("given"))), about: "What is published. With `for` it may be left out: schedules publish by themselves."},
 			"answers": {is: mapOf(either(answer, listOf(answer))), about: "What receivers answer, by subscription: one answer, or one for each attempt of an event; the last repeats.", absent: "200"},
 			"expect":  {is: mapOf(either(wanted("event"), mappingNamed("expect"))), about: "What subscriptions do, by name: how many events they deliver, which, or a mapping."},
 			"topics":  {is: mapOf(wanted("event")), about: "What subscriptions put into topics, by name."},

@@ -174,7 +174,8 @@ func (p *parser) test(n *node) *testDef {
 	if v := f["for"]; v != nil {
 		d.For, _ = p.duration(v, time.Millisecond, maxFor)
 	}
-	if v := f["given"]; v == nil {
+	if v := f["given"]; v == nil && d.For > 0 { // schedules publish by themselves
+	} else if v == nil {
 		p.missing(n, "given", "such as {topic: orders, event: {type: order.created, data: {total: 250}}}")
 	} else {
 		d.given(p, v)
@@ -413,6 +414,9 @@ func (p *parser) checkTests() {
 		for _, name := range []string{d.Subscription.Topic, d.Deliver.Topic, d.DeadLetter} {
 			topics[name] = true
 		}
+	}
+	for _, d := range p.schedules {
+		topics[d.Topic] = true
 	}
 	delete(topics, "")
 	slices.Sort(subs)
