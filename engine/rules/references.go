@@ -65,6 +65,14 @@ func (p *parser) checkCase() {
 			}
 			add(d.DeadLetter, d.n.get("deadLetter"))
 		}
+		for i := range p.schedules {
+			add(p.schedules[i].Topic, p.scheduleKeys[p.schedules[i].Name])
+		}
+	})
+	once("schedule", func(add func(string, *node)) {
+		for i := range p.schedules {
+			add(p.schedules[i].Name, p.scheduleKeys[p.schedules[i].Name])
+		}
 	})
 	once("function", func(add func(string, *node)) {
 		for _, d := range p.functions {
