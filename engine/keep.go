@@ -15,7 +15,8 @@ import (
 // A subscription that is removed takes what it has not delivered with it, unless Spec.Keep names it: then all that
 // becomes dead letters before the commit that removes it. Each batch is one commit with the rows and the cursor that
 // it is taken from, so that a router which is killed in between, or a plan that fails after all, has every event
-// either here or there.
+// either here or there. The subscription ends where it stood when the work on it began: what is published after that is
+// not its any more.
 
 // Bounds of a commit of what is kept.
 const (
@@ -29,6 +30,8 @@ var errRemoved = errors.New("the subscription was removed, and what it had not d
 // keepGone makes dead letters of what the subscriptions that go, and are to be kept, have not delivered.
 func (e *Engine) keepGone(ctx context.Context, c *change, spec Spec) error {
 	var errs []error
+	// What a function half still puts out comes before its delivery half is looked at.
+	slices.SortFunc(c.gone, func(a, b *subscription) int { return strings.Compare(a.key, b.key) })
 	for _, s := range c.gone {
 		if !slices.Contains(spec.Keep, s.name) {
 			continue

@@ -208,6 +208,36 @@ func TestWhatIsNotRemovedGoesOn(t *testing.T) {
 	}
 }
 
+// Of a subscription that is two each half keeps what it has: events that the functions have not seen, and what they made
+// of others.
+func TestBothHalvesAreKept(t *testing.T) {
+	w, digests := stateWorld(t)
+	sink := &outputs{}
+	sink.answer = func(event.Delivery) error { return errors.New("down") }
+	spec := keeping(through(digests[0], 1, sink, func(s *SubscriptionSpec) { s.Retry.Attempts = 1000 }))
+	w.apply(spec)
+	w.publish("orders", "a=an=1", "b=an=1")
+	eventually(t, "deliveries fail", func() bool { return w.info("s").Parked == 2 })
+	if err := w.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	w.publish("orders", "c=an=1")
+	without := Spec{Topics: spec.Topics, Keep: []string{"s"}}
+	w.apply(without)
+	var got []string
+	for _, rec := range w.records(spec.Subscriptions[0].DeadLetter) {
+		half, _ := rec.Extension("deadletterhalf")
+		got = append(got, rec.Attr(event.TagID)+" "+half.Value)
+	}
+	if slices.Sort(got); !slices.Equal(got, []string{"a~s~0 delivery", "b~s~0 delivery", "c function"}) {
+		t.Errorf("kept %q", got)
+	}
+	w.restart()
+	if n := len(w.records(spec.Subscriptions[0].DeadLetter)); n != 3 {
+		t.Errorf("%d dead letters after a restart", n)
+	}
+}
+
 // The oldest revisions go with files that no other has.
 func TestRevisionsAreBoundedAndFilesKeptOnce(t *testing.T) {
 	w := newWorld(t, Options{})

@@ -29,6 +29,9 @@ type loadCounts struct {
 func (d *definitions) rulesState() *rulesState {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if r, ok := d.applied(); ok && d.path == "" {
+		return &rulesState{Path: sourceAPI, Revision: r.Revision, Loaded: r.Time}
+	}
 	if d.path == "" {
 		return nil
 	}
@@ -116,8 +119,11 @@ func (d *definitions) noteUnchanged() { d.turn(func() { d.loaded.Error = "" }) }
 // placeOf is where the rules define something, for who must go there.
 func (d *definitions) placeOf(o event.Owner) string {
 	at := fmt.Sprintf("%s:%d", o.File, o.Line)
-	if d.afar != nil {
+	switch {
+	case d.afar != nil:
 		return d.afar.shown + " (" + at + ")"
+	case d.path == "":
+		return at + " of the rules that were applied"
 	}
 	return at
 }

@@ -295,7 +295,10 @@ func (d *definitions) list(kind string) ([]any, error) {
 func (d *definitions) Rules(context.Context) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	doc := map[string]any{"version": 1, "revision": d.loaded.Revision}
+	doc := map[string]any{"version": 1, "revision": ""}
+	if d.file != nil {
+		doc["revision"] = d.file.Revision
+	}
 	for _, kind := range []string{kindTopics, kindFunctions, kindSubscriptions} {
 		all, err := d.list(kind)
 		if err != nil {
