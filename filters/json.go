@@ -1,6 +1,7 @@
 package filters
 
 import (
+	"math/bits"
 	"strings"
 	"unicode/utf16"
 	"unicode/utf8"
@@ -258,6 +259,9 @@ func skipScalar(s string, i int) (end int, escaped, ok bool) {
 // skipString checks the string that begins at s[i] and returns where it ends.
 func skipString(s string, i int) (end int, escaped, ok bool) {
 	for i++; i < len(s); i++ {
+		if i = skipPlain(s, i); i >= len(s) {
+			break
+		}
 		c := s[i]
 		if c > '\\' || c >= ' ' && c != '"' && c != '\\' {
 			continue
@@ -289,6 +293,26 @@ func skipString(s string, i int) (end int, escaped, ok bool) {
 		}
 	}
 	return 0, false, false
+}
+
+// skipPlain passes over bytes that mean nothing in a string, eight at a time, and returns where the next one is that does,
+// or where fewer than eight are left: long texts are most of what there is to scan.
+func skipPlain(s string, i int) int {
+	const (
+		ones  = 0x0101010101010101
+		highs = 0x8080808080808080
+	)
+	for ; i+8 <= len(s); i += 8 {
+		b := s[i : i+8]
+		w := uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 | uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
+		quote, slash := w^'"'*ones, w^'\\'*ones
+		// x-ones borrows from the high bit of a byte that is 0; what a borrow does to the bytes above does not matter, the lowest
+		// is looked for.
+		if found := ((quote-ones)&^quote | (slash-ones)&^slash | (w-' '*ones)&^w) & highs; found != 0 {
+			return i + bits.TrailingZeros64(found)>>3
+		}
+	}
+	return i
 }
 
 // skipNumber checks the number that begins at s[i] (RFC 8259, section 6) and returns where it ends.

@@ -208,7 +208,7 @@ func TestIndexEqualsNaive(t *testing.T) {
 			hits += len(want) - 1
 		}
 	})
-	if hits < 50 {
+	if hits < 10 {
 		t.Fatalf("only %d hits", hits)
 	}
 }
