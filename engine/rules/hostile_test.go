@@ -97,6 +97,32 @@ func TestBombs(t *testing.T) {
 	}
 }
 
+// Schemas whose alternatives multiply, or that refer to themselves, cost no more than others: what cannot be looked
+// through is taken.
+func TestSchemaBombs(t *testing.T) {
+	var wide strings.Builder
+	wide.WriteString("{$ref: '#/$defs/a0', $defs: {")
+	for i := range 40 {
+		fmt.Fprintf(&wide, "a%[1]d: {anyOf: [{$ref: '#/$defs/b%[1]d'}, {$ref: '#/$defs/b%[1]d'}]}, ", i)
+		fmt.Fprintf(&wide, "b%d: {properties: {x: {$ref: '#/$defs/a%d'}}, oneOf: [{$ref: '#/$defs/a%[2]d'}, {}]}, ", i, min(i+1, 39))
+	}
+	wide.WriteString("}}")
+	for name, c := range map[string]struct{ schema, fault string }{
+		"wide":   {wide.String(), ""},
+		"itself": {"{anyOf: [{$ref: '#'}, {type: object}], properties: {x: {$ref: '#'}}}", ""},
+		"all":    {"{allOf: [{$ref: '#'}], properties: {x: {type: string}}}", "data.x is a string"},
+	} {
+		begin := time.Now()
+		_, err := ParseBytes("r.yaml", []byte("topics: {t: {schema: "+c.schema+"}}\nsubscriptions:\n"+repeat(10, "  s%d: {topic: t, filter: data.x > 5 && data.x.x.x.x.x == 1, deliver: {pull: {}}}\n")), testOptions())
+		if c.fault == "" && err != nil || c.fault != "" && (err == nil || !strings.Contains(err.Error(), c.fault)) {
+			t.Errorf("%s: %.300v, want %q", name, err, c.fault)
+		}
+		if took := time.Since(begin); took > 30*time.Second {
+			t.Errorf("%s took %v", name, took)
+		}
+	}
+}
+
 // A folder of which files are broken, cut off or gone says all of it at once, each at its place, and calls nothing
 // unknown that may stand in a file that it could not read.
 func TestBrokenFolder(t *testing.T) {

@@ -9,9 +9,12 @@ import (
 	"github.com/millrace/millrace/filters"
 )
 
-// maxLooks bounds how many schemas the checks of all filters of one parser look at: alternatives that refer to
+// How many schemas the checks of all filters of one parser look at, and that of one path: alternatives that refer to
 // alternatives multiply. Beyond it a filter is taken as it is.
-const maxLooks = 2_000_000
+const (
+	maxLooks    = 2_000_000
+	maxPathLook = 20_000
+)
 
 // typedFilter checks what a subscription's filter reads of the data against the schema of its topic. It refuses
 // what can never be true and what is a known name misspelt; it does not refuse what a schema merely leaves out, for
@@ -45,8 +48,11 @@ func (p *parser) inFilter(n *node, filter string, at int, format string, args ..
 func (p *parser) typedRead(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema) {
 	by := schemaOf(d.Topic)
 	so := "data"
+	left := min(p.looks, maxPathLook)
+	p.looks -= left
+	defer func() { p.looks += max(left, 0) }()
+	l := look{left: &left}
 	for _, step := range read.Path {
-		l := look{left: &p.looks}
 		types := l.types(schema)
 		if types == 0 { // the schema refuses all; that is not the filter's fault
 			return
@@ -86,7 +92,7 @@ func (p *parser) typedRead(d *subscriptionDef, n *node, read filters.Read, schem
 			return // anything may be there
 		}
 	}
-	p.typedUse(d, n, read, schema, by)
+	p.typedUse(d, n, read, schema, by, l)
 }
 
 // missingName says whether a name that a schema has not is refused, and how: always where it allows no other names,
@@ -119,8 +125,7 @@ type schemaOf string
 func (t schemaOf) String() string { return fmt.Sprintf("by the schema of topic %q", string(t)) }
 
 // typedUse checks what is done with a value that has a schema.
-func (p *parser) typedUse(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema, by schemaOf) {
-	l := look{left: &p.looks}
+func (p *parser) typedUse(d *subscriptionDef, n *node, read filters.Read, schema *jsonschema.Schema, by schemaOf, l look) {
 	types := l.types(schema)
 	if read.Kinds != nil && types&typesNamed(read.Kinds...) == 0 && types != 0 {
 		p.inFilter(n, d.Filter, read.At, "%s is %s %s, and %s takes %s: this is never true", read.Name, types, by, read.Operator, typesNamed(read.Kinds...))
