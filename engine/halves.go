@@ -57,6 +57,7 @@ func (e *Engine) split(ctx context.Context, c *change, old *Plan, spec Spec) (Sp
 	c.made = map[string]string{}
 	next := spec
 	next.Topics, next.Subscriptions = slices.Clone(spec.Topics), nil
+	next.Subscriptions = make([]SubscriptionSpec, 0, len(spec.Subscriptions))
 	for _, s := range spec.Subscriptions {
 		out := s.Name + ".out"
 		if s.Deliver.Topic == out {

@@ -51,6 +51,7 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 			spec.Functions = append(spec.Functions, def)
 			functions = append(functions, def.Name)
 		}
+		spec.Subscriptions = make([]engine.SubscriptionSpec, 0, len(set.Subscriptions)+len(api[kindSubscriptions]))
 		for _, s := range set.Subscriptions {
 			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
 		}

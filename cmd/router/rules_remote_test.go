@@ -336,10 +336,10 @@ func TestRulesOverTLS(t *testing.T) {
 		defer cancel()
 		cmd := exec.CommandContext(ctx, "router", "serve", "--data", filepath.Join(dir, "data"), "--listen", "127.0.0.1:0", "--rules", s.URL+"/rules.yaml")
 		cmd.Env = append(os.Environ(), "SSL_CERT_FILE="+cert, "SSL_CERT_DIR="+filepath.Join(dir, "none"), "MILLRACE_RULES_TOKEN="+rulesToken)
-		out := &stopper{text: "rules   " + s.URL, stop: cancel}
+		out := &stopper{text: "listen  ", stop: cancel}
 		cmd.Stdout, cmd.Stderr = out, out
 		_ = cmd.Run() // by the signal, or because it does not start
-		return out.String()
+		return out.said.String()
 	}
 	if text := start(filepath.Join(dir, "none.pem")); !strings.Contains(text, "certificate") {
 		t.Errorf("a stranger's certificate: %s", text)
@@ -351,14 +351,14 @@ func TestRulesOverTLS(t *testing.T) {
 
 // A stopper ends a program that has said a text.
 type stopper struct {
-	bytes.Buffer
+	said bytes.Buffer
 	text string
 	stop func()
 }
 
 func (s *stopper) Write(b []byte) (int, error) {
-	n, err := s.Buffer.Write(b)
-	if strings.Contains(s.String(), s.text) {
+	n, err := s.said.Write(b)
+	if strings.Contains(s.said.String(), s.text) {
 		s.stop()
 	}
 	return n, err
