@@ -375,6 +375,38 @@ func TestBacktestOfFunctions(t *testing.T) {
 	}
 }
 
+// TestReusedTrialResultsHold: those of one Run do not overwrite each other, also where events run one by one.
+func TestReusedTrialResultsHold(t *testing.T) {
+	module, err := fs.ReadFile(quickstart.Files, "functions/redact.wasm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, digest := hostWorld(t, Options{}, module)
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})
+	w.publish("orders", `a={"total":1,"email":"x"}`, `b={"total":2,"email":"y"}`, `c={"total":3,"email":"z"}`)
+	side := redacting(digest, "email")
+	for _, one := range []bool{false, true} {
+		trial, err := OpenTrial(t.Context(), TrialOptions{Host: w.o.Host, Subscription: side.Subscriptions[0].Subscription, Functions: side.Functions, Reuse: true, Verdicts: one})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			results, err := trial.Run(t.Context(), w.records("orders"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i, r := range results {
+				if want := fmt.Sprintf(`"total":%d`, i+1); len(r.Deliver) != 1 || !strings.Contains(string(r.Deliver[0].Data()), want) {
+					t.Errorf("one by one %t: result %d is %s; want %s in it", one, i, r.Deliver, want)
+				}
+			}
+		}
+		if err := trial.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestBacktestCountsFailures by their reasons, those that are new apart.
 func TestBacktestCountsFailures(t *testing.T) {
 	w, digest := functionWorld(t, Options{})

@@ -130,7 +130,7 @@ func (c *pastChain) open(ctx context.Context, b *backtest) error {
 			continue
 		}
 		t, err := OpenTrial(ctx, TrialOptions{Host: b.o.Host, Secret: b.o.Secret, Subscription: spec.Subscription, Functions: c.defs[side],
-			Topics: withSchemas(c.rules[side].Topics), AnyTopic: true})
+			Topics: withSchemas(c.rules[side].Topics), AnyTopic: true, Reuse: true})
 		if err != nil {
 			return fmt.Errorf("%s: %w", [2]string{"before", "after"}[side], err)
 		}

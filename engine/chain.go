@@ -29,6 +29,7 @@ type chain struct {
 	call    plugins.Call
 	out     plugins.Outcome
 	buf     []byte // records made by this batch; they outlive it
+	reuse   bool   // whoever runs batches empties buf, for nobody keeps its records
 	ev      event.Event
 	scratch []byte
 	took    time.Duration // of the last run, where none of the functions keeps state
@@ -92,7 +93,9 @@ const maxHops = 16
 // all; then nothing is decided.
 func (h *chain) run(ctx context.Context) error {
 	h.level, h.fates = h.level[:0], h.fates[:0]
-	h.buf = make([]byte, 0, cap(h.buf)*3/4)
+	if !h.reuse {
+		h.buf = make([]byte, 0, cap(h.buf)*3/4)
+	}
 	for i, it := range h.items {
 		h.level = append(h.level, link{it.rec, i})
 		h.fates = append(h.fates, fate{})

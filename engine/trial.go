@@ -25,6 +25,7 @@ type TrialOptions struct {
 	AnyTopic bool             // topics that are not in Topics are taken as well: a router may make them
 	HTTP     bool             // functions that may, call other hosts in earnest; else such calls fail in words
 	Verdicts bool             // results have verdicts; events then run one by one
+	Reuse    bool             // records of results hold until the next Run alone, which saves making room for each
 	Limits   event.Limits     // of what functions make
 	Now      func() time.Time // the wall clock; time.Now
 }
@@ -102,7 +103,7 @@ func OpenTrial(ctx context.Context, o TrialOptions) (*Trial, error) {
 	t := &Trial{o: o}
 	sub := &o.Subscription
 	config := &subConfig{SubscriptionSpec: SubscriptionSpec{Subscription: *sub}}
-	t.h = &chain{at: t, name: sub.Name, topic: sub.Topic, seed: seedOf(o.Secret, sub.Name), c: config}
+	t.h = &chain{at: t, name: sub.Name, topic: sub.Topic, seed: seedOf(o.Secret, sub.Name), c: config, reuse: o.Reuse}
 	if o.Topics != nil {
 		t.topics = map[string]*topicDef{}
 		for _, def := range o.Topics {
@@ -191,6 +192,9 @@ func (t *Trial) Unrepeatable() string {
 // cannot run at all: ctx has ended, no version of it was pushed (event.ErrUnavailable), it is not healthy.
 func (t *Trial) Run(ctx context.Context, recs []event.Record) ([]TrialResult, error) {
 	results := make([]TrialResult, len(recs))
+	if t.o.Reuse {
+		t.h.buf = t.h.buf[:0]
+	}
 	for at := 0; at < len(recs); {
 		n, bytes := 1, recs[at].Len()
 		for !t.o.Verdicts && !t.h.c.stateful && at+n < len(recs) && n < batchEvents && bytes < batchBytes {
