@@ -276,3 +276,22 @@ func TestTracerIsBounded(t *testing.T) {
 		t.Errorf("%d entries, %d lost", len(tr.list), tr.lost)
 	}
 }
+
+// What noting a delivery that succeeded costs, its part of the flush included.
+func BenchmarkNote(b *testing.B) {
+	w := newWorld(b, Options{Flush: time.Hour})
+	w.apply(specOf(push("s", "orders", "", quiet{})))
+	s := w.e.plan.Load().subs["s"]
+	rec := event.Record((&event.Event{}).AppendRecord(nil))
+	off, book := event.Offset(0), &traceBook{}
+	for b.Loop() {
+		rec.SetPlace(event.Position{Offset: off ^ 3}, 0) // as several senders end
+		s.mu.Lock()
+		s.noteDone(item{rec: rec, attempt: 1}, nil, traceDelivered)
+		s.mu.Unlock()
+		if off++; off%10_000 == 0 {
+			book.take([]*subscription{s}, "r", 1, nil)
+			book.written(nil)
+		}
+	}
+}
