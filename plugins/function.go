@@ -26,7 +26,7 @@ type Function struct {
 	say    func(level int, message string) // takes what passes the budget
 
 	offline bool        // it sends no requests: see OpenTrial
-	timed   atomic.Bool // it has asked for the true time
+	timed   atomic.Bool // it has asked for the true time while it had an event
 	asked   atomic.Bool // it has asked for a request
 
 	pace    atomic.Int64  // guest time of an event in ns, about; 0: unknown
@@ -90,7 +90,8 @@ func (h *Host) OpenLogged(ctx context.Context, def event.Function, say func(leve
 	return h.openNamed(ctx, def, say, false)
 }
 
-// OpenTrial is OpenLogged of a function that is tried: its requests to other hosts fail, and it is told why.
+// OpenTrial is OpenLogged of a function that is tried: its requests to other hosts fail, and it is told why. say
+// must not be nil.
 func (h *Host) OpenTrial(ctx context.Context, def event.Function, say func(level int, message string)) (*Function, error) {
 	return h.openNamed(ctx, def, say, true)
 }

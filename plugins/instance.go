@@ -186,7 +186,7 @@ func (in *Instance) Now() int64 {
 
 // Clock is the true time in Unix nanoseconds.
 func (in *Instance) Clock() int64 {
-	if !in.fn.timed.Load() { // written once: instances share it
+	if in.batch.call != nil && !in.fn.timed.Load() { // written once: instances share it
 		in.fn.timed.Store(true)
 	}
 	return in.fn.host.o.Now().UnixNano()

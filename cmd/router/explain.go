@@ -239,7 +239,7 @@ func writeTries(line func(string, ...any), tries []event.Tried) {
 // writeTrace prints what became of an event at the subscriptions of its topic.
 func writeTrace(w io.Writer, x *event.EventTrace) {
 	line := func(format string, args ...any) { fmt.Fprintln(w, clean(fmt.Sprintf(format, args...))) }
-	line("%s/%s%s: %s match, %d do not", x.Topic, x.Position, eventName(x.Event), plural(x.Matched, "subscription"), x.NotMatched)
+	line("%s/%s%s: taken by %d of %s", x.Topic, x.Position, eventName(x.Event), x.Matched, plural(x.Matched+x.NotMatched, "subscription"))
 	if !x.Traced {
 		line("  no trace of it is kept: the topic's trace is off, or the event is none of its sample")
 	}
