@@ -24,6 +24,7 @@ type Options struct {
 	Engines []Engine // what runs scripts; none by default
 	ABIs    []ABI    // the conventions that it runs, in the order in which they are tried; none by default
 	Dir     string   // modules and the compile cache live here, made if missing; "": memory only
+	Cache   string   // with Dir: the compile cache lives here instead, and may be shared by several hosts; what is in it is run
 
 	MaxModule int   // bytes of a module; 64 MiB
 	MaxMemory int64 // bytes of linear memory that a function's limits may ask for; 1 GiB
@@ -297,8 +298,13 @@ func (h *Host) Close(ctx context.Context) error {
 
 var errClosed = fmt.Errorf("%w: the function is closed", event.ErrUnavailable)
 
-func (h *Host) modules() string  { return filepath.Join(h.o.Dir, "modules") }
-func (h *Host) cacheDir() string { return filepath.Join(h.o.Dir, "compiled") }
+func (h *Host) modules() string { return filepath.Join(h.o.Dir, "modules") }
+func (h *Host) cacheDir() string {
+	if h.o.Cache != "" {
+		return h.o.Cache
+	}
+	return filepath.Join(h.o.Dir, "compiled")
+}
 
 func (h *Host) path(digest string) string {
 	return filepath.Join(h.modules(), digest[len("sha256:"):]+".wasm")

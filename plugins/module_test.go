@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -258,6 +259,39 @@ func TestModulesAreKept(t *testing.T) {
 }
 
 // The bound on locals × blocks is what keeps this module, 25 KB of it, from taking the compiler half a minute.
+// Hosts with folders of their own may share what they compile.
+func TestCacheIsShared(t *testing.T) {
+	ctx, cache := context.Background(), t.TempDir()
+	var first []string
+	for i := range 2 {
+		dir := t.TempDir()
+		h := newHost(t, plugins.Options{Dir: dir, Cache: cache})
+		digest, err := h.Put(ctx, guest().bytes())
+		if err != nil {
+			t.Fatal(err)
+		}
+		f, err := h.Open(ctx, event.Function{Name: "f", Digest: digest})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Close(ctx); err != nil {
+			t.Error(err)
+		}
+		if own, _ := filepath.Glob(filepath.Join(dir, "compiled", "*")); len(own) > 0 {
+			t.Errorf("compiled beside the modules: %v", own)
+		}
+		made, err := filepath.Glob(filepath.Join(cache, "*", "*"))
+		if err != nil || len(made) == 0 {
+			t.Fatalf("in the cache: %v, %v", made, err)
+		}
+		if i == 0 {
+			first = made
+		} else if !slices.Equal(made, first) {
+			t.Errorf("the second host has made %v beside %v", made, first)
+		}
+	}
+}
+
 func TestCompileBombs(t *testing.T) {
 	h := newHost(t, plugins.Options{})
 	bomb := func(n, functions int) []byte {

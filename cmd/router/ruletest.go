@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"regexp"
 	"runtime"
 	"slices"
@@ -59,7 +60,7 @@ named TOPIC.ndjson, with an event a line. Variables are those of this shell. Exi
 	f.StringVar(&o.junit, "junit", "", "write the results to `file` as JUnit XML too")
 	f.StringVar(&o.events, "events", "", "run the recorded events of this file or `folder` instead of the tests")
 	f.StringVar(&o.topic, "topic", "", "with --events FILE: the `topic` of its events (default: the file's name without .ndjson)")
-	f.StringArrayVar(&o.functions, "function", nil, "`NAME=FILE`: the module of a function that is pushed to the router")
+	f.StringArrayVar(&o.functions, "function", nil, "give a function that is pushed to the router this module, `NAME=FILE`")
 	f.DurationVar(&o.timeout, "timeout", 10*time.Second, "how long one test may take by this machine's clock")
 	f.BoolVarP(&o.verbose, "verbose", "v", false, "print what functions log, and what the router warns of")
 	f.BoolVar(&o.allowEmpty, "allow-empty", false, "rules without tests are no mistake")
@@ -165,7 +166,7 @@ func (t *ruleTester) open(ctx context.Context, set *rules.Set) (close func() err
 			err = errors.Join(err, shut())
 		}
 	}()
-	if t.lab.host, err = plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Engines: engines(), Dir: dir}); err != nil {
+	if t.lab.host, err = plugins.NewHost(ctx, plugins.Options{ABIs: abis(), Engines: engines(), Dir: dir, Cache: t.p.compileCache()}); err != nil {
 		return nil, err
 	}
 	pushed, err := t.pushed()
@@ -195,6 +196,24 @@ func (t *ruleTester) open(ctx context.Context, set *rules.Set) (close func() err
 	}
 	t.lab.spec = specOf(set, functions)
 	return shut, nil
+}
+
+// compileCache is where machine code is kept from one run to the next, in the user's own cache folder; "" if there is
+// none: then every run compiles anew.
+func (p *program) compileCache() string {
+	base := p.env("XDG_CACHE_HOME") // XDG Base Directory Specification 0.8: a relative one does not count
+	if !filepath.IsAbs(base) {
+		home := p.env("HOME")
+		if !filepath.IsAbs(home) {
+			return ""
+		}
+		base = filepath.Join(home, ".cache")
+	}
+	dir := filepath.Join(base, "millrace", "compiled")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return ""
+	}
+	return dir
 }
 
 // pushed reads the modules that --function names.

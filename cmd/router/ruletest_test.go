@@ -15,7 +15,12 @@ import (
 func runRulesTest(t *testing.T, env map[string]string, args ...string) (code int, out string) {
 	t.Helper()
 	var b bytes.Buffer
-	code = run(t.Context(), "", append([]string{"rules", "test"}, args...), strings.NewReader(""), &b, &b, func(name string) string { return env[name] })
+	code = run(t.Context(), "", append([]string{"rules", "test"}, args...), strings.NewReader(""), &b, &b, func(name string) string {
+		if name == "XDG_CACHE_HOME" {
+			return os.Getenv(name)
+		}
+		return env[name]
+	})
 	return code, b.String()
 }
 

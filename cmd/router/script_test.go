@@ -19,7 +19,23 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"router": main})
+	testscript.Main(withCache{m}, map[string]func(){"router": main})
+}
+
+// withCache gives the tests of a run one cache of compiled functions: to compile the engine of scripts takes seconds.
+type withCache struct{ m *testing.M }
+
+// Run runs the tests.
+func (w withCache) Run() int {
+	dir, err := os.MkdirTemp("", "millrace-cache-")
+	if err != nil {
+		return w.m.Run()
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Setenv("XDG_CACHE_HOME", dir); err != nil {
+		return 1
+	}
+	return w.m.Run()
 }
 
 // TestScript runs the command line as typed: testdata/script/*.txtar. Besides testscript's own commands
@@ -42,6 +58,7 @@ func scriptParams(dir string) testscript.Params {
 		Dir: dir,
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("XDG_CACHE_HOME", os.Getenv("XDG_CACHE_HOME"))
 			e.Setenv("GOCACHE", goEnv("GOCACHE"))
 			e.Setenv("GOMODCACHE", goEnv("GOMODCACHE"))
 			e.Setenv("GOFLAGS", "-mod=mod")
