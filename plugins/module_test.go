@@ -258,7 +258,6 @@ func TestModulesAreKept(t *testing.T) {
 	}
 }
 
-// The bound on locals × blocks is what keeps this module, 25 KB of it, from taking the compiler half a minute.
 // Hosts with folders of their own may share what they compile.
 func TestCacheIsShared(t *testing.T) {
 	ctx, cache := context.Background(), t.TempDir()
@@ -292,6 +291,7 @@ func TestCacheIsShared(t *testing.T) {
 	}
 }
 
+// The bound on locals × blocks is what keeps this module, 25 KB of it, from taking the compiler half a minute.
 func TestCompileBombs(t *testing.T) {
 	h := newHost(t, plugins.Options{})
 	bomb := func(n, functions int) []byte {
