@@ -166,7 +166,7 @@ func TestPublishRefused(t *testing.T) {
 		{"short: array", "/v1/publish", `[]`, js, 400, `not an object`},
 		{"short: text", "/v1/publish", `{"topic":"orders","payload":1}`, []string{"Content-Type", "text/plain"}, 415, `application/json`},
 		{"nothing there", "/v1/nothing", "", nil, 404, `/v1/openapi.json`},
-		{"not yet routed", "/v1/topics/orders/events/0-0/trace", "", nil, 404, `openapi`},
+		{"not yet routed", "/v1/topics/orders/events/0-0/history", "", nil, 404, `openapi`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFake("orders")
