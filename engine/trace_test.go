@@ -151,9 +151,10 @@ func TestTracesAreBoundedInBytes(t *testing.T) {
 		t.Errorf("of the last: %q", got)
 	}
 	w.restart()
-	if y, _ := w.e.Topic("orders"); y.Traces.Bytes == 0 || y.Traces.Bytes > 1<<10 {
-		t.Errorf("%d bytes after a restart", y.Traces.Bytes)
-	}
+	eventually(t, "it is within the bound after a restart", func() bool { // the last flush may have added some
+		y, _ := w.e.Topic("orders")
+		return y.Traces.Bytes > 0 && y.Traces.Bytes <= 1<<10
+	})
 }
 
 // Traces older than keep leave, however old their events are; younger ones stay.
