@@ -98,7 +98,7 @@ func (o BacktestOptions) validate() error {
 		errs = append(errs, errors.New("want one of Past and Feed"))
 	}
 	if o.Examples < 0 || o.Last < 0 || o.Budget.Time < 0 {
-		errs = append(errs, errors.New("Examples, Last and Budget.Time: below 0"))
+		errs = append(errs, errors.New("options Examples, Last and Budget.Time: below 0"))
 	}
 	if !o.Until.IsZero() && o.Until.Before(o.Since) {
 		errs = append(errs, event.Invalid("until", fmt.Sprintf("%s is before since, %s", o.Until.Format(time.RFC3339), o.Since.Format(time.RFC3339))))
