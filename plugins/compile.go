@@ -278,10 +278,18 @@ func (h *Host) compileApart(ctx context.Context, code []byte) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if s := said.String(); strings.Contains(s, "out of memory") || strings.Contains(s, "cannot allocate memory") {
+	if outOfMemory(said.String()) {
 		return event.Bad(event.ErrTooLarge, "module", fmt.Sprintf("takes more than %d MiB to compile; split up its largest functions", h.o.CompileMemory>>20))
 	}
 	return uncompiled(fmt.Sprintf("the compiler failed (%v): %s", exit, said.String()))
+}
+
+// outOfMemory reports whether a child that ended itself was at the bound of its memory. Go's runtime says so, or runs
+// into the memory that it did not get for its own collector: a fault on its own stack, goroutine 0, which no module
+// causes.
+func outOfMemory(said string) bool {
+	return strings.Contains(said, "out of memory") || strings.Contains(said, "cannot allocate memory") ||
+		strings.HasPrefix(said, "SIGSEGV: segmentation violation") && strings.Contains(said, "goroutine 0 ")
 }
 
 // complaint begins what a child says about a module.

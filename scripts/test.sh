@@ -80,15 +80,14 @@ fi
 
 # Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
 # whose tests spend their time there run without it, but for the tests in which goroutines share the host. So do the
-# scripts of the command line, whose time goes into starting routers and building functions: the one that walks through
-# all commands runs with it.
+# scripts of the command line, whose time goes into starting routers and building functions: one of them runs with it.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
 scripts='^(TestTutorial|TestScript|TestCookbook)$'
 tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
 tests "scripts of the command line" . -run "$scripts" ./cmd/router
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-tests "a script, race detector" . -race -run '^TestScript$/^docs$' ./cmd/router
+tests "a script, race detector" . -race -run '^TestScript$/^subscriptions$' ./cmd/router
 tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
