@@ -69,7 +69,7 @@ func (e *Engine) Explain(ctx context.Context, name, topic string, pos event.Posi
 
 // explaining begins an explanation with what the filter says.
 func explaining(c *subConfig, rec event.Record) *event.Explained {
-	x := &event.Explained{Subscription: c.Name, Event: rec.AppendStructured(nil), Filter: c.Program.Source()}
+	x := &event.Explained{Subscription: c.Name, Event: rec.AppendStructured(nil), Filter: c.Program.Shown()}
 	said := c.Program.Explain(rec)
 	x.Matched, x.Why = said.Matched, said.String()
 	decided := false

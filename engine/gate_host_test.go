@@ -306,13 +306,14 @@ func TestAttemptsOutliveACrash(t *testing.T) {
 	had := sink.tries.Load()
 	eventually(t, "it is parked", func() bool { return w.info("s").Retried == uint64(had) })
 	after := w.powerCut(Options{Now: clock.now}, nil)
+	most := sink.tries.Load() // one more may have been due
 	again := &downSink{}
 	s.OpenSink = push("", "", "", again).OpenSink
 	after.apply(specOf(s))
 	eventually(t, "it is tried again", func() bool { clock.forward(after, time.Second); return again.delivered() == 1 })
 	again.mu.Lock()
 	defer again.mu.Unlock()
-	if got := again.attempts[0]; int64(got) != had+1 {
-		t.Errorf("after %d tries and a power cut it is try %d", had, got)
+	if got := int64(again.attempts[0]); got <= had || got > most+1 {
+		t.Errorf("after %d to %d tries and a power cut it is try %d", had, most, got)
 	}
 }

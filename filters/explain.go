@@ -39,9 +39,10 @@ func (p *Program) Explain(rec event.Record) Explanation {
 	s := &Scratch{}
 	e := Explanation{Matched: p.Match(rec, s)}
 	if s.failed != nil {
-		e.Error, _, _ = strings.Cut(s.failed.Error(), "\n")
+		text, _, _ := strings.Cut(s.failed.Error(), "\n")
+		e.Error = p.show(text)
 	}
-	e.Decided = decided(s, p.root).text()
+	e.Decided = p.show(decided(s, p.root).text())
 	p.parts(s, p.root, 0, &e)
 	return e
 }
@@ -66,7 +67,7 @@ func decided(s *Scratch, n *node) *node {
 }
 
 func (p *Program) parts(s *Scratch, n *node, depth int, e *Explanation) {
-	part := Part{Source: n.text(), Depth: depth, Value: s.run(n, nil)}
+	part := Part{Source: p.show(n.text()), Depth: depth, Value: s.run(n, nil)}
 	p.values(s, n, &part, map[int]bool{})
 	e.Parts = append(e.Parts, part)
 	switch n.op {

@@ -9,6 +9,7 @@ package filters
 
 import (
 	"fmt"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 
@@ -53,6 +54,7 @@ type Program struct {
 	source string
 	root   *node
 	fields *fields
+	hidden *strings.Replacer // of values that are not shown; nil: none
 }
 
 // Compile compiles a filter. The error is an *Error.
@@ -81,6 +83,33 @@ func (p *Program) Source() string {
 		return ""
 	}
 	return p.source
+}
+
+// Hiding returns the program with values in its source, such as a secret that a reference stood for, that Shown and
+// Explain write as "***".
+func (p *Program) Hiding(values ...string) *Program {
+	var pairs []string
+	for _, v := range values {
+		quoted := strconv.Quote(v)
+		for _, form := range []string{v, quoted[1 : len(quoted)-1]} {
+			if form != "" {
+				pairs = append(pairs, form, "***")
+			}
+		}
+	}
+	hiding := *p
+	hiding.hidden = strings.NewReplacer(pairs...)
+	return &hiding
+}
+
+// Shown is Source without what is hidden.
+func (p *Program) Shown() string { return p.show(p.Source()) }
+
+func (p *Program) show(text string) string {
+	if p == nil || p.hidden == nil {
+		return text
+	}
+	return p.hidden.Replace(text)
 }
 
 // Match reports whether the filter takes an event. It never fails: what cannot be answered is no match,

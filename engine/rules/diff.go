@@ -132,7 +132,7 @@ func comparedHosts(s *Set) map[string]compared {
 func comparedSchedules(s *Set) map[string]compared {
 	all := make(map[string]compared, len(s.Schedules))
 	for _, x := range s.Schedules {
-		all[x.Name] = compared{effective: x.effective}
+		all[x.Name] = compared{effective: x.effective, hidden: x.hidden}
 	}
 	return all
 }

@@ -188,3 +188,32 @@ func TestScripts(t *testing.T) {
 		}
 	}
 }
+
+// A filter that was written with a reference is explained without what that stands for.
+func TestExplainedFilterHidesReferences(t *testing.T) {
+	o := Options{Getenv: func(string) (string, bool) { return `se"cret-value`, true }, Sinks: map[string]SinkKind{}}
+	s, err := ParseBytes("r.yaml", []byte("version: 1\nsubscriptions: {s: {topic: t, filter: 'ext.token == `${env:TOKEN}` && type != \"a\"', deliver: {pull: {}}}}\n"), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ev := event.Event{ID: "1", Source: "/s", Type: "b"}
+	for _, extension := range []string{"", `se"cret-value`} {
+		if extension != "" {
+			ev.Extensions = []event.Attribute{{Name: "token", Value: extension}}
+		}
+		said := s.Subscriptions[0].Program.Explain(event.Record(ev.AppendRecord(nil)))
+		if said.Matched != (extension != "") {
+			t.Errorf("%q: %+v", extension, said)
+		}
+		text := said.String() + s.Subscriptions[0].Program.Shown()
+		for _, p := range said.Parts {
+			text += p.Source
+		}
+		if said.Matched {
+			text = s.Subscriptions[0].Program.Shown() // the event shows its own
+		}
+		if strings.Contains(text, "cret-value") || !strings.Contains(text, "***") {
+			t.Error(text)
+		}
+	}
+}

@@ -14,6 +14,7 @@ type Schedule struct {
 	Effective json.RawMessage // with all defaults
 	source    *doc
 	effective *doc
+	hidden    hiddenValues
 }
 
 var scheduleShape = shape{keys: []string{"topic", "cron", "every", "timezone", "missed", "type", "source", "subject", "key", "data"}}
@@ -26,9 +27,10 @@ const (
 
 // schedule reads one entry of `schedules`.
 func (p *parser) schedule(name string, key, n *node) Schedule {
-	s := Schedule{Schedule: event.Schedule{Name: name, Owner: p.owner(key)}, source: mask(n)}
+	s := Schedule{Schedule: event.Schedule{Name: name, Owner: p.owner(key)}}
 	f, ok := p.fields(n, scheduleShape)
 	if !ok {
+		s.source = mask(n)
 		return s
 	}
 	if v := f["topic"]; v != nil {
@@ -55,6 +57,7 @@ func (p *parser) schedule(name string, key, n *node) Schedule {
 	}
 	s.Schedule = s.Schedule.WithDefaults()
 	p.scheduleEvent(n, f, s.Schedule)
+	s.source, s.hidden = mask(n), p.hiddenOf(n) // by now it is known which values are references
 	s.effective = effectiveSchedule(s.Schedule, f["data"]).over(s.source)
 	s.Effective = s.effective.named(name)
 	return s

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -98,6 +99,29 @@ schedules:
 	} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("no %q in\n%v", want, err)
+		}
+	}
+}
+
+// What a reference stands for is shown nowhere: neither with defaults, nor in a difference.
+func TestScheduleHidesReferences(t *testing.T) {
+	parse := func(text, value string) *Set {
+		t.Helper()
+		s, err := ParseBytes("r.yaml", []byte("version: 1\nschedules: {s: {topic: jobs, every: 1h, "+text+"}}\n"), Options{Getenv: func(string) (string, bool) { return value, true }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	refers := parse(`subject: "${env:PASSWORD}", key: "a-${env:PASSWORD}"`, "hunter2-hunter2")
+	shown, err := refers.Show(true)
+	if err != nil || strings.Contains(string(shown), "hunter2") || !strings.Contains(string(shown), "${env:PASSWORD}") {
+		t.Errorf("shown (%v):\n%s", err, shown)
+	}
+	for name, old := range map[string]*Set{"new": parse("subject: a", ""), "another value": parse(`subject: "${env:PASSWORD}", key: "a-${env:PASSWORD}"`, "other-value")} {
+		changes := fmt.Sprintf("%+v", Diff(old, refers))
+		if !strings.Contains(changes, "subject") || strings.Contains(changes, "hunter2") || strings.Contains(changes, "other-value") {
+			t.Errorf("%s: %s", name, changes)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -182,7 +183,21 @@ func (p *parser) filter(d *subscriptionDef, n *node) {
 		p.bad(n, "%v", err)
 		return
 	}
-	d.program = program
+	if d.program = program; n.refs {
+		d.program = program.Hiding(p.secretsIn(s)...)
+	}
+}
+
+// secretsIn are the values that no message may carry and that a text does.
+func (p *parser) secretsIn(text string) []string {
+	var in []string
+	for v := range p.secrets {
+		if strings.Contains(text, v) {
+			in = append(in, v)
+		}
+	}
+	slices.SortFunc(in, func(a, b string) int { return cmp.Or(len(b)-len(a), strings.Compare(a, b)) }) // the longer of two goes whole
+	return in
 }
 
 // offset is the number of characters before a line and column of s, both from 1.
