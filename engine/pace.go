@@ -48,6 +48,9 @@ func (p *pace) end(ctx context.Context, read event.Offset, ring storage.Bounds) 
 	if read+paceBehind > ring.Next || read < ring.Head+(ring.Next-ring.Head)/16 {
 		p.worked = 0
 	}
+	if read < p.read {
+		p.next = 0 // it was moved back: what it gains is measured from here
+	}
 	if p.worked < paceAfter || p.next != 0 && read < p.read+paceGain*(ring.Next-p.next) {
 		return
 	}

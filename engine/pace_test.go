@@ -42,6 +42,7 @@ func TestFeedersPaceThemselves(t *testing.T) {
 	}{
 		{"it gains on the publishers", 400_000 + 2*10_000, false},
 		{"it would never be done", 400_000 + 2*10_000 - 1, true},
+		{"a seek has moved it back", 200_000, false},
 	} {
 		e := &Engine{}
 		p := pace{e: e, worked: time.Second, read: 400_000, next: 990_000}
