@@ -29,9 +29,10 @@ var errRemoved = errors.New("the subscription was removed, and what it had not d
 
 // keepGone makes dead letters of what the subscriptions that go, and are to be kept, have not delivered.
 func (e *Engine) keepGone(ctx context.Context, c *change, spec Spec) error {
-	var errs []error
 	// What a function half still puts out comes before its delivery half is looked at.
 	slices.SortFunc(c.gone, func(a, b *subscription) int { return strings.Compare(a.key, b.key) })
+	var all []salvage
+	var errs []error
 	for _, s := range c.gone {
 		if !slices.Contains(spec.Keep, s.name) {
 			continue
@@ -41,12 +42,17 @@ func (e *Engine) keepGone(ctx context.Context, c *change, spec Spec) error {
 			errs = append(errs, event.Bad(event.ErrConflict, "subscriptions."+s.name, "has no dead-letter topic to move what it has not delivered to: give it one with `deadLetter: NAME` first, or let its events go with it"))
 			continue
 		}
-		k := salvage{s: s, to: t, told: spec.Kept}
-		if err := k.run(ctx); err != nil {
-			errs = append(errs, event.At("subscriptions."+s.name, fmt.Errorf("keeping what it has not delivered: %w", err)))
+		all = append(all, salvage{s: s, to: t, told: spec.Kept})
+	}
+	if len(errs) > 0 { // nothing of the others is moved for a change that is refused
+		return errors.Join(errs...)
+	}
+	for i := range all {
+		if err := all[i].run(ctx); err != nil {
+			return event.At("subscriptions."+all[i].s.name, fmt.Errorf("keeping what it has not delivered: %w", err))
 		}
 	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // salvage is the work on one subscription. It holds the subscription's commits.
@@ -69,6 +75,7 @@ type salvage struct {
 type keptPart struct {
 	read, end event.Offset // what lies from read to end is not looked at
 	out       []event.Offset
+	row       bool // the store holds it
 }
 
 func (k *salvage) run(ctx context.Context) error {
@@ -103,7 +110,7 @@ func (k *salvage) begin() {
 		s.seeking = true
 		c := s.cursors[i]
 		c.read, c.attached = c.reach(p), false
-		k.parts[i] = keptPart{read: c.read, end: p.log.Bounds().Next}
+		k.parts[i] = keptPart{read: c.read, end: p.log.Bounds().Next, row: c.hasRow}
 		for _, m := range c.out.list[c.out.head:] {
 			if !m.done {
 				k.parts[i].out = append(k.parts[i].out, m.off)
@@ -133,6 +140,17 @@ func (k *salvage) end(ctx context.Context) {
 	if err != nil {
 		s.e.o.Log.Error("what waits behind others of its key is not read before the next start", "subscription", s.name, "error", err)
 	}
+	s.mu.Lock()
+	replays, replay := s.replay.rows, s.replay.row
+	s.mu.Unlock()
+	if replay != nil {
+		// Counted anew: rows are gone, and those that were delivered and are not deleted come once more.
+		if counted, err := s.countReplays(ctx, replay); err == nil {
+			replays = counted
+		} else {
+			s.e.o.Log.Error("what waits of a replay cannot be counted: its end may not be seen before the next start", "subscription", s.name, "replay", replay.ID, "error", err)
+		}
+	}
 	offsets := make([]event.Offset, len(k.parts))
 	for i, p := range k.parts {
 		offsets[i] = p.read
@@ -140,13 +158,14 @@ func (k *salvage) end(ctx context.Context) {
 	s.mu.Lock()
 	held := s.moved(offsets, left)
 	for i, c := range s.cursors {
-		c.recover = k.parts[i].out
+		c.recover, c.hasRow = k.parts[i].out, k.parts[i].row // a part that the work did not reach may have none
 		for _, off := range c.recover {
 			c.out.add(off)
 		}
 		s.lanes.rereads += len(c.recover)
 	}
-	s.seeking = false
+	s.replay.rows, s.seeking = replays, false
+	s.wakeReplay()
 	s.room.Broadcast()
 	s.fetchLanes()
 	s.kick()
@@ -276,7 +295,7 @@ func (k *salvage) log(ctx context.Context, part int) error {
 // passed commits the batch with the row of a cursor that has come to an offset.
 func (k *salvage) passed(ctx context.Context, part int, off event.Offset) error {
 	p := &k.parts[part]
-	next := keptPart{read: max(p.read, off), end: p.end}
+	next := keptPart{read: max(p.read, off), end: p.end, row: true}
 	i, _ := slices.BinarySearch(p.out, off)
 	next.out = p.out[i:]
 	var row cursor

@@ -179,6 +179,126 @@ func TestKeptOnceWhateverFails(t *testing.T) {
 	}
 }
 
+// What the work on a partition did not reach has no row: the checkpoint must not pass it.
+func TestKeepThatFailedIsNotPassedByTheCheckpoint(t *testing.T) {
+	w := crashWorld(t, Options{Flush: never})
+	store := &failingAt{}
+	store.left.Store(-1)
+	w.stop()
+	w.wrap = func(s storage.Store) storage.Store { store.Store = s; return store }
+	w.open()
+	spec := specOf(push("s", "orders", "", &recorder{}))
+	w.apply(spec)
+	w.publish("orders", "first")
+	eventually(t, "it is delivered", func() bool { return w.info("s").Delivered == 1 })
+	w.flush() // from here on the checkpoint is its cursor
+	if err := w.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	w.publish("orders", "a", "b")
+	s := w.e.plan.Load().subs["s"]
+	eventually(t, "the topic's reader has passed them", func() bool { return s.topic.parts[0].live.Load() == 3 })
+	store.left.Store(0)
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Keep = []string{"s"}
+	if err := w.e.Apply(t.Context(), without); !errors.Is(err, errFailing) {
+		t.Fatalf("%v", err)
+	}
+	store.left.Store(-1)
+	s.commits.Lock() // a settlement is under way
+	w.flush()
+	s.commits.Unlock()
+
+	after, sink := w.powerCut(Options{Flush: never}, nil), &recorder{}
+	after.apply(specOf(push("s", "orders", "", sink)))
+	if err := after.e.Resume(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what was not delivered is", func() bool { return slices.Contains(sink.ids(), "a") && slices.Contains(sink.ids(), "b") })
+}
+
+// What a replay had parked and is kept before the removal fails does not keep the replay from its end.
+func TestReplayEndsAfterAKeepThatFailed(t *testing.T) {
+	store := &failingAt{}
+	store.left.Store(-1)
+	w := &world{t: t, fs: vfs.NewMem(), o: Options{Flush: never}, wrap: func(s storage.Store) storage.Store { store.Store = s; return store }}
+	w.open()
+	defer w.stop()
+	var down atomic.Bool
+	spec := push("s", "orders", "", &recorder{answer: func(event.Delivery) error {
+		if down.Load() {
+			return errors.New("not now")
+		}
+		return nil
+	}})
+	spec.Retry = event.RetryPolicy{Attempts: event.Unlimited, Schedule: []time.Duration{time.Hour}}
+	w.apply(specOf(spec))
+	w.publish("orders", "a", "b")
+	eventually(t, "they are delivered", func() bool { return w.info("s").Delivered == 2 })
+	w.flush()
+	down.Store(true)
+	w.replay("s", everything)
+	eventually(t, "the replay's are tried", func() bool { return w.info("s").Parked == 2 && w.info("s").Failed >= 2 })
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Keep = []string{"s"}
+	store.left.Store(1) // the rows are kept, the cursor is not
+	if err := w.e.Apply(t.Context(), without); !errors.Is(err, errFailing) {
+		t.Fatalf("%v", err)
+	}
+	store.left.Store(-1)
+	eventually(t, "the replay is done", w.replayIs("s", event.ReplayDone))
+}
+
+// A lease that runs out while the backlog is kept waits for that, and not the clock of all with it.
+func TestLeasesWaitWhileABacklogIsKept(t *testing.T) {
+	w := newWorld(t, Options{Flush: never})
+	w.apply(specOf(pullSpec("s", "orders", "s.dead"), push("other", "orders", "", &recorder{})))
+	w.publish("orders", "a")
+	w.pull("s", 1)
+	s := w.e.plan.Load().subs["s"]
+	s.commits.Lock() // as salvage does
+	s.mu.Lock()
+	s.seeking = true
+	s.mu.Unlock()
+	ticked := make(chan int64, 1)
+	go func() { ticked <- s.tick(t.Context(), w.e.now().Add(time.Minute)) }()
+	select {
+	case at := <-ticked:
+		if at != 0 || w.info("s").Leased != 1 {
+			t.Errorf("the next look is at %d, %d are leased", at, w.info("s").Leased)
+		}
+		s.commits.Unlock()
+	case <-time.After(10 * time.Second):
+		t.Error("the clock waits for the commits of one subscription")
+		s.commits.Unlock()
+		<-ticked
+	}
+	s.mu.Lock()
+	s.seeking = false
+	s.lookNow()
+	s.mu.Unlock()
+}
+
+// A removal that is refused for one subscription has moved nothing of another.
+func TestRefusedKeepMovesNothing(t *testing.T) {
+	w := newWorld(t, Options{Flush: never})
+	poor := push("u", "orders", "", &recorder{})
+	poor.DeadLetter = ""
+	w.apply(specOf(push("s", "orders", "", &recorder{}), poor))
+	if err := w.e.Pause(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	w.publish("orders", "a")
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Keep = []string{"s", "u"}
+	if err := w.e.Apply(t.Context(), without); !errors.Is(err, event.ErrConflict) {
+		t.Fatalf("%v", err)
+	}
+	if got := w.ids("s.dead"); len(got) != 0 {
+		t.Errorf("%q are dead letters of a removal that was refused", got)
+	}
+}
+
 // A subscription whose removal failed goes on where it was.
 func TestWhatIsNotRemovedGoesOn(t *testing.T) {
 	store := &failingAt{}

@@ -351,6 +351,12 @@ func (s *subscription) ringSchedule(ctx context.Context) {
 
 // tick returns when the subscription wants the next one, 0 for never.
 func (s *subscription) tick(ctx context.Context, now time.Time) int64 {
+	s.mu.Lock()
+	seeking := s.seeking
+	s.mu.Unlock()
+	if seeking { // which may hold the commits for long, voids the leases, and has it looked at in the end
+		return 0
+	}
 	expiry := s.expire(ctx, now)
 	s.mu.Lock()
 	due, busy := s.parked.next, s.dueBusy() || s.stopped() || s.ended || s.seeking

@@ -294,23 +294,37 @@ func (s *subscription) restoreReplay(ctx context.Context) error {
 	if row.State == event.ReplayDone && len(row.Dropped) == 0 || s.parked.count == 0 {
 		return nil
 	}
+	rows, err := s.countReplays(ctx, row)
+	if err == nil {
+		s.replay.rows = rows
+	}
+	return err
+}
+
+// countReplays counts what the store has of rows of row's replay, and of those that were cancelled.
+func (s *subscription) countReplays(ctx context.Context, row *replayRow) (map[string]*replayRows, error) {
+	rows := map[string]*replayRows{}
+	if row.running() {
+		rows[row.ID] = &replayRows{}
+	}
 	count := func(p *parkedEvent) {
 		if id := p.ofReplay(); id != "" && (id == row.ID && row.State != event.ReplayDone || slices.Contains(row.Dropped, id)) {
-			if s.replay.rows[id] == nil {
-				s.replay.rows[strings.Clone(id)] = &replayRows{}
+			if rows[id] == nil {
+				rows[strings.Clone(id)] = &replayRows{}
 			}
-			s.replay.rows[id].add(p, 1)
+			rows[id].add(p, 1)
 		}
 	}
-	if err := s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
+	err := s.e.store.Scan(ctx, tableParked, key32(s.serial), key32(s.serial+1), func(k, v []byte) error {
 		if p, _, _, err := parseParkedHead(k, v); err == nil {
 			count(p)
 		}
 		return nil
-	}); err != nil {
-		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	return s.e.store.Scan(ctx, tableLanes, key32(s.serial), key32(s.serial+1), func(_, v []byte) error {
+	return rows, s.e.store.Scan(ctx, tableLanes, key32(s.serial), key32(s.serial+1), func(_, v []byte) error {
 		if p := laneHead(v); p != nil {
 			count(p)
 		}
