@@ -50,8 +50,10 @@ in FILE.export, until it is complete.
 partition key and the values of extensions. A letter becomes a letter, a digit a digit, the rest stays: forms and lengths are kept,
 and the same value is the same pseudonym throughout the file, by a key that nobody keeps. Short or common values can be guessed
 from how often they come, and member names, numbers, booleans, types, sources, ids and times stay as they are. --redact=all
-replaces numbers in the data and ids too; --redact=data.email,data.address only what is below these paths. --keep names what
-is to stay, such as what your filters compare with.`,
+replaces ids, and numbers in the data and extensions, too. --redact=data.email,ext.tenant replaces what lies at these paths and below
+them, numbers too, and true by false, and nothing else; data that has no members, such as text or XML, is replaced whole where a path
+leads into it. Items of a list have the list's path: data.items.email. Paths at which nothing lay are named in the end.
+--keep names what is to stay, such as what your filters compare with.`,
 		Example: `  router export orders -o orders.ndjson
   router export orders --since 24h --filter 'type == "order.created"' --format csv --columns time,data.total,data.country
   router export orders --since 7d --redact --keep data.country,data.status -o sample.ndjson`,
@@ -65,7 +67,7 @@ is to stay, such as what your filters compare with.`,
 	f.StringVar(&o.filter, "filter", "", "only events for which this `expression` is true")
 	f.StringVar(&o.format, "format", "", "`ndjson or csv` (default: by the file's name, else ndjson)")
 	f.StringSliceVar(&o.columns, "columns", nil, "CSV: `paths`, such as id,time,data.total")
-	f.StringVar(&o.redact, "redact", "", "replace strings by pseudonyms: in all, below these `paths`, or all for numbers and ids too")
+	f.StringVar(&o.redact, "redact", "", "replace strings by pseudonyms: in all; all for numbers and ids too; or what is at these `paths`")
 	f.Lookup("redact").NoOptDefVal = redactStrings
 	f.StringSliceVar(&o.keep, "keep", nil, "with --redact: `paths` that stay as they are")
 	f.Uint64VarP(&o.limit, "limit", "n", 0, "stop after so many `events`; 0: never")
@@ -99,7 +101,12 @@ func (o *exporting) check(cmd *cobra.Command) error {
 	case o.resume && o.limit > 0:
 		return usagef(cmd, "--limit and --resume do not go together")
 	}
-	for _, path := range slices.Concat(o.columns, o.keep) {
+	if o.redact != "" {
+		if _, err := newRedactor(o.redact, o.keep, nil); err != nil {
+			return usagef(cmd, "%w", err)
+		}
+	}
+	for _, path := range o.columns {
 		if path == "" || strings.HasPrefix(path, ".") || strings.HasSuffix(path, ".") {
 			return usagef(cmd, "%q is no path; want names with dots between, such as data.total", path)
 		}
@@ -124,6 +131,7 @@ type exportState struct {
 	Bytes  int64    `json:"bytes"`
 	Events uint64   `json:"events"`
 	Key    string   `json:"key,omitempty"`
+	Met    []uint64 `json:"met,omitempty"` // values that lay at each path of --redact
 }
 
 // exportPage is how many events one request reads.
@@ -170,6 +178,11 @@ func (p *program) export(ctx context.Context, c *client, o *exporting, topic str
 			err = fmt.Errorf("%w\n%s is not complete: it has %s; go on with --resume", err, o.file, plural(int(x.state.Events), "event"))
 		}
 		return err
+	}
+	if x.hide != nil && x.state.Events > 0 {
+		for _, path := range x.hide.missed() {
+			say(p.stderr, "nothing was replaced at %s: no event has it; is it misspelt?", clean(path))
+		}
 	}
 	if o.file != "-" {
 		if err := os.Remove(x.stateFile()); err != nil && !os.IsNotExist(err) {
@@ -226,6 +239,8 @@ func (x *export) begin(ctx context.Context, topic string) error {
 			return err
 		}
 		x.state.Key = base64.StdEncoding.EncodeToString(x.hide.key)
+		copy(x.hide.met, x.state.Met)
+		x.state.Met = x.hide.met
 	}
 	x.query = url.Values{"limit": {strconv.Itoa(exportPage)}}
 	if o.filter != "" {

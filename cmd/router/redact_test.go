@@ -43,7 +43,7 @@ func TestPseudonyms(t *testing.T) {
 			t.Errorf("%q became %q under two keys", text, got)
 		}
 	}
-	for text, form := range map[string]string{"0": `^0$`, "-12.50": `^-[1-9]\d\.\d\d$`, "1.5e300": `^[1-9]\.\de300$`, "900719925474099267": `^[1-9]\d{17}$`, "0.001": `^0\.\d{3}$`} {
+	for text, form := range map[string]string{"0": `^[1-9]$`, "-12.50": `^-[1-9]\d\.\d\d$`, "1.5e300": `^[1-9]\.\de300$`, "900719925474099267": `^[1-9]\d{17}$`, "0.001": `^0\.\d{3}$`} {
 		if got := a.number(text); !regexp.MustCompile(form).MatchString(got) || !json.Valid([]byte(got)) {
 			t.Errorf("%s became %s; want the form %s", text, got, form)
 		}
@@ -109,6 +109,74 @@ func TestRedactedEventsKeepTheirShape(t *testing.T) {
 		if a, b := shapeOf(was), shapeOf(is); a != b {
 			t.Errorf("the shape %s became %s", a, b)
 		}
+	}
+}
+
+// A path that is named holds for whatever lies there, and for a text in which what it names may be anywhere.
+func TestNamedPathsLeaveNothing(t *testing.T) {
+	const head = `{"specversion":"1.0","id":"i","source":"/s","type":"t",`
+	for _, x := range []struct{ redact, event, gone, form string }{
+		{"data.id", `"data":{"id":123456,"no":123456}}`, `"id":123456`, `"data":\{"id":[1-9]\d{5},"no":123456\}`},
+		{"data.id", `"data":{"id":7}}`, `:7`, `"id":\d\}`},
+		{"data.id", `"data":{"id":0}}`, `:0`, `"id":[1-9]\}`},
+		{"data.ok", `"data":{"ok":true,"no":true}}`, `"ok":true`, `\{"ok":false,"no":true\}`},
+		{"data.a", `"data":{"a":[{"b":8001},9001,"Xyzzy"]}}`, `8001|9001|Xyzzy`, `"a":\[\{"b":\d{4}\},\d{4},"[A-Z][a-z]{4}"\]`},
+		{"data.list.email", `"data":{"list":[{"email":"xyzzy"}]}}`, `xyzzy`, `"email":"[a-z]{5}"`},
+		{"partitionkey", `"partitionkey":"xyzzy"}`, `xyzzy`, `"partitionkey":"[a-z]{5}"`},
+		{"ext.tenant", `"tenant":4711471147}`, `4711471147`, `"tenant":1\d{9}`},
+		{"ext.flag", `"flag":true}`, `true`, `"flag":false`},
+		{"time", `"time":"2026-01-31T12:00:00Z"}`, `2026-01-31T12`, `"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ"`},
+		{"data.email", `"datacontenttype":"text/plain","data":"xyzzy"}`, `xyzzy`, `"data":"[a-z]{5}"`},
+		{"data.email", `"datacontenttype":"text/xml","data_base64":"eHl6enk="}`, `eHl6enk`, `"data_base64":"[^"]{7}="`},
+		{"data.address.street", `"data":{"address":"xyzzy"}}`, `xyzzy`, `"address":"[a-z]{5}"`},
+		{"data.email", `"data":471147114711}`, `471147114711`, `"data":\d{12}\}`},
+		{redactAll, `"tenant":471147114}`, `471147114`, `"tenant":[1-9]\d{8}`},
+	} {
+		r, err := newRedactor(x.redact, nil, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out, err := r.event([]byte(head + x.event))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if regexp.MustCompile(x.gone).Match(out) || !regexp.MustCompile(x.form).Match(out) {
+			t.Errorf("--redact=%s of %s is %s; want the form %s", x.redact, x.event, out, x.form)
+		}
+		if err := event.ParseStructured(out, event.Limits{}, &event.Event{}); err != nil {
+			t.Errorf("--redact=%s made no event, %s: %v", x.redact, out, err)
+		}
+	}
+}
+
+// A path at which nothing can lie would leave what its author meant as it is: it is refused, in words.
+func TestPathsThatCanNotMatchAreRefused(t *testing.T) {
+	for path, says := range map[string]string{
+		"tenant":              "ext.tenant",
+		"email":               "data.email",
+		"data.items[0].email": "every item",
+		"data.items[].email":  "every item",
+		"datacontenttype":     "begin with data",
+		"subject.name":        "begin with data",
+		"ext.a.b":             "begin with data",
+		"ext.":                "names with dots",
+		"data..email":         "names with dots",
+		"data.email,":         "begin with data",
+		"all,data.email":      "data.all",
+	} {
+		if _, err := newRedactor(path, nil, nil); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("--redact=%s: %v; want it to say %s", path, err, says)
+		}
+	}
+	r, err := newRedactor("data.email, data.none,subject,ext.traceparent", nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.event([]byte(`{"specversion":"1.0","id":"i","source":"/s","type":"t","traceparent":"x","data":{"email":null}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Join(r.missed(), " "); got != "data.none subject" {
+		t.Errorf("nothing lay at %q", got)
 	}
 }
 
