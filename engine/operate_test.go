@@ -278,6 +278,31 @@ func TestReaderFollows(t *testing.T) {
 	}
 }
 
+// What a cursor stands at is told, whether a filter took the events or not: export ends by it.
+func TestCursorOffsets(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})
+	w.publish("orders", "a=1", "b=2", "c=3")
+	r, err := w.e.OpenTopic(t.Context(), "orders", event.Start{At: event.Earliest}, `data.nothing == 1`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, ok, _, err := r.TryNext(t.Context()); ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	var read event.Offset
+	offsets, err := CursorOffsets(r.Cursor())
+	for _, at := range offsets {
+		read += at
+	}
+	if err != nil || len(offsets) != len(w.e.plan.Load().topics["orders"].parts) || read != 3 {
+		t.Errorf("after 3 events that were passed over the cursor stands at %v, %v", offsets, err)
+	}
+	if _, err := CursorOffsets("x"); !errors.Is(err, event.ErrInvalid) {
+		t.Errorf("of no cursor: %v", err)
+	}
+}
+
 func TestDamagedCursors(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})

@@ -180,11 +180,18 @@ func (t *topic) cursor(offsets []event.Offset) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-func (t *topic) parseCursor(s string) ([]event.Offset, error) {
+// CursorOffsets is the next offset of each partition that a cursor stands at. Clients of the API must not look into
+// cursors; this is for those that are of this build.
+func CursorOffsets(cursor string) ([]event.Offset, error) {
+	_, offsets, err := openCursor(cursor)
+	return offsets, err
+}
+
+func openCursor(s string) (serial uint64, offsets []event.Offset, err error) {
 	malformed := event.Invalid("cursor", fmt.Sprintf("%.80q is not a cursor of this router: pass one back as it was given", s))
 	b, err := base64.RawURLEncoding.DecodeString(s)
 	if err != nil {
-		return nil, malformed
+		return 0, nil, malformed
 	}
 	next := func() (v uint64) {
 		v, n := binary.Uvarint(b)
@@ -197,14 +204,22 @@ func (t *topic) parseCursor(s string) ([]event.Offset, error) {
 	}
 	serial, count := next(), next()
 	if err != nil || count == 0 || count > 1<<16 {
-		return nil, malformed
+		return 0, nil, malformed
 	}
-	offsets := make([]event.Offset, 0, count)
+	offsets = make([]event.Offset, 0, count)
 	for range count {
 		offsets = append(offsets, next())
 	}
 	if err != nil || len(b) != 0 {
-		return nil, malformed
+		return 0, nil, malformed
+	}
+	return serial, offsets, nil
+}
+
+func (t *topic) parseCursor(s string) ([]event.Offset, error) {
+	serial, offsets, err := openCursor(s)
+	if err != nil {
+		return nil, err
 	}
 	if serial != uint64(t.serial) || len(offsets) != len(t.parts) {
 		return nil, event.Bad(event.ErrGone, "cursor", fmt.Sprintf("it is of another topic, or of one of the name %q that was deleted and made again", t.name))

@@ -21,6 +21,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -234,6 +235,9 @@ func (x *export) begin(ctx context.Context, topic string) error {
 		}
 	}
 	x.done = make([]bool, len(x.state.Ends))
+	for i, end := range x.state.Ends {
+		x.done[i] = end == 0
+	}
 	if o.redact != "" {
 		if x.hide, err = newRedactor(o.redact, o.keep, key); err != nil {
 			return err
@@ -343,10 +347,24 @@ func (x *export) pages(ctx context.Context) error {
 			}
 		}
 		x.said.say("%d events, %s", x.state.Events, sizeText(x.made))
+		x.passed(page.Next)
 		// A page without events whose cursor moved has passed over what the filter does not take.
 		if enough || len(page.Events) == 0 && !moved || !slices.Contains(x.done, false) {
 			return nil
 		}
+	}
+}
+
+// passed marks the partitions of which a cursor stands at their end or behind it: the filter may take none of the last events,
+// nor of those that are published meanwhile without end. The cursor of a router of another version may be no such; then the
+// events alone tell.
+func (x *export) passed(cursor string) {
+	offsets, err := engine.CursorOffsets(cursor)
+	if err != nil || len(offsets) != len(x.done) {
+		return
+	}
+	for i, at := range offsets {
+		x.done[i] = x.done[i] || uint64(at) >= x.state.Ends[i]
 	}
 }
 
