@@ -238,7 +238,7 @@ func TestReplayEndsAfterAKeepThatFailed(t *testing.T) {
 	w.flush()
 	down.Store(true)
 	w.replay("s", everything)
-	eventually(t, "the replay's are tried", func() bool { return w.info("s").Parked == 2 && w.info("s").Failed >= 2 })
+	eventually(t, "the replay's are tried", func() bool { return w.info("s").Parked == 2 && w.info("s").Retried == 2 })
 	without := specOf(push("t", "orders", "", &recorder{}))
 	without.Keep = []string{"s"}
 	store.left.Store(1) // the rows are kept, the cursor is not
