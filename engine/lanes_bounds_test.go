@@ -157,7 +157,7 @@ func TestExpiredEventsAreFetchedAsTheyAreWritten(t *testing.T) {
 	sink := &recorder{answer: func(event.Delivery) error { return errors.New("down") }}
 	s := push("s", "orders", "", sink)
 	s.Concurrency = 64
-	s.Retry = event.RetryPolicy{Attempts: event.Unlimited, Schedule: []time.Duration{500 * time.Millisecond}}
+	s.Retry = event.RetryPolicy{Attempts: event.Unlimited, Schedule: []time.Duration{time.Minute}}
 	w.apply(specOf(s))
 	const n = 4 * moveEvents
 	w.publish("orders", number("e", n)...)
@@ -177,18 +177,16 @@ func TestExpiredEventsAreFetchedAsTheyAreWritten(t *testing.T) {
 		defer at.mu.Unlock()
 		return len(at.lanes.moving)
 	}
-	eventually(t, "the first are fetched", func() bool { return held() > 0 })
+	later := func() { at.tick(t.Context(), w.e.now().Add(2*time.Minute)) } // when all are due
+	eventually(t, "the first are fetched", func() bool { later(); return held() > 0 })
 	for range n / dueBatch {
-		at.tick(t.Context(), w.e.now().Add(time.Second)) // by when all are due
+		later()
 	}
 	if got := held(); got >= moveEvents+dueBatch {
 		t.Errorf("%d in memory", got)
 	}
 	refuse.Store(false)
-	at.mu.Lock()
-	at.lookNow() // nobody else knows what these ticks found
-	at.mu.Unlock()
-	eventually(t, "all are given up", func() bool { return w.settled("s") && w.info("s").DeadLetters == n })
+	eventually(t, "all are given up", func() bool { later(); return w.settled("s") && w.info("s").DeadLetters == n })
 }
 
 // An event that is there twice, as it is after a seek back and a redrive, and fails twice at the same time, stays
