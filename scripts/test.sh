@@ -79,16 +79,19 @@ if [ -n "$counting" ]; then
 fi
 
 # Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
-# whose tests spend their time there run without it, but for the tests in which goroutines share the host. So do the
+# whose tests spend their time there run without it, but for the tests in which goroutines share the host; so do tests of
+# the engine that wait for functions most of their time and run one step after the other. So do the
 # scripts of the command line, whose time goes into starting routers and building functions: one of them runs with it.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
 scripts='^(TestTutorial|TestScript|TestCookbook)$'
+steps='^(TestCounterThroughPowerCuts|TestPoisonOfEveryKeyIsIsolated|TestStateComesAndGoes|TestStepsAgainstAModel|TestQuickstartFunction)$|^Test(BacktestOf|BacktestCounts|ReusedTrial|Trial|Explain|CollectModules)'
 tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
 tests "scripts of the command line" . -run "$scripts" ./cmd/router
+tests "steps of functions, one after the other" . -run "$steps" ./engine
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
 tests "a script, race detector" . -race -run '^TestScript$/^subscriptions$' ./cmd/router
-tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts" $($GO list ./... | grep -vE "$plain|$guests")
+tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts|$steps" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed
