@@ -19,7 +19,9 @@ import (
 // runs does not move; one that was set back between two runs finds its times dealt with.
 
 const (
-	missedMost   = 1000            // times of one schedule that are published at once, at most, the latest
+	missedMost   = 1000            // times of one schedule that are made up for, at most, the latest
+	firedMost    = 250             // events of one commit
+	firedBytes   = 4 << 20         // of their data
 	missedLate   = time.Minute     // within which a time is late, not missed
 	scheduleWait = 5 * time.Second // after a store or a topic that refused
 )
@@ -198,15 +200,35 @@ func (e *Engine) fireSchedules(ctx context.Context) {
 	b.mu.Unlock()
 }
 
-// fire publishes what one schedule has due. The caller holds firing.
+// fire publishes what one schedule has due, in commits that are small: one of all would be refused for ever where it
+// is more than the topic may hold. The caller holds firing.
 func (e *Engine) fire(ctx context.Context, s *schedule, now time.Time) {
 	at, skipped, last := s.choose(now)
-	row := s.row
-	row.Last = last
-	if len(at) > 0 {
-		row.Fired = at[len(at)-1]
+	most := min(firedMost, 1+firedBytes/(len(s.def.Data)+1))
+	for {
+		n := min(len(at), most)
+		row := s.row
+		row.Last = last
+		if n > 0 {
+			row.Fired = at[n-1]
+		}
+		if n < len(at) {
+			row.Last = at[n-1] // the others are still due
+		}
+		t, err := e.publishTimes(ctx, s, at[:n], row)
+		if errors.Is(err, event.ErrFull) && n > 1 {
+			most = n / 2
+			continue
+		}
+		e.fired(s, t, row, now, n, skipped, err)
+		if at, skipped = at[n:], 0; err != nil || len(at) == 0 || e.draining.Load() || ctx.Err() != nil {
+			return
+		}
 	}
-	t, err := e.publishTimes(ctx, s, at, row)
+}
+
+// fired takes note of what a commit of n events came to.
+func (e *Engine) fired(s *schedule, t *topic, row scheduleRow, now time.Time, n int, skipped uint64, err error) {
 	b := &e.schedules
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -217,14 +239,14 @@ func (e *Engine) fire(ctx context.Context, s *schedule, now time.Time) {
 		s.fault, s.retry = err.Error(), now.Add(scheduleWait)
 		return
 	}
-	s.row, s.next, s.fault, s.retry = row, s.times.Next(last), "", time.Time{}
-	s.fired += uint64(len(at))
+	s.row, s.next, s.fault, s.retry = row, s.times.Next(row.Last), "", time.Time{}
+	s.fired += uint64(n)
 	s.skipped += skipped
 	if skipped > 0 {
-		e.o.Log.Warn("times of a schedule were missed", "schedule", s.def.Name, "times", skipped, "missed", s.def.Missed.String(), "published", len(at))
+		e.o.Log.Warn("times of a schedule were missed", "schedule", s.def.Name, "times", skipped, "missed", s.def.Missed.String(), "published", n)
 	}
 	if t != nil {
-		e.o.Observer.Published(t.name, len(at), len(at)*len(s.def.Data))
+		e.o.Observer.Published(t.name, n, n*len(s.def.Data))
 	}
 }
 

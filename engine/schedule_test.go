@@ -229,6 +229,29 @@ func TestScheduleWaitsForItsTopic(t *testing.T) {
 	eventually(t, "no fault", func() bool { return w.schedule("s").Fault == "" })
 }
 
+// A topic that cannot hold all that was missed takes what it can hold, in order, and the rest as there is room: each
+// once.
+func TestScheduleFillsItsTopic(t *testing.T) {
+	w, h := clocked(t, "2026-11-21T00:30:00Z")
+	spec := scheduled(event.Schedule{Name: "s", Topic: "jobs", Cron: "@hourly", Missed: event.MissedAll})
+	spec.Topics[0].WhenFull, spec.Topics[0].Retain.Events = event.Reject, 5
+	spec.Subscriptions = []SubscriptionSpec{{Subscription: event.Subscription{Name: "reader", Topic: "jobs", Deliver: event.Deliver{Face: event.Pull}}, Fingerprint: "p"}}
+	w.apply(spec)
+	w.at(h, "2026-11-21T08:30:00Z") // eight times
+	eventually(t, "it is full", func() bool { return strings.Contains(w.schedule("s").Fault, "full") })
+	want := []string{"s-2026-11-21T01:00:00Z", "s-2026-11-21T02:00:00Z", "s-2026-11-21T03:00:00Z", "s-2026-11-21T04:00:00Z", "s-2026-11-21T05:00:00Z"}
+	if got := w.ids("jobs"); !slices.Equal(got, want) || !w.nextIs("s", "2026-11-21T06:00:00Z")() {
+		t.Fatalf("published: %v, %+v", got, w.schedule("s"))
+	}
+	spec.Topics[0].Retain.Events = 7
+	w.apply(spec)
+	w.at(h, "2026-11-21T08:30:10Z")
+	eventually(t, "two more", func() bool { return w.nextIs("s", "2026-11-21T08:00:00Z")() })
+	if got := w.ids("jobs"); len(got) != 7 || !slices.Equal(got[:5], want) || w.schedule("s").Fired != 7 {
+		t.Errorf("published: %v, %+v", got, w.schedule("s"))
+	}
+}
+
 type scheduleRefused struct {
 	storage.Store
 	refuse *atomic.Bool
