@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -110,7 +111,8 @@ func (b *backtest) example(s *pastSlot, kind, topic string, rec event.Record) *B
 	s.kept[kind]++
 	b.examples++
 	at := topic + "/" + rec.Position().String()
-	x := BacktestExample{Kind: kind, Event: at, ID: shown(rec.Attr(event.TagID)), Type: shown(rec.Attr(event.TagType))}
+	x := BacktestExample{Kind: kind, Event: at, ID: strings.Clone(shown(rec.Attr(event.TagID))), // rec is a block's
+		Type: strings.Clone(shown(rec.Attr(event.TagType)))}
 	if rec.Received() != 0 {
 		x.At = rec.ReceivedAt().Format(time.RFC3339Nano)
 	}

@@ -407,6 +407,33 @@ func TestReusedTrialResultsHold(t *testing.T) {
 	}
 }
 
+// An example keeps what it says: neither a block of the ring, nor what the next run overwrites.
+func TestBacktestExamplesHold(t *testing.T) {
+	record := func(data string) event.Record {
+		ev := event.Event{ID: "id", Source: "/x", Type: "type", DataContentType: "application/json", Data: []byte(data)}
+		return ev.AppendRecord(nil)
+	}
+	rec, was, is := record("{}"), record(`{"a":"was"}`), record(`{"a":"is"}`)
+	s := &pastSlot{name: "s", kept: map[string]int{}}
+	s.sides[sideAfter] = &SubscriptionSpec{Subscription: event.Subscription{Name: "s", Topic: "t"}}
+	s.out.Functions = &BacktestOutcome{}
+	b := &backtest{o: BacktestOptions{Examples: 5}}
+	b.said(s, rec, [2]*TrialResult{{Deliver: []event.Record{was}}, {Deliver: []event.Record{is}}})
+	if len(s.out.Examples) != 1 {
+		t.Fatalf("%d examples", len(s.out.Examples))
+	}
+	x := s.out.Examples[0]
+	said := fmt.Sprint(x)
+	for _, r := range []event.Record{rec, was, is} {
+		for i := range r {
+			r[i] = '#'
+		}
+	}
+	if got := fmt.Sprint(x); got != said || x.ID != "id" || x.Type != "type" || !strings.Contains(x.Before+x.After, "was") {
+		t.Errorf("the example says %s, and said %s", got, said)
+	}
+}
+
 // TestBacktestCountsFailures by their reasons, those that are new apart.
 func TestBacktestCountsFailures(t *testing.T) {
 	w, digest := functionWorld(t, Options{})

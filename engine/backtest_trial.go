@@ -277,7 +277,8 @@ func (b *backtest) said(s *pastSlot, rec event.Record, said [2]*TrialResult) {
 		}
 	}
 	if x := b.example(s, kind, topic, rec); x != nil {
-		x.Path, x.Before, x.After = clip(d.path, 256), clip(shown(d.was), exampleText), clip(shown(d.is), exampleText)
+		x.Path = clip(d.path, 256)
+		x.Before, x.After = strings.Clone(clip(shown(d.was), exampleText)), strings.Clone(clip(shown(d.is), exampleText)) // the next run overwrites what they are of
 	}
 }
 
