@@ -358,6 +358,30 @@ func TestBothHalvesAreKept(t *testing.T) {
 	}
 }
 
+// Rows of revisions that are damaged are said in words, and do not end the router.
+func TestDamagedRevisions(t *testing.T) {
+	w := newWorld(t, Options{})
+	old := slices.Repeat([]Revision{{Files: []RevisionFile{{Name: "x", Digest: "sha"}, {Name: "y", Digest: "sha256:00"}}}}, maxRevisions+1)
+	if _, ops, err := w.e.KeepRevision(t.Context(), old, Revision{}, nil); err != nil || len(ops) != 3 {
+		t.Errorf("%d changes, want a row and the removal of two: %v", len(ops), err)
+	}
+	if err := w.e.store.Commit(t.Context(), &storage.Batch{Ops: []storage.Op{put(tableRevisions, []byte("fx"), []byte("y"))}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.e.Revisions(t.Context()); err == nil || !strings.Contains(err.Error(), "damaged") {
+		t.Errorf("%v", err)
+	}
+	for _, c := range []struct {
+		begins, next, ends event.Offset
+		whole              bool
+	}{{1, 1, 1, true}, {1, 2, 3, true}, {2, 1, 3, false}, {1, 4, 3, false}} {
+		r := replayRow{Begins: []event.Offset{c.begins}, Next: []event.Offset{c.next}, Ends: []event.Offset{c.ends}}
+		if r.whole(1) != c.whole || r.whole(2) {
+			t.Errorf("a replay of %+v", c)
+		}
+	}
+}
+
 // The oldest revisions go with files that no other has.
 func TestRevisionsAreBoundedAndFilesKeptOnce(t *testing.T) {
 	w := newWorld(t, Options{})

@@ -38,6 +38,19 @@ type replayRow struct {
 
 func (r *replayRow) running() bool { return r != nil && r.State == event.ReplayRunning }
 
+// whole reports whether a row that was read has a range of every partition, and stands within it.
+func (r *replayRow) whole(parts int) bool {
+	if len(r.Begins) != parts || len(r.Next) != parts || len(r.Ends) != parts {
+		return false
+	}
+	for i, off := range r.Next {
+		if off < r.Begins[i] || off > r.Ends[i] {
+			return false
+		}
+	}
+	return true
+}
+
 // looked and left count offsets.
 func (r *replayRow) looked() (n uint64) {
 	for i, off := range r.Next {
@@ -286,7 +299,7 @@ func (s *subscription) restoreReplay(ctx context.Context) error {
 		return err
 	}
 	row := &replayRow{}
-	if err := json.Unmarshal(doc, row); err != nil || len(row.Next) != len(s.cursors) || len(row.Ends) != len(s.cursors) || len(row.Begins) != len(s.cursors) {
+	if err := json.Unmarshal(doc, row); err != nil || !row.whole(len(s.cursors)) {
 		s.e.o.Log.Error("the row of a replay is damaged: it is not gone on with", "subscription", s.name, "error", err)
 		return nil
 	}

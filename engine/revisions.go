@@ -69,6 +69,9 @@ func (e *Engine) sweepRevisions(ctx context.Context, all []Revision) error {
 	for from := []byte{'f'}; ; {
 		var digest []byte
 		err := e.store.Scan(ctx, tableRevisions, from, []byte{'f' + 1}, func(k, _ []byte) error {
+			if len(k) != 1+sha256.Size+4 {
+				return fmt.Errorf("row %x of the rules' files is damaged: its key has %d bytes, want %d", k, len(k), 1+sha256.Size+4)
+			}
 			digest = slices.Clone(k[1 : 1+sha256.Size])
 			return storage.ErrStop
 		})
@@ -138,7 +141,7 @@ func (e *Engine) KeepRevision(ctx context.Context, have []Revision, r Revision, 
 	for _, old := range all[len(kept):] {
 		ops = append(ops, del(tableRevisions, revisionKey(old.Number)))
 		for _, f := range old.Files {
-			if digest, err := hex.DecodeString(f.Digest[len("sha256:"):]); err == nil && !used[f.Digest] {
+			if digest, err := hex.DecodeString(f.Digest[min(len("sha256:"), len(f.Digest)):]); err == nil && len(digest) == sha256.Size && !used[f.Digest] {
 				used[f.Digest] = true
 				from, end := revisionRange(digest)
 				ops = append(ops, storage.Op{Table: tableRevisions, Kind: storage.DeleteRange, Key: from, Value: end})
