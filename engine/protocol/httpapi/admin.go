@@ -184,9 +184,10 @@ func (c *call) resume() error {
 
 // rules is GET /v1/rules.
 func (c *call) rules() error {
+	is := c.s.o.Backend.RulesRevision() // before: of a revision that is older than the document nothing can be applied to
 	doc, err := c.s.o.Backend.Rules(c.s.work)
 	if err == nil {
-		c.tagRevision()
+		c.tagRevision(is)
 	}
 	return c.shown(fasthttp.StatusOK, doc, err)
 }

@@ -51,14 +51,14 @@ func (c *call) backtest() error {
 	if err != nil {
 		return err
 	}
-	bundle, err := c.bundle()
-	if err != nil {
-		return err
-	}
 	if err := c.s.roomForStream(); err != nil {
 		return err
 	}
-	run, err := c.s.o.Backend.OpenBacktest(c.s.work, bundle, q)
+	var run BacktestRun
+	err = c.withBundle(func(bundle []byte) (err error) {
+		run, err = c.s.o.Backend.OpenBacktest(c.s.work, bundle, q)
+		return err
+	})
 	if err != nil {
 		return err
 	}

@@ -2,8 +2,10 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	"github.com/valyala/fasthttp"
@@ -61,6 +63,22 @@ func (c *call) bundle() ([]byte, error) {
 	return body, nil
 }
 
+// maxBundles is how many calls may hold a bundle at once, while it is read and until rules are in force.
+const maxBundles = 2
+
+// withBundle calls use with the body as a bundle. Bundles are large: only so many are in memory at once.
+func (c *call) withBundle(use func(bundle []byte) error) error {
+	defer c.s.bundles.Add(-1)
+	if c.s.bundles.Add(1) > maxBundles {
+		return fmt.Errorf("%d bundles of rules are being read, and no more are at once; try again later: %w", maxBundles, event.ErrUnavailable)
+	}
+	b, err := c.bundle()
+	if err != nil {
+		return err
+	}
+	return use(b)
+}
+
 // maxBundle bounds a bundle after decompression, in bytes.
 const maxBundle = 64 << 20
 
@@ -68,7 +86,9 @@ const maxBundle = 64 << 20
 func (c *call) how() (how RulesChange, err error) {
 	how.Author, how.Message = strings.Clone(c.query("author")), strings.Clone(c.query("message"))
 	match := strings.Clone(string(c.ctx.Request.Header.Peek("If-Match")))
-	if how.IfMatch = strings.Trim(strings.TrimPrefix(match, "W/"), `"`); strings.Contains(how.IfMatch, ",") || how.IfMatch == "*" {
+	how.IfMatch = strings.Trim(strings.TrimSpace(strings.TrimPrefix(match, "W/")), `"`)
+	empty := how.IfMatch == "" && len(c.ctx.Request.Header.PeekAll("If-Match")) > 0 // a variable that is not set is no wish for any
+	if empty || strings.Contains(how.IfMatch, ",") || how.IfMatch == "*" {
 		return how, event.Invalid("If-Match", "want the one revision that GET /v1/rules answers as its ETag")
 	}
 	switch v := c.query("undelivered"); v {
@@ -93,17 +113,24 @@ func (h RulesChange) check() error {
 	return nil
 }
 
-// revised answers what a change came to, with the revision that is in force then.
+// revised answers what a change came to. Its ETag is the revision that the document is of: another change may have
+// been made since.
 func (c *call) revised(doc []byte, err error) error {
+	var of struct {
+		ID       string `json:"id"`       // of a change
+		Revision string `json:"revision"` // of a difference
+		InForce  string `json:"inForce"`  // of the list
+	}
 	if err == nil {
-		c.tagRevision()
+		err = json.Unmarshal(doc, &of)
+	}
+	if err == nil {
+		c.tagRevision(cmp.Or(of.ID, of.Revision, of.InForce))
 	}
 	return c.shown(fasthttp.StatusOK, doc, err)
 }
 
-func (c *call) tagRevision() {
-	c.ctx.Response.Header.Set("ETag", `"`+c.s.o.Backend.RulesRevision()+`"`)
-}
+func (c *call) tagRevision(id string) { c.ctx.Response.Header.Set("ETag", `"`+id+`"`) }
 
 // applyRules is PUT /v1/rules.
 func (c *call) applyRules() error {
@@ -111,20 +138,12 @@ func (c *call) applyRules() error {
 	if err != nil {
 		return err
 	}
-	b, err := c.bundle()
-	if err != nil {
-		return err
-	}
-	return c.revised(c.s.o.Backend.ApplyRules(c.s.work, b, how))
+	return c.withBundle(func(b []byte) error { return c.revised(c.s.o.Backend.ApplyRules(c.s.work, b, how)) })
 }
 
 // diffRules is POST /v1/rules/diff.
 func (c *call) diffRules() error {
-	b, err := c.bundle()
-	if err != nil {
-		return err
-	}
-	return c.revised(c.s.o.Backend.DiffRules(c.s.work, b))
+	return c.withBundle(func(b []byte) error { return c.revised(c.s.o.Backend.DiffRules(c.s.work, b)) })
 }
 
 // rulesRevisions is GET /v1/rules/revisions.

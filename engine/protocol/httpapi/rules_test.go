@@ -21,7 +21,7 @@ type fakeRules struct {
 
 const fakeRevision = `{"number":3,"id":"3-ab","rules":"sha256:ab","time":"2026-01-02T03:04:05Z","source":"api","files":[],"inForce":true}`
 
-func (f *fakeRules) RulesRevision() string { return "3-ab" }
+func (f *fakeRules) RulesRevision() string { return "4-another-change" }
 
 func (f *fakeRules) DiffRules(_ context.Context, bundle []byte) ([]byte, error) {
 	f.sent = bundle
@@ -89,6 +89,8 @@ func TestRulesAreAppliedAsTheyAreSent(t *testing.T) {
 	}{
 		{"PUT", "/v1/rules", `"1-ff"`, "x", 412, "3-ab is in force"},
 		{"PUT", "/v1/rules", `"1", "2"`, "x", 400, "If-Match"},
+		{"PUT", "/v1/rules", `""`, "x", 400, "If-Match"},
+		{"POST", "/v1/rules/rollback", ` W/"" `, `{"to": 1}`, 400, "If-Match"},
 		{"PUT", "/v1/rules?undelivered=perhaps", "", "x", 400, "refuse, keep"},
 		{"PUT", "/v1/rules?author=" + strings.Repeat("a", 300), "", "x", 413, "author"},
 		{"POST", "/v1/rules/rollback", "", `{}`, 400, "is missing"},
@@ -97,6 +99,30 @@ func TestRulesAreAppliedAsTheyAreSent(t *testing.T) {
 	} {
 		if resp, text := send(x.method, x.path, x.match, "", []byte(x.body)); resp.StatusCode != x.status || !strings.Contains(text, x.says) {
 			t.Errorf("%s %s: %d %s; want %d and %q", x.method, x.path, resp.StatusCode, text, x.status, x.says)
+		} else if tag := resp.Header.Get("ETag"); x.status == 200 && tag != `"3-ab"` {
+			t.Errorf("%s %s: its ETag %s is not the document's revision", x.method, x.path, tag)
+		}
+	}
+}
+
+// Bundles that wait for each other do not fill the memory: a third is refused, and asked to come again.
+func TestBundlesAreBounded(t *testing.T) {
+	f := newFake()
+	s, base := serve(t, Options{Backend: f})
+	for _, x := range []struct {
+		held   int64
+		status int
+	}{{maxBundles, 503}, {maxBundles - 1, 200}} {
+		s.bundles.Store(x.held)
+		for _, path := range []string{"PUT /v1/rules", "POST /v1/rules/diff", "POST /v1/rules/backtest"} {
+			method, path, _ := strings.Cut(path, " ")
+			resp, text := do(t, method, base+path, anyRules, "Content-Type", "application/yaml")
+			if resp.StatusCode != x.status || (resp.Header.Get("Retry-After") != "") != (x.status == 503) {
+				t.Errorf("%s with %d held: %d %s", path, x.held, resp.StatusCode, text)
+			}
+		}
+		if is := s.bundles.Load(); is != x.held {
+			t.Errorf("%d are held after all calls; want %d", is, x.held)
 		}
 	}
 }

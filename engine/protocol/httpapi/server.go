@@ -111,6 +111,7 @@ type Server struct {
 	loopback atomic.Bool  // the listener's address is loopback
 	drainAt  atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
 
+	bundles    atomic.Int64 // calls that hold one
 	sseReaders atomic.Int64
 	sseDropped atomic.Uint64
 	shown      shown
