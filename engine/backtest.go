@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -37,6 +38,9 @@ type BacktestOptions struct {
 
 	Budget   BacktestBudget
 	Examples int // kept for each subscription and kind; 5
+
+	Hide  []string // values that filters have by reference: the report does not show them
+	Notes []string // that the report begins with
 
 	Progress func(BacktestProgress)                          // called by the goroutine that works, every now and then
 	Every    time.Duration                                   // how often; 250 ms
@@ -112,7 +116,7 @@ func Backtest(ctx context.Context, o BacktestOptions) (*BacktestReport, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("backtest: %w", err)
 	}
-	b := &backtest{o: o, began: time.Now(), rested: time.Now(), topics: map[string]*pastRules{}}
+	b := &backtest{o: o, began: time.Now(), rested: time.Now(), topics: map[string]*pastRules{}, notes: slices.Clone(o.Notes)}
 	if err := b.plan(ctx); err != nil {
 		return nil, fmt.Errorf("backtest: %w", err)
 	}
@@ -248,7 +252,7 @@ func (b *backtest) plan(ctx context.Context) error {
 				t.owners[place] = append(own, pastOwner{int32(i), 1 << side})
 			}
 		}
-		s.describe()
+		s.describe(b.o.Hide)
 	}
 	for name, t := range b.topics {
 		t.index = filters.NewIndex(programs[name])
@@ -269,23 +273,23 @@ func unknownIn(kind, name string, sides ...BacktestRules) error {
 }
 
 // describe says in words how the two sides of a subscription differ.
-func (s *pastSlot) describe() {
+func (s *pastSlot) describe(hide []string) {
 	was, is := s.sides[sideBefore], s.sides[sideAfter]
 	s.out.Name = s.name
 	switch {
 	case was == nil:
-		s.out.Change, s.out.Topic, s.out.Filter = "created", is.Topic, is.Program.Source()
+		s.out.Change, s.out.Topic, s.out.Filter = "created", is.Topic, hideValues(is.Program.Source(), hide)
 		return
 	case is == nil:
-		s.out.Change, s.out.Topic, s.out.FilterBefore = "removed", was.Topic, was.Program.Source()
+		s.out.Change, s.out.Topic, s.out.FilterBefore = "removed", was.Topic, hideValues(was.Program.Source(), hide)
 		return
 	}
-	s.out.Change, s.out.Topic, s.out.Filter = "same", is.Topic, is.Program.Source()
+	s.out.Change, s.out.Topic, s.out.Filter = "same", is.Topic, hideValues(is.Program.Source(), hide)
 	if was.Topic != is.Topic {
 		s.out.Change, s.out.TopicBefore = "changed", was.Topic
 	}
 	if was.Program.Source() != is.Program.Source() {
-		s.out.Change, s.out.FilterBefore = "changed", was.Program.Source()
+		s.out.Change, s.out.FilterBefore = "changed", hideValues(was.Program.Source(), hide)
 	}
 }
 
@@ -370,19 +374,30 @@ func (b *backtest) sides(t *pastRules, s *pastSlot, kind string, rec event.Recor
 	if x == nil {
 		return
 	}
-	x.Before, x.After = clip(s.why(sideBefore, t.name, rec), exampleText), clip(s.why(sideAfter, t.name, rec), exampleText)
+	x.Before, x.After = clip(s.why(sideBefore, t.name, rec, b.o.Hide), exampleText), clip(s.why(sideAfter, t.name, rec, b.o.Hide), exampleText)
 }
 
-// why says what one side makes of an event.
-func (s *pastSlot) why(side int, topic string, rec event.Record) string {
+// why says what one side makes of an event, without the values to hide.
+func (s *pastSlot) why(side int, topic string, rec event.Record, hide []string) string {
 	switch spec := s.sides[side]; {
 	case spec == nil:
 		return "there is no such subscription"
 	case spec.Topic != topic:
 		return "it reads topic " + spec.Topic
 	default:
-		return spec.Program.Explain(rec).String()
+		return hideValues(spec.Program.Explain(rec).String(), hide)
 	}
+}
+
+// hideValues covers values in a text, also as a string of a filter has them.
+func hideValues(text string, values []string) string {
+	for _, v := range values {
+		text = strings.ReplaceAll(text, v, "***")
+		if q := strconv.Quote(v); q[1:len(q)-1] != v {
+			text = strings.ReplaceAll(text, q[1:len(q)-1], "***")
+		}
+	}
+	return text
 }
 
 // between rounds and runs come progress, the budget, and others' turn.

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
@@ -53,6 +56,9 @@ func (b *backtesting) options(ctx context.Context, bundle []byte, q httpapi.Back
 	if err != nil {
 		return o, err
 	}
+	if err = b.known(set, &o); err != nil {
+		return o, err
+	}
 	if o.After, err = b.rulesOf(ctx, set); err != nil || q.Before == "" {
 		return o, err
 	}
@@ -63,8 +69,67 @@ func (b *backtesting) options(ctx context.Context, bundle []byte, q httpapi.Back
 	if set, err = b.revised(ctx, r); err != nil {
 		return o, event.At("?before", err)
 	}
+	if err = b.known(set, &o); err != nil {
+		return o, event.At("?before", err)
+	}
 	o.Before, err = b.rulesOf(ctx, set)
 	return o, err
+}
+
+// known gives a set whose variables are held back those of the rules in force, where what has them is the same there,
+// and refuses it where it would be compared by others. What filters have by reference is not shown.
+func (b *backtesting) known(set *rules.Set, o *engine.BacktestOptions) error {
+	hide := func(s *rules.Set) {
+		for _, x := range s.Subscriptions {
+			o.Hide = append(o.Hide, x.Values...)
+		}
+	}
+	inForce := b.file
+	if inForce == nil {
+		inForce = &rules.Set{}
+	}
+	hide(set)
+	hide(inForce)
+	slices.SortFunc(o.Hide, func(a, b string) int { return len(b) - len(a) }) // one may be part of another
+	if b.path == "" {
+		return nil
+	}
+	changes := map[string]rules.Change{}
+	for _, c := range rules.Diff(inForce, set) {
+		changes[c.Kind+" "+c.Name] = c
+	}
+	f := &event.Faults{Is: event.ErrInvalid}
+	for i := range set.Subscriptions {
+		s := &set.Subscriptions[i]
+		c := changes["subscription "+s.Name]
+		at := slices.IndexFunc(inForce.Subscriptions, func(x rules.Subscription) bool { return x.Name == s.Name })
+		if at >= 0 && c.Key("topic") == nil && c.Key("filter") == nil && c.Key("functions") == nil {
+			is := inForce.Subscriptions[at]
+			s.Topic, s.Filter, s.Program, s.Functions = is.Topic, is.Filter, is.Program, is.Functions
+			continue
+		}
+		var wrote struct {
+			Filter    json.RawMessage   `json:"filter"`
+			Functions []json.RawMessage `json:"functions"`
+		}
+		if err := json.Unmarshal(s.Subscription.Source, &wrote); err != nil || strings.Contains(s.Topic, "${") || len(wrote.Filter) > len(`""`) && s.Program == nil || len(wrote.Functions) != len(s.Functions) {
+			f.List = append(f.List, event.Fault{At: "subscriptions." + s.Name, Detail: "its topic, filter or functions are new or changed, and refer to variables, which this router gives to its rules file alone; " +
+				"write the values, or run the backtest on a copy of the data directory (--data)"})
+		}
+	}
+	for i := range set.Functions {
+		def := &set.Functions[i]
+		at := slices.IndexFunc(inForce.Functions, func(x rules.Function) bool { return x.Name == def.Name })
+		if c := changes["function "+def.Name]; at >= 0 && c.Name == "" {
+			def.Config, def.Secrets = inForce.Functions[at].Config, inForce.Functions[at].Secrets
+		} else if bytes.Contains(def.Source, []byte("${")) {
+			o.Notes = append(o.Notes, fmt.Sprintf("function %s is new or changed, and ran without the values that it refers to: variables are the rules file's alone", def.Name))
+		}
+	}
+	if len(f.List) > 0 {
+		return f
+	}
+	return nil
 }
 
 // rulesOf is what would be in force with other rules of the file's: these and the API's.

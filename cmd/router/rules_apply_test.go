@@ -296,3 +296,67 @@ func TestDiffTellsWhatBecomesOfEvents(t *testing.T) {
 		}
 	}
 }
+
+// Who may only compare learns no variable of the router's; the rules file's own next version is compared all the same.
+func TestComparedRulesLearnNoVariable(t *testing.T) {
+	const secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+	p := newProcess(t)
+	vars := map[string]string{"A_SECRET": secret, "A_HOST": "hook.example", "MILLRACE_RULES_TOKEN": secret}
+	p.o.env = func(name string) string { return vars[name] }
+	p.o.rules = filepath.Join(filepath.Dir(p.o.data), "rules.yaml")
+	const own = `version: 1
+topics: {orders: {}}
+subscriptions:
+  hook: {topic: orders, filter: 'data.n > 1', deliver: {webhook: {url: "https://${env:A_HOST}/in", secrets: ["${env:A_SECRET}"]}}}
+  refers: {topic: orders, filter: 'type != "${env:A_SECRET}"', deliver: {pull: {}}}
+`
+	p.write(own)
+	p.start()
+	t.Cleanup(func() { p.stop() })
+	p.publish(t, "orders", 3)
+	post := func(path, body string) (int, string) {
+		t.Helper()
+		status, text := p.call("POST", path, "application/yaml", body)
+		if strings.Contains(text, secret) {
+			t.Errorf("%s of\n%s\ngives the variable away: %s", path, body, text)
+		}
+		return status, text
+	}
+	if status, text := post("/v1/rules/diff", own); status != 200 || !strings.Contains(text, `"changes":[]`) {
+		t.Errorf("the same rules: %d %s", status, text)
+	}
+	next := strings.Replace(own, "data.n > 1", "data.n > 0", 1)
+	if status, text := post("/v1/rules/backtest", next); status != 200 || !strings.Contains(text, `"changed":1,`) || strings.Contains(text, `"lost":1`) {
+		t.Errorf("the next rules: %d %s", status, text)
+	}
+	for _, body := range []string{
+		strings.Replace(own, "data.n > 1", `type != \"${env:A_SECRET}\"`, 1),
+		"version: 1\ntopics: {orders: {}}\nsubscriptions: {spy: {topic: orders, filter: 'type != \"${env:A_SECRET}\"', deliver: {pull: {}}}}\n",
+		"version: 1\ntopics: {orders: {}}\nsubscriptions: {spy: {topic: \"${env:A_SECRET}\", deliver: {pull: {}}}}\n",
+	} {
+		post("/v1/rules/diff", body)
+		if status, text := post("/v1/rules/backtest", strings.ReplaceAll(body, `\"`, `"`)); status != 400 || !strings.Contains(text, "refer to variables") {
+			t.Errorf("%s\n%d %s", body, status, text)
+		}
+	}
+	// What its own filter has by reference is not in an example either.
+	if status, text := post("/v1/rules/backtest", "version: 1\ntopics: {orders: {}}\n"); status != 200 || !strings.Contains(text, `type != \"***\"`) && !strings.Contains(text, `"lost"`) {
+		t.Errorf("%d %s", status, text)
+	}
+	post("/v1/rules/backtest?functions=true", strings.Replace(own, "refers:", "other:", 1))
+}
+
+// Rules of the API may use variables; a backtest does not print them, and the router's tokens are none.
+func TestBacktestPrintsNoVariable(t *testing.T) {
+	const secret = "hunter2-of-the-router"
+	p := newProcess(t)
+	p.o.env = func(string) string { return secret }
+	p.o.autoCreate = true
+	p.start()
+	t.Cleanup(func() { p.stop() })
+	p.publish(t, "orders", 3)
+	status, text := p.call("POST", "/v1/rules/backtest", "application/yaml", "topics: {orders: {}}\nsubscriptions: {s: {topic: orders, filter: 'type != \"${env:A_SECRET}\"', deliver: {pull: {}}}}\n")
+	if status != 200 || strings.Contains(text, secret) || !strings.Contains(text, "***") {
+		t.Errorf("%d %s", status, text)
+	}
+}

@@ -27,8 +27,12 @@ const (
 	bundleAbsolute = ".abs" // then the path
 )
 
-// tokenVariable is the router's own secret: rules that came over the network must not pass it on.
-const tokenVariable = "MILLRACE_TOKEN"
+// isToken reports whether a variable is one of the router's own secrets, such as MILLRACE_TOKEN and
+// MILLRACE_RULES_TOKEN: rules that came over the network must not pass them on.
+func isToken(name string) bool {
+	name = strings.ToUpper(name) // some systems take any case for the same
+	return strings.HasPrefix(name, "MILLRACE_") && strings.HasSuffix(name, "TOKEN")
+}
 
 // Pack puts a rules file, or a folder of them, into one tar with the modules, scripts and schemas that they name.
 // The same files make the same bytes, wherever they lie. The set is what they define as far as it is known here:
@@ -80,8 +84,8 @@ func tarOf(files map[string][]byte) ([]byte, error) {
 
 // ParseBundle reads what Pack made, or a tar made by hand: the *.yaml and *.yml at its top are the rules, and the
 // paths in them lead to its other files. Anything else than a tar is taken as the text of one rules file. Nothing is
-// read that is not in it: ${file:…} is refused, and ${env:…} where o.Getenv is nil or for MILLRACE_TOKEN. bundle is
-// not kept, but the modules in the set point into it. The error is a *event.Faults.
+// read that is not in it: ${file:…} is refused, and ${env:…} for the router's tokens, MILLRACE_…TOKEN, and where
+// o.Getenv is nil, unless o.Unresolved. bundle is not kept, but the modules in the set point into it. The error is a *event.Faults.
 func ParseBundle(ctx context.Context, bundle []byte, o Options) (*Set, error) {
 	files, err := unpack(bundle)
 	if err != nil {
@@ -96,7 +100,7 @@ func ParseSources(ctx context.Context, files map[string][]byte, o Options) (*Set
 	p.bundled = true
 	if o.Getenv != nil {
 		p.o.Getenv = func(name string) (string, bool) {
-			if name == tokenVariable {
+			if isToken(name) {
 				return "", false
 			}
 			return o.Getenv(name)

@@ -138,11 +138,12 @@ func TestBundleOfText(t *testing.T) {
 	o := testOptions()
 	o.Getenv = func(string) (string, bool) { return "the token", true }
 	for text, want := range map[string]string{
-		"topics: {t: {partition: 1}}":                                           "rules.yaml:1:14",
-		`functions: {f: {wasm: pushed, secrets: {a: "${env:MILLRACE_TOKEN}"}}}`: "the router's own token",
-		`functions: {f: {wasm: pushed, secrets: {a: "${file:/etc/passwd}"}}}`:   "reads the files of the machine",
-		"functions: {f: {wasm: /etc/passwd}}":                                   "is not in the bundle",
-		"functions: {f: {js: ../../../etc/passwd}}":                             "is not in the bundle",
+		"topics: {t: {partition: 1}}":                                                 "rules.yaml:1:14",
+		`functions: {f: {wasm: pushed, secrets: {a: "${env:MILLRACE_TOKEN}"}}}`:       "a token of the router's own",
+		`functions: {f: {wasm: pushed, secrets: {a: "${env:MILLRACE_RULES_TOKEN}"}}}`: "a token of the router's own",
+		`functions: {f: {wasm: pushed, secrets: {a: "${file:/etc/passwd}"}}}`:         "reads the files of the machine",
+		"functions: {f: {wasm: /etc/passwd}}":                                         "is not in the bundle",
+		"functions: {f: {js: ../../../etc/passwd}}":                                   "is not in the bundle",
 		"":                 "is empty",
 		"\x1f\x8b\x08\x00": "compressed with gzip",
 		"PK\x03\x04":       "a ZIP",

@@ -73,6 +73,10 @@ func (p *parser) expand(n *node) {
 		}
 		if len(value) >= 4 { // a shorter one is no secret, and would blot out half of a message
 			p.secrets[value] = true
+			if p.referred == nil {
+				p.referred = map[*node][]string{}
+			}
+			p.referred[n] = append(p.referred[n], value)
 		}
 		n.refs = true
 		b.WriteString(value)
@@ -98,6 +102,9 @@ func (p *parser) resolve(n *node, ref string) (string, error) {
 	whole := quote("${" + ref + "}")
 	switch {
 	case kind == "env" && name != "":
+		if p.o.Getenv == nil && p.bundled && p.o.Unresolved {
+			return "", errUnset
+		}
 		if p.o.Getenv == nil {
 			return "", fmt.Errorf("%s: environment variables are not available here; give the value, or put the definition into the router's rules file", whole)
 		}
@@ -106,8 +113,8 @@ func (p *parser) resolve(n *node, ref string) (string, error) {
 		case ok:
 		case p.packing:
 			return "", errUnset
-		case p.bundled && name == tokenVariable:
-			return "", fmt.Errorf("%s is the router's own token, which rules that come over the network must not pass on", whole)
+		case p.bundled && isToken(name):
+			return "", fmt.Errorf("%s is a token of the router's own, which rules that come over the network must not pass on", whole)
 		default:
 			return "", fmt.Errorf("environment variable %s is not set; set it where the router starts%s", quote(name), p.nearestVariable(name))
 		}
@@ -148,6 +155,9 @@ func (p *parser) path(n *node) (string, bool) {
 	s, ok := p.str(n)
 	if !ok && n.kind == scalar && p.packing {
 		p.bad(n, "is %s, whose variable is not set here; set it: a bundle holds the file that it names", n.shown())
+	}
+	if !ok && n.kind == scalar && !p.packing && p.o.Unresolved {
+		p.bad(n, "is %s, whose value is not known here; write the path itself", n.shown())
 	}
 	return s, ok
 }

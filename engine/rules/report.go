@@ -35,7 +35,8 @@ type parser struct {
 	bundled  bool                       // the rules are a bundle, or will be: they read no other files
 	unset    int                        // variables that only the bundle's router has
 	revision hash.Hash
-	secrets  map[string]bool // values that no message may carry
+	secrets  map[string]bool    // values that no message may carry
+	referred map[*node][]string // what a node's references stand for; nil: nothing yet
 	faults   []fault
 	kept     map[fault]bool // those in faults
 	perFile  map[string]int

@@ -50,8 +50,8 @@ type Options struct {
 	Schema func(topic string) []byte
 	// CheckModule says what is wrong with a module that a file names; nil looks at its first bytes alone.
 	CheckModule func(module []byte) error
-	// Unresolved lets Pack and ParseBundle take ${file:…} for a value that is not known: for who only compares. The set
-	// is not fit to be put in force.
+	// Unresolved lets Pack and ParseBundle take ${file:…}, and ${env:…} where Getenv is nil, for a value that is not
+	// known: for who only compares. The set is not fit to be put in force: what is not known is left out of it.
 	Unresolved bool
 	Now        func() time.Time // what `start: 24h` counts back from; time.Now
 }
@@ -106,6 +106,7 @@ type Subscription struct {
 	// Fingerprint is equal for equal definitions, values of references included: a subscription that keeps
 	// it need not be opened anew. It is a hash over secrets: do not show it.
 	Fingerprint string
+	Values      []string // that references in its filter stand for: do not show them
 	Effective   json.RawMessage
 	source      *doc
 	effective   *doc

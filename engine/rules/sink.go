@@ -39,10 +39,11 @@ func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)
 		var o O
 		before, unset := len(p.faults), p.unset
 		p.decode(n, reflect.ValueOf(&o).Elem())
-		if len(p.faults) > before || p.unset > unset {
+		if len(p.faults) > before {
 			return nil, nil
 		}
-		if v, ok := any(&o).(interface{ Validate() error }); ok {
+		known := p.unset == unset // else it is only shown
+		if v, ok := any(&o).(interface{ Validate() error }); ok && known {
 			if err := v.Validate(); err != nil {
 				p.foreign(n, err)
 				return nil, nil
@@ -51,6 +52,9 @@ func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)
 		full := o
 		if v, ok := any(&o).(interface{ WithDefaults() O }); ok {
 			full = v.WithDefaults()
+		}
+		if !known {
+			return nil, encode(reflect.ValueOf(full), mask(n), false)
 		}
 		return func(ctx context.Context) (engine.Sink, error) {
 			s, err := open(ctx, o)

@@ -162,10 +162,10 @@ func near(s string, among ...string) string {
 
 func (p *parser) filter(d *subscriptionDef, n *node) {
 	s, ok := p.str(n)
+	d.Filter = s // as it is written where a value in it is not known
 	if !ok {
 		return
 	}
-	d.Filter = s
 	if s == "" {
 		return
 	}
@@ -364,6 +364,7 @@ func (d *subscriptionDef) finished(p *parser) Subscription {
 		return s
 	}
 	s := Subscription{Subscription: d.Subscription, Program: d.program, OpenSink: d.open}
+	s.Values = p.referred[d.n.get("filter")]
 	s.source = mask(d.n)
 	s.effective = effectiveSubscription(d, s.source)
 	s.Subscription.Source, s.Effective = s.source.named(s.Name), s.effective.named(s.Name)
