@@ -319,7 +319,7 @@ func (d *definitions) takeFile(ctx context.Context, set *rules.Set) error {
 		return err
 	}
 	next, adopted := d.adopt(set)
-	revisions, ops, err := d.noteRevision(ctx, set, engine.Revision{Source: d.path})
+	revisions, ops, err := d.noteRevision(ctx, set, engine.Revision{Source: d.source()})
 	if err != nil {
 		return err
 	}
@@ -328,4 +328,12 @@ func (d *definitions) takeFile(ctx context.Context, set *rules.Set) error {
 	}
 	d.turn(func() { d.file, d.api, d.revisions = set, next, revisions })
 	return nil
+}
+
+// source names the rules file in revisions: never as those are named that were applied over the API.
+func (d *definitions) source() string {
+	if d.path == sourceAPI {
+		return "./" + d.path
+	}
+	return d.path
 }

@@ -360,3 +360,12 @@ func TestBacktestPrintsNoVariable(t *testing.T) {
 		t.Errorf("%d %s", status, text)
 	}
 }
+
+// A rules file that is called as revisions of the API are does not pass for one of them.
+func TestRulesFileCalledAPI(t *testing.T) {
+	for path, want := range map[string]string{"api": "./api", "rules.yaml": "rules.yaml", "": ""} {
+		if got := (&definitions{path: path}).source(); got != want {
+			t.Errorf("%q: %q, want %q", path, got, want)
+		}
+	}
+}
