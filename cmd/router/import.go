@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -38,13 +39,14 @@ func importCommand(p *program) *cobra.Command {
 		Long: `Import publishes the lines of an NDJSON file, or the rows of a CSV file, in batches. Each batch is stored whole or not at all,
 and nothing of a batch with a bad line is: the error names file and line.
 
-A line with "specversion" is a CloudEvent and keeps its id, any other is data, and gets an id that is made of the line and its
-number: an import that is repeated within the topic's dedupe window stores nothing twice. Where an event lay before, an
+A line with "specversion" is a CloudEvent and keeps its id: an import of it that is repeated within the topic's dedupe window stores
+nothing twice. Any other is data, and gets an id that is this import's own: --resume stores nothing twice, a new import all. Where an event lay before, an
 export's millraceposition and recordedtime, is not imported. CSV is read as by 'router publish --csv', or, with the header that
 'router export' writes, as the events that it was made of. Rows have no ids.
 
 What an import that was cut off needs to go on lies beside the file, in FILE.import, until it is complete; --resume goes on. The
-batch that was under way may then be sent twice: within the dedupe window it is stored once (CSV rows: twice).
+batch that was under way may then be sent twice: within the dedupe window it is stored once (CSV rows: twice;
+no other repeat of rows is made where it is not known whether they are stored).
 FILE is - for standard input.`,
 		Example: `  router import orders orders.ndjson
   router import orders big.ndjson --rate 500/s
@@ -86,6 +88,7 @@ FILE is - for standard input.`,
 
 // importState lies beside a file that is not imported whole.
 type importState struct {
+	ID     string `json:"id"` // of the import: ids of events that bring none are made of it
 	Topic  string `json:"topic"`
 	Server string `json:"server"`
 	Bytes  int64  `json:"bytes"`  // of the file that are imported
@@ -117,11 +120,14 @@ type importer struct {
 	state importState
 	began time.Time
 	sent  int // in this run
+	noted bool
+	doubt bool // it is not known whether what was sent last is stored
 	said  *notice
 }
 
 func (p *program) importFile(ctx context.Context, c *client, o *importing, topic string) error {
 	im := &importer{c: c, o: o, said: p.notice(), began: time.Now()}
+	im.state.ID = rand.Text()
 	u := c.path("topics", topic, "events")
 	if o.types != "" {
 		u.RawQuery = "types=" + o.types
@@ -148,8 +154,10 @@ func (p *program) importFile(ctx context.Context, c *client, o *importing, topic
 	err := im.run(ctx, cut)
 	im.said.end()
 	if err != nil {
-		if im.state.Events > 0 {
+		if im.state.Events > 0 || im.doubt {
 			err = fmt.Errorf("%w\n%s imported to %s before it%s", err, plural(im.state.Events, "event"), topic, im.resumable())
+		} else if im.noted && o.file != "-" && !o.resume { // nothing was stored: there is nothing to go on from
+			err = errors.Join(err, os.Remove(im.stateFile()))
 		}
 		return err
 	}
@@ -185,7 +193,7 @@ func (im *importer) open(file *os.File, topic string) error {
 		return err
 	}
 	im.head = im.head[:n]
-	was := importState{Topic: topic, Server: im.c.base.Redacted()}
+	was := importState{ID: im.state.ID, Topic: topic, Server: im.c.base.Redacted()}
 	im.state = was
 	if im.o.resume {
 		b, err := os.ReadFile(im.stateFile())
@@ -226,21 +234,19 @@ func (im *importer) run(ctx context.Context, cut lumper) error {
 		if err != nil {
 			return err
 		}
+		if !im.noted { // whatever becomes of the first lump, its ids can be made again
+			if err := im.note(); err != nil {
+				return err
+			}
+		}
 		if err := im.send(ctx, l); err != nil {
 			return err
 		}
 		im.sent += len(l.lines)
 		im.state.Events += len(l.lines)
 		im.state.Bytes, im.state.Line = l.end, l.next
-		if im.o.file != "-" {
-			im.state.Head = im.headHash()
-			b, err := json.Marshal(im.state)
-			if err == nil {
-				err = replaceFile(im.stateFile(), append(b, '\n'))
-			}
-			if err != nil {
-				return err
-			}
+		if err := im.note(); err != nil {
+			return err
 		}
 		im.said.say("%d events, %.0f/s", im.state.Events, float64(im.sent)/time.Since(im.began).Seconds())
 		if im.o.rate > 0 {
@@ -252,10 +258,25 @@ func (im *importer) run(ctx context.Context, cut lumper) error {
 	}
 }
 
+// note keeps how far the import is.
+func (im *importer) note() error {
+	im.noted = true
+	if im.o.file == "-" {
+		return nil
+	}
+	im.state.Head = im.headHash()
+	b, err := json.Marshal(im.state)
+	if err != nil {
+		return err
+	}
+	return replaceFile(im.stateFile(), append(b, '\n'))
+}
+
 // importPatience is how long a router that is busy is waited for.
 const importPatience = 30 * time.Second
 
-// send publishes a lump, again where the router was busy: its events have ids.
+// send publishes a lump, again where the router was busy. Behind a 503 a lump may be stored all the same: only one whose events
+// have ids is sent again then.
 func (im *importer) send(ctx context.Context, l *lump) error {
 	began, wait := time.Now(), 200*time.Millisecond
 	for {
@@ -270,11 +291,18 @@ func (im *importer) send(ctx context.Context, l *lump) error {
 		}
 		res, err := im.c.send(req)
 		if err == nil {
+			im.doubt = false
 			_, err = io.Copy(io.Discard, io.LimitReader(res.Body, maxAnswer))
 			return errors.Join(err, res.Body.Close())
 		}
 		var busy *problem
-		if !errors.As(err, &busy) || busy.Status != http.StatusServiceUnavailable && busy.Status != http.StatusTooManyRequests || time.Since(began) > importPatience {
+		refused := errors.As(err, &busy) && busy.Status < http.StatusInternalServerError
+		im.doubt = !refused
+		if im.doubt && l.media == csvType {
+			return fmt.Errorf("%s:%d to %d: it is not known whether these rows are stored, and rows have no ids by which a repeat would be: %w",
+				im.o.file, l.lines[0], l.lines[len(l.lines)-1], err)
+		}
+		if busy == nil || busy.Status != http.StatusServiceUnavailable && busy.Status != http.StatusTooManyRequests || time.Since(began) > importPatience {
 			return im.at(l, err)
 		}
 		if s, bad := strconv.Atoi(busy.RetryAfter); bad == nil && s > 0 {
@@ -310,6 +338,9 @@ func (im *importer) at(l *lump, err error) error {
 	}
 	first, last := l.lines[0], l.lines[len(l.lines)-1]
 	whole := fmt.Errorf("%s:%d to %d: nothing of these lines was stored: %w", im.o.file, first, last, err)
+	if im.doubt {
+		whole = fmt.Errorf("%s:%d to %d: it is not known whether these lines are stored: %w", im.o.file, first, last, err)
+	}
 	if len(said) == 0 {
 		return whole
 	}

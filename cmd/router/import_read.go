@@ -23,12 +23,13 @@ type lineLumper struct {
 	file string
 	from int64 // lines that end at or before it are imported already
 	at   int64
+	id   string // of the import
 	line int
 	held []byte // a line that did not fit
 }
 
 func newLineLumper(in io.Reader, file string, s *importState) *lineLumper {
-	l := &lineLumper{in: bufio.NewReaderSize(in, 256<<10), file: file, from: s.Bytes}
+	l := &lineLumper{in: bufio.NewReaderSize(in, 256<<10), file: file, from: s.Bytes, id: s.ID}
 	if bom, _ := l.in.Peek(3); string(bom) == "\xef\xbb\xbf" {
 		n, _ := l.in.Discard(3) // what was peeked is there
 		l.at = int64(n)
@@ -101,7 +102,7 @@ func (l *lineLumper) event(text []byte) ([]byte, error) {
 		return nil, err
 	}
 	if !event.HasSpecVersion(text) {
-		return dataEvent(text, l.line), nil
+		return dataEvent(text, l.id, l.line), nil
 	}
 	if !bytes.Contains(text, []byte(`"millraceposition"`)) && !bytes.Contains(text, []byte(`"recordedtime"`)) {
 		var e event.Event
@@ -110,9 +111,9 @@ func (l *lineLumper) event(text []byte) ([]byte, error) {
 	return asSent(text)
 }
 
-// dataEvent is an event whose data is a line, with an id that a repeated import gives it again.
-func dataEvent(text []byte, line int) []byte {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s", line, text))
+// dataEvent is an event whose data is a line, with an id that the same import gives it again, and no other one does.
+func dataEvent(text []byte, of string, line int) []byte {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s %d %s", of, line, text))
 	return fmt.Appendf(nil, `{"specversion":"1.0","id":"%s","source":"/import","type":"event","data":%s}`, hex.EncodeToString(sum[:12]), text)
 }
 

@@ -335,7 +335,7 @@ func recorded(text []byte, topic string, line uint64) (event.Record, error) {
 		return nil, err
 	}
 	if !event.HasSpecVersion(text) {
-		text = dataEvent(text, int(line))
+		text = dataEvent(text, "", int(line))
 	}
 	var e event.Event
 	if err := event.ParseStructured(text, event.Limits{}, &e); err != nil {
