@@ -58,9 +58,9 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/
 	check "vet $dir for wasm" sh -c "cd $dir && GOOS=wasip1 GOARCH=wasm $GO vet ./..."
 done
 
-# Without goroutines, without race detector.
-plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/'
-tests "packages without goroutines" . $($GO list ./... | grep -E "$plain")
+# Without goroutines, or driving built programs from outside: without race detector.
+plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/acceptance$|/bench$|/cmd/router/templates$'
+tests "packages without goroutines, and those that drive programs" . $($GO list ./... | grep -E "$plain")
 
 # The tests that count allocations, wherever they are, told by their names.
 counting=$(gofiles | grep '_test\.go$' | grep -v -e '^\./sdk/' -e '^\./examples/' | xargs awk -v misplaced="$work/misplaced" '
@@ -80,8 +80,8 @@ fi
 
 # Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
 # whose tests spend their time there run without it, but for the tests in which goroutines share the host; so do tests of
-# the engine that wait for functions most of their time and run one step after the other. So do the
-# scripts of the command line, whose time goes into starting routers and building functions: one of them runs with it.
+# the engine that wait for functions most of their time and run one step after the other, and the scripts of the command
+# line, whose time goes into starting routers and building functions.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
 scripts='^(TestTutorial|TestScript|TestCookbook)$'
@@ -90,7 +90,6 @@ tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$
 tests "scripts of the command line" . -run "$scripts" ./cmd/router
 tests "steps of functions, one after the other" . -run "$steps" ./engine
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-tests "a script, race detector" . -race -run '^TestScript$/^subscriptions$' ./cmd/router
 tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts|$steps" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
