@@ -59,7 +59,7 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/
 done
 
 # Without goroutines, or driving built programs from outside: without race detector.
-plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/acceptance$|/bench$|/cmd/router/templates$'
+plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$'
 tests "packages without goroutines, and those that drive programs" . $($GO list ./... | grep -E "$plain")
 
 # The tests that count allocations, wherever they are, told by their names.
