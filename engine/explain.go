@@ -204,6 +204,10 @@ func tellParked(x *event.Explained, p *parkedEvent, held bool) {
 	switch {
 	case held:
 		x.State, x.Detail = event.StateHeld, "it waits for the events before it with the same key"
+	case p.attempt == 0 && p.replay != "":
+		x.State, x.Detail = event.StateParked, "the replay "+p.replay+" delivers it once more, from "+x.Due.Format(time.RFC3339)+" on"
+	case p.attempt == 0 && p.lives > 0:
+		x.State, x.Detail = event.StateParked, "it was redriven and is delivered once more, from "+x.Due.Format(time.RFC3339)+" on"
 	case len(p.story) == 0 && p.attempt == 0:
 		x.State, x.Detail = event.StateHeld, "it asked to be delivered at "+x.Due.Format(time.RFC3339)
 	default:

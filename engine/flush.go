@@ -77,6 +77,7 @@ type rowChange struct {
 // outstanding, and a row of its own for each of the others. Subscriptions that nothing matched since the
 // last flush cost nothing, however many they are.
 func (e *Engine) flush(ctx context.Context) error {
+	ops := e.trimTraces(ctx, e.plan.Load(), nil) // it reads the disk: before any subscription is held up
 	dirty := e.dirty.take()
 	fold := make(map[*subscription]*folded, len(dirty))
 	skipped := map[*subscription]bool{}
@@ -95,7 +96,6 @@ func (e *Engine) flush(ctx context.Context) error {
 			e.dirty.add(s)
 		}
 	}
-	var ops []storage.Op
 	var moved []*partition
 	plan := e.plan.Load()
 	for _, t := range plan.topics {
@@ -107,7 +107,6 @@ func (e *Engine) flush(ctx context.Context) error {
 		ops = f.fold(ops, plan)
 	}
 	ops, litter := e.replies.sweep(e.now().UnixNano(), ops)
-	ops = e.trimTraces(ctx, plan, ops)
 	ops = e.traces.take(dirty, plan.revision, e.now().UnixNano(), ops)
 	var err error
 	if len(ops) > 0 {

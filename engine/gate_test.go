@@ -42,6 +42,7 @@ type downSink struct {
 
 	mu        sync.Mutex
 	now, most int // sends under way
+	ended     int
 	got       []string
 	by        map[string]int // by subscription
 	attempts  []int
@@ -68,6 +69,7 @@ func (d *downSink) Deliver(ctx context.Context, ds []event.Delivery) error {
 	defer func() {
 		d.mu.Lock()
 		d.now--
+		d.ended++
 		d.mu.Unlock()
 	}()
 	if d.hold != nil {
@@ -244,17 +246,28 @@ func TestCircuitRampsUp(t *testing.T) {
 		defer sink.mu.Unlock()
 		return sink.now
 	}
+	pass := func() { // one send ends before what follows is looked at
+		sink.mu.Lock()
+		before := sink.ended
+		sink.mu.Unlock()
+		sink.hold <- struct{}{}
+		eventually(t, "a send ends", func() bool {
+			sink.mu.Lock()
+			defer sink.mu.Unlock()
+			return sink.ended > before
+		})
+	}
 	clock.forward(w, 10*time.Second)
 	eventually(t, "a probe", func() bool { return under() == 1 })
 	stays(t, "only the probe", func() bool { return under() == 1 })
 	for _, limit := range []int{1, 2, 4, 8} {
 		for range limit { // successes within the same second allow no more
-			sink.hold <- struct{}{}
+			pass()
 			eventually(t, fmt.Sprintf("%d sends", limit), func() bool { return under() == limit })
 		}
 		stays(t, fmt.Sprintf("no more than %d", limit), func() bool { return under() == limit })
 		clock.forward(w, 1100*time.Millisecond)
-		sink.hold <- struct{}{}
+		pass()
 		eventually(t, "twice as many", func() bool { return under() == min(2*limit, 8) })
 	}
 	close(sink.hold)

@@ -164,19 +164,9 @@ func (k *salvage) end(ctx context.Context) {
 		}
 		s.lanes.rereads += len(c.recover)
 	}
-	s.replay.rows, s.seeking = replays, false
+	s.replay.rows = replays
 	s.wakeReplay()
-	s.room.Broadcast()
-	s.fetchLanes()
-	s.kick()
-	s.lookNow()
-	s.mu.Unlock()
-	for _, l := range held {
-		s.leave(l.config)
-	}
-	for _, p := range s.topic.parts {
-		s.feed(p)
-	}
+	s.goOn(held)
 }
 
 // rows keeps what waits for its next try, or behind others of its key.

@@ -172,6 +172,15 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	if err == nil {
 		held = s.moved(offsets, left)
 	}
+	s.goOn(held)
+	if err != nil {
+		return fmt.Errorf("seek: nothing was moved: %w", err)
+	}
+	return nil
+}
+
+// goOn ends what seeking has held up; held are the leases that were out. The caller holds s.mu, which is released.
+func (s *subscription) goOn(held map[leaseKey]*lease) {
 	s.seeking = false
 	s.room.Broadcast()
 	s.fetchLanes()
@@ -184,10 +193,6 @@ func (s *subscription) seek(ctx context.Context, offsets []event.Offset) error {
 	for _, p := range s.topic.parts {
 		s.feed(p)
 	}
-	if err != nil {
-		return fmt.Errorf("seek: nothing was moved: %w", err)
-	}
-	return nil
 }
 
 // moved puts a seek that is stored in force: nothing that was taken before counts. It returns the leases that were
@@ -359,6 +364,17 @@ func (e *Engine) Subscription(name string) (SubscriptionInfo, error) {
 	return s.info(), nil
 }
 
+// ahead counts the events of the topic that the subscription has not looked at, and those in hand. The caller
+// holds s.mu.
+func (s *subscription) ahead() (lag uint64, outstanding int) {
+	for i, p := range s.topic.parts {
+		c := s.cursors[i]
+		lag += p.log.Bounds().Next - min(c.reach(p), p.log.Bounds().Next)
+		outstanding += c.out.live
+	}
+	return lag, outstanding
+}
+
 func (s *subscription) info() SubscriptionInfo {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -368,11 +384,7 @@ func (s *subscription) info() SubscriptionInfo {
 		Matched: s.c.Matched, Delivered: s.c.Delivered, Failed: s.c.Failed, Retried: s.c.Parked, DeadLettered: s.c.DeadLettered,
 		Dropped: s.c.Dropped, Lost: s.row.Loss.Events + s.overtaken(), Loss: s.row.Loss, Redriven: s.c.Redriven, Purged: s.c.Purged, Replayed: s.c.Replayed, Replay: s.replayInfo(), StateKeys: s.state.keys, StateBytes: s.state.bytes,
 	}
-	for i, p := range s.topic.parts {
-		c := s.cursors[i]
-		info.Lag += p.log.Bounds().Next - min(c.reach(p), p.log.Bounds().Next)
-		info.Outstanding += c.out.live
-	}
+	info.Lag, info.Outstanding = s.ahead()
 	if t := s.e.plan.Load().topics[c.DeadLetter]; t != nil && c.half != deliveryHalf { // both halves have the same
 		info.DeadLetters = s.e.unfinished(t, s.name)
 	}

@@ -26,6 +26,10 @@ type Spec struct {
 	Schedules     []event.Schedule
 	Revision      string // of the rules and definitions, for dead letters to name; "" for none
 
+	// Lossless refuses, with event.ErrConflict, to remove a subscription that has not delivered all it has to, unless
+	// Keep names it.
+	Lossless bool
+
 	Keep []string                              // subscriptions of which, if they are removed, all that is not delivered becomes dead letters first
 	Kept func(subscription string, events int) // told of each batch of that; may be nil
 }
@@ -156,7 +160,7 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 		err = e.keepGone(ctx, c, spec)
 	}
 	if err == nil && len(c.ops) > 0 {
-		err = e.commitChange(ctx, c)
+		err = e.commitChange(ctx, c, spec)
 	}
 	if err != nil {
 		for _, f := range slices.Backward(c.undo) {
@@ -170,11 +174,16 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 
 // commitChange writes a change. Rows of the subscriptions that go must not be written after it: whoever
 // changes their state waits, and then finds them gone.
-func (e *Engine) commitChange(ctx context.Context, c *change) error {
+func (e *Engine) commitChange(ctx context.Context, c *change, spec Spec) error {
 	slices.SortFunc(c.gone, func(a, b *subscription) int { return strings.Compare(a.key, b.key) }) // as Seek locks two halves
 	for _, s := range c.gone {
 		s.commits.Lock()
 		defer s.commits.Unlock()
+	}
+	if spec.Lossless {
+		if err := c.losesNothing(spec.Keep); err != nil {
+			return err
+		}
 	}
 	c.ops = append(c.ops, put(tableMeta, []byte("serial"), key32(e.serial)))
 	err := e.store.Commit(ctx, &storage.Batch{Ops: c.ops})
@@ -182,6 +191,24 @@ func (e *Engine) commitChange(ctx context.Context, c *change) error {
 		s.gone = err == nil
 	}
 	return err
+}
+
+// losesNothing fails if one of the subscriptions that go has something to deliver. Their commits are held.
+func (c *change) losesNothing(kept []string) error {
+	var errs []error
+	for _, s := range c.gone {
+		if slices.Contains(kept, s.name) {
+			continue
+		}
+		s.mu.Lock()
+		lag, outstanding := s.ahead()
+		n := lag + uint64(outstanding) + uint64(max(0, s.parked.count))
+		s.mu.Unlock()
+		if n > 0 {
+			errs = append(errs, event.Bad(event.ErrConflict, "subscriptions."+s.name, fmt.Sprintf("has %d undelivered events by now: keep them or let them go, and apply again", n)))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // checkNames refuses a name that is defined twice.

@@ -258,7 +258,7 @@ func (e *Engine) createTopic(ctx context.Context, def event.Topic, ops []storage
 	c.next.topics = cloneTopics(old.topics)
 	err := e.planTopic(ctx, c, def.WithDefaults())
 	if err == nil {
-		err = e.commitChange(ctx, c)
+		err = e.commitChange(ctx, c, Spec{})
 	}
 	if err != nil {
 		for _, undo := range c.undo {

@@ -153,16 +153,12 @@ func (t *topic) boundFrom(at string, begins, ends []event.Offset) error {
 	if at == "" || at == earliest {
 		return nil
 	}
-	pos, err := t.parsePlace(at)
+	pos, cursor, err := t.parsePlace(at)
 	if err != nil {
 		return err
 	}
 	if pos == nil {
-		offsets, err := t.parseCursor(at)
-		if err != nil {
-			return err
-		}
-		for i, off := range offsets {
+		for i, off := range cursor {
 			begins[i] = max(begins[i], off)
 		}
 		return nil
@@ -184,16 +180,12 @@ func (t *topic) boundTo(at string, begins, ends []event.Offset) error {
 	if at == "" {
 		return nil
 	}
-	pos, err := t.parsePlace(at)
+	pos, cursor, err := t.parsePlace(at)
 	if err != nil {
 		return err
 	}
 	if pos == nil {
-		offsets, err := t.parseCursor(at)
-		if err != nil {
-			return err
-		}
-		for i, off := range offsets {
+		for i, off := range cursor {
 			ends[i] = min(ends[i], off)
 		}
 		return nil
@@ -205,16 +197,17 @@ func (t *topic) boundTo(at string, begins, ends []event.Offset) error {
 	return nil
 }
 
-// parsePlace reads a position of the topic; nil if it is none, and may be a cursor.
-func (t *topic) parsePlace(at string) (*event.Position, error) {
+// parsePlace reads a position of the topic, or a cursor: then pos is nil.
+func (t *topic) parsePlace(at string) (_ *event.Position, cursor []event.Offset, err error) {
 	pos, err := event.ParsePosition(at)
 	if err != nil {
-		return nil, nil
+		cursor, err = t.parseCursor(at)
+		return nil, cursor, err
 	}
 	if int(pos.Partition) >= len(t.parts) {
-		return nil, event.Bad(event.ErrNotFound, "position", fmt.Sprintf("%s: topic %q has %d partitions, numbered from 0", pos, t.name, len(t.parts)))
+		return nil, nil, event.Bad(event.ErrNotFound, "position", fmt.Sprintf("%s: topic %q has %d partitions, numbered from 0", pos, t.name, len(t.parts)))
 	}
-	return &pos, nil
+	return &pos, nil, nil
 }
 
 // only leaves one partition in a range.

@@ -59,11 +59,12 @@ func (e *Engine) Revisions(ctx context.Context) ([]Revision, error) {
 		return nil, err
 	}
 	slices.Reverse(all)
-	return all, e.sweepRevisions(ctx, all)
+	return all, e.SweepRevisions(ctx, all)
 }
 
-// sweepRevisions deletes files that a router which was killed, or a change that failed, has left.
-func (e *Engine) sweepRevisions(ctx context.Context, all []Revision) error {
+// SweepRevisions deletes the files of none of the revisions: those that a router which was killed, or a change that
+// failed, has left. It must not overlap with KeepRevision.
+func (e *Engine) SweepRevisions(ctx context.Context, all []Revision) error {
 	used := keptFiles(all)
 	var ops []storage.Op
 	for from := []byte{'f'}; ; {
@@ -111,7 +112,7 @@ func revisionRange(digest []byte) (from, end []byte) {
 
 // KeepRevision stores the files of r that are not there and returns what Apply has to commit for r to be the newest
 // of the revisions that are kept, which it returns too. have are those before, newest first. Files whose revision is
-// never committed go with the next start. Two calls must not overlap.
+// never committed go with SweepRevisions. Two calls must not overlap.
 func (e *Engine) KeepRevision(ctx context.Context, have []Revision, r Revision, files map[string][]byte) ([]Revision, []storage.Op, error) {
 	r.Files, r.Time = nil, e.now().UTC()
 	there := keptFiles(have)

@@ -38,12 +38,13 @@ func (e *Engine) triesOf(ctx context.Context, t *topic, pos event.Position, only
 		seen[string(row.key)] = true
 		err = readTraces(row.key, row.value, low, tell.add)
 	}
+	asked := e.now().UnixNano() // rows that are made from here on tell once more what is told already
 	b.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
 	err = e.store.Scan(ctx, tableTraces, traceKey(t.serial, pos.Partition, block, 0), traceKey(t.serial, pos.Partition, block, math.MaxInt64), func(k, v []byte) error {
-		if seen[string(k)] {
+		if _, at := splitTraceKey(k); seen[string(k)] || at > asked {
 			return nil
 		}
 		return readTraces(k, slices.Clone(v), low, tell.add)

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -24,6 +25,8 @@ type applying struct {
 	ops  []storage.Op // to be committed with it
 	keep []string     // subscriptions that go, of which what is not delivered is kept
 	kept func(subscription string, events int)
+
+	lossless bool // nothing else that is not delivered may go
 }
 
 func (d *definitions) apply(ctx context.Context, set *rules.Set, api owned, ops ...storage.Op) error {
@@ -73,7 +76,7 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 	}
 	spec.Revision = revision(set, api)
 	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
-	spec.Keep, spec.Kept = a.keep, a.kept
+	spec.Keep, spec.Kept, spec.Lossless = a.keep, a.kept, a.lossless
 	return d.eng.Apply(ctx, spec, a.ops...)
 }
 
@@ -164,8 +167,13 @@ func subscriptionSpec(s rules.Subscription) engine.SubscriptionSpec {
 	return engine.SubscriptionSpec{Subscription: s.Subscription, Program: s.Program, OpenSink: s.OpenSink, Fingerprint: s.Fingerprint}
 }
 
+// sameTopic reports whether two definitions say the same, wherever they were written.
 func sameTopic(a, b event.Topic) bool {
-	return a.Partitions == b.Partitions && a.Retain == b.Retain && a.WhenFull == b.WhenFull && a.Dedupe == b.Dedupe && string(a.Schema) == string(b.Schema)
+	a, b = a.WithDefaults(), b.WithDefaults()
+	a.Owner, b.Owner = event.Owner{}, event.Owner{}
+	same := bytes.Equal(a.Schema, b.Schema)
+	a.Schema, b.Schema = nil, nil
+	return same && reflect.DeepEqual(a, b) // so that a field to come counts as well
 }
 
 // function resolves the module of a function of the rules file to its digest.

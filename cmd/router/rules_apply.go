@@ -216,13 +216,13 @@ func (d *definitions) applySet(ctx context.Context, set *rules.Set, how httpapi.
 		return nil, err
 	}
 	doc := revisedDoc{Revision: revisions[0], ID: revisions[0].ID(), Previous: previous, Changed: true, Diff: delta}
-	apply := applying{set: set, api: next, ops: slices.Concat(ops, adopted)}
+	apply := applying{set: set, api: next, ops: slices.Concat(ops, adopted), lossless: !how.Drop}
 	if how.Keep {
 		apply.keep = delta.losing()
 		apply.kept = func(_ string, n int) { doc.Kept += int64(n) }
 	}
 	if err := d.applyWith(ctx, apply); err != nil {
-		return nil, err
+		return nil, d.forgetFiles(ctx, err)
 	}
 	d.turn(func() { d.file, d.api, d.revisions = set, next, revisions })
 	d.log.Info("rules applied", "revision", doc.ID, "author", how.Author, "message", how.Message)
@@ -324,10 +324,18 @@ func (d *definitions) takeFile(ctx context.Context, set *rules.Set) error {
 		return err
 	}
 	if err := d.apply(ctx, set, next, slices.Concat(ops, adopted)...); err != nil {
-		return err
+		return d.forgetFiles(ctx, err)
 	}
 	d.turn(func() { d.file, d.api, d.revisions = set, next, revisions })
 	return nil
+}
+
+// forgetFiles lets go of the files of a revision that was refused, and returns why it was.
+func (d *definitions) forgetFiles(ctx context.Context, why error) error {
+	if err := d.eng.SweepRevisions(context.WithoutCancel(ctx), d.revisions); err != nil {
+		d.log.Warn("files of rules that were refused stay until the next start", "error", err)
+	}
+	return why
 }
 
 // source names the rules file in revisions: never as those are named that were applied over the API.

@@ -27,7 +27,7 @@ type keptLine struct {
 	Digest string `json:"digest"` // "sha256:<hex>" of what follows
 }
 
-// load returns what is kept of a URL, unchecked but for its digest; nil if there is nothing.
+// load returns what is kept, of this URL or another, unchecked but for its digest; nil if there is nothing.
 func (s remoteStore) load(url string) (*remoteBundle, error) {
 	f, err := os.Open(filepath.Join(s.dir, remoteFile))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -46,10 +46,7 @@ func (s remoteStore) load(url string) (*remoteBundle, error) {
 	if err := json.Unmarshal(line, &head); err != nil || digestOf(file) != head.Digest {
 		return nil, fmt.Errorf("%s is damaged", f.Name())
 	}
-	if head.URL != digestOf([]byte(url)) {
-		return nil, fmt.Errorf("%s was kept of another URL", f.Name())
-	}
-	return &remoteBundle{file: file, etag: head.ETag}, nil
+	return &remoteBundle{file: file, etag: head.ETag, elsewhere: head.URL != digestOf([]byte(url))}, nil
 }
 
 // keep replaces what is kept, so that a power cut leaves the one or the other.

@@ -62,6 +62,8 @@ type remoteBundle struct {
 	etag   string
 	bundle []byte
 	seal   rules.Seal // zero without keys
+
+	elsewhere bool // it was kept of another URL
 }
 
 // remoteState is what /readyz tells of rules from afar.
@@ -267,15 +269,20 @@ func (r *remoteRules) now() *remoteBundle {
 	return r.last
 }
 
+// errElsewhere: an address with a new password in it is another one, and older rules are no newer for it.
+var errElsewhere = errors.New("they are of another URL; what is fetched must not be older")
+
 // openAfar puts the rules that were kept in force, so that a start needs no network, or fetches them.
 func (d *definitions) openAfar(ctx context.Context) error {
 	r := d.afar
 	kept, err := r.store.load(r.url)
 	if err == nil && kept != nil {
-		etag := kept.etag
+		etag, elsewhere := kept.etag, kept.elsewhere
 		if kept, err = r.check(kept.file); err == nil {
 			kept.etag, r.floor = etag, kept.seal // also where it cannot be put in force any more
-			err = d.take(ctx, kept)
+			if err = errElsewhere; !elsewhere {
+				err = d.take(ctx, kept)
+			}
 		}
 	}
 	if err != nil {

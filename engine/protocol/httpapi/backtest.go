@@ -70,10 +70,7 @@ func (c *call) backtest() error {
 		}
 		return c.shown(fasthttp.StatusOK, append(report, '\n'), err)
 	}
-	st := &backtestStream{s: c.s, run: run}
-	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
-		st.origin = strings.Clone(c.h.origin)
-	}
+	st := &backtestStream{outStream: c.outStream(), run: run}
 	return c.takeOver(&takeover{serve: st.serve, never: run.Close})
 }
 
@@ -120,10 +117,8 @@ func (c *call) backtestQuery() (q BacktestQuery, err error) {
 // A backtestStream sends progress, a line each, and the report last: {"progress": …}, then {"report": …} or
 // {"problem": …}. It holds a connection that was taken from fasthttp, so that a client that goes ends the work.
 type backtestStream struct {
-	s      *Server
-	run    BacktestRun
-	origin string // allowed to read it
-	out    []byte
+	outStream
+	run BacktestRun
 }
 
 func (st *backtestStream) serve(draining context.Context, nc net.Conn, _ []byte) {
@@ -132,12 +127,7 @@ func (st *backtestStream) serve(draining context.Context, nc net.Conn, _ []byte)
 	defer stop()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: application/x-ndjson\r\nCache-Control: no-store\r\n"+
-		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
-	if st.origin != "" {
-		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
-	}
-	st.out = append(st.out, "\r\n"...)
+	st.begin("application/x-ndjson")
 	report, err := st.run.Run(ctx, func(progress []byte) {
 		st.line("progress", progress)
 		if st.flush(nc) != nil {
@@ -165,13 +155,4 @@ func (st *backtestStream) serve(draining context.Context, nc net.Conn, _ []byte)
 func (st *backtestStream) line(name string, doc []byte) {
 	st.out = append(append(append(append(st.out, `{"`...), name...), `":`...), doc...)
 	st.out = append(st.out, '}', '\n')
-}
-
-func (st *backtestStream) flush(nc net.Conn) error {
-	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
-		return err
-	}
-	_, err := nc.Write(st.out)
-	st.out = st.out[:0]
-	return err
 }

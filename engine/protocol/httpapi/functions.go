@@ -7,7 +7,6 @@ import (
 	"net"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
@@ -70,31 +69,21 @@ func (c *call) functionLogs() error {
 		c.ctx.Response.SetBody(out)
 		return nil
 	}
-	st := &logStream{s: c.s, log: log}
-	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
-		st.origin = strings.Clone(c.h.origin)
-	}
+	st := &logStream{outStream: c.outStream(), log: log}
 	return c.takeOver(&takeover{serve: st.serve, never: func() {}})
 }
 
 // A logStream sends a log as it grows.
 type logStream struct {
-	s      *Server
-	log    LogReader
-	origin string // allowed to read it
-	out    []byte
+	outStream
+	log LogReader
 }
 
 // serve sends lines until the client is gone, too slow, or the server drains.
 func (st *logStream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	ctx, stop := watch(draining, nc)
 	defer stop()
-	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: application/x-ndjson\r\nCache-Control: no-store\r\n"+
-		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
-	if st.origin != "" {
-		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
-	}
-	st.out = append(st.out, "\r\n"...)
+	st.begin("application/x-ndjson")
 	for st.flush(nc) == nil {
 		wait, cancel := context.WithTimeout(ctx, st.s.o.Heartbeat)
 		line, err := st.log.Next(wait)
@@ -111,13 +100,4 @@ func (st *logStream) serve(draining context.Context, nc net.Conn, _ []byte) {
 		}
 		return // the client has gone, the router drains, or the function was removed
 	}
-}
-
-func (st *logStream) flush(nc net.Conn) error {
-	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
-		return err
-	}
-	_, err := nc.Write(st.out)
-	st.out = st.out[:0]
-	return err
 }

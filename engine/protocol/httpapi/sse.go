@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync/atomic"
-	"time"
 	"unsafe"
 
 	"github.com/millrace/millrace/engine/event"
@@ -22,12 +21,10 @@ const streamFlush = 64 << 10
 
 // A stream is a reader whose events are sent as they come.
 type stream struct {
-	s      *Server
+	outStream
 	reader Reader
-	origin string // allowed to read it
-	typed  bool   // ?event=type
-	live   bool   // it has read all there was: others read what it reads now
-	out    []byte
+	typed  bool // ?event=type
+	live   bool // it has read all there was: others read what it reads now
 }
 
 // streamTopic is GET /v1/topics/{topic}/stream.
@@ -37,7 +34,7 @@ func (c *call) streamTopic() error { return c.stream(c.s.o.Backend.OpenTopic) }
 func (c *call) streamSubscription() error { return c.stream(c.s.o.Backend.OpenSubscription) }
 
 func (c *call) stream(open func(context.Context, string, event.Start, string) (Reader, error)) error {
-	st := &stream{s: c.s}
+	st := &stream{outStream: c.outStream()}
 	switch v := c.query("event"); v {
 	case "":
 	case "type":
@@ -65,9 +62,6 @@ func (c *call) stream(open func(context.Context, string, event.Start, string) (R
 		h.Set("Cache-Control", "no-store")
 		return nil
 	}
-	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
-		st.origin = strings.Clone(c.h.origin)
-	}
 	return c.takeOver(&takeover{serve: st.serve, never: st.reader.Close})
 }
 
@@ -83,12 +77,8 @@ func (st *stream) serve(draining context.Context, nc net.Conn, _ []byte) {
 	ctx, stop := watch(draining, nc)
 	defer stop()
 
-	st.out = append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: text/event-stream\r\nCache-Control: no-store\r\n"+
-		"X-Accel-Buffering: no\r\nConnection: close\r\n"...)
-	if st.origin != "" {
-		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
-	}
-	st.out = append(st.out, "\r\nretry: 1000\n"...)
+	st.begin("text/event-stream")
+	st.out = append(st.out, "retry: 1000\n"...)
 	st.cursor() // so that a client which loses the connection before its first event misses nothing
 	for st.beat(ctx, nc) {
 	}
@@ -224,10 +214,7 @@ func (st *stream) cursor() {
 
 // flush writes what was gathered; a client that takes too long to take it is dropped, and may resume.
 func (st *stream) flush(nc net.Conn) error {
-	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
-		return err
-	}
-	_, err := nc.Write(st.out)
+	err := st.outStream.flush(nc)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		st.s.sseDropped.Add(1)
 	}
@@ -235,7 +222,7 @@ func (st *stream) flush(nc net.Conn) error {
 	if st.live { // a stream that waits keeps little
 		keep = 4 << 10
 	}
-	if st.out = st.out[:0]; cap(st.out) > keep {
+	if cap(st.out) > keep {
 		st.out = nil
 	}
 	return err

@@ -1,0 +1,43 @@
+package httpapi
+
+import (
+	"net"
+	"strings"
+	"time"
+)
+
+// An outStream is the server's side of a connection that was taken from fasthttp and gets what there is as it comes.
+// One goroutine uses it.
+type outStream struct {
+	s      *Server
+	origin string // allowed to read it
+	out    []byte // not written yet
+}
+
+func (c *call) outStream() outStream {
+	st := outStream{s: c.s}
+	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
+		st.origin = strings.Clone(c.h.origin)
+	}
+	return st
+}
+
+// begin puts the answer's head into out.
+func (st *outStream) begin(contentType string) {
+	st.out = append(append(append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: "...), contentType...),
+		"\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"...)
+	if st.origin != "" {
+		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
+	}
+	st.out = append(st.out, "\r\n"...)
+}
+
+// flush writes out, within Options.WriteTimeout.
+func (st *outStream) flush(nc net.Conn) error {
+	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
+		return err
+	}
+	_, err := nc.Write(st.out)
+	st.out = st.out[:0]
+	return err
+}
