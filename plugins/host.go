@@ -324,32 +324,29 @@ func cutDigest(s string) ([]byte, bool) {
 }
 
 // writeSynced writes a file that is there whole or not at all, also after a power cut.
-func writeSynced(path string, b []byte) (err error) {
+func writeSynced(path string, b []byte) error {
 	f, err := os.CreateTemp(filepath.Dir(path), "*.tmp")
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
-		}
-	}()
-	if _, err = f.Write(b); err != nil {
-		return err
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Sync()
 	}
-	if err = f.Sync(); err != nil {
-		return err
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path) // after Close: Windows renames no file that is open
 	}
-	if err = os.Rename(f.Name(), path); err != nil {
-		return err
-	}
-	if err := f.Close(); err != nil {
-		return err
+	if err != nil {
+		return errors.Join(err, os.Remove(f.Name()))
 	}
 	return syncDir(filepath.Dir(path))
 }
 
+// syncDir makes what was renamed in a folder survive a power cut. Windows cannot: there it is up to NTFS's journal.
 func syncDir(dir string) error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
 	d, err := os.Open(dir)
 	if err != nil {
 		return err

@@ -47,6 +47,7 @@ unformatted() { gofiles | xargs gofmt -l; }
 check gofmt unformatted
 check vet $GO vet ./...
 check staticcheck $GO tool staticcheck ./...
+check "types on other systems" $GO run ./scripts/elsewhere windows/amd64 darwin/arm64
 
 # Nested modules: guests' libraries and the functions of the examples, which depend on nothing of the engine.
 for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/*' -not -path '*/testdata/*' | sort); do

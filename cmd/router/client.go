@@ -11,7 +11,6 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -188,7 +187,7 @@ func (c *client) explain(err error) error {
 	if errors.As(err, &u) {
 		err = u.Err
 	}
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	if isRefused(err) {
 		return fmt.Errorf("no router answers at %s (connection refused); start one with 'router serve', "+
 			"or name another with --server or MILLRACE_URL", c.base.Redacted())
 	}

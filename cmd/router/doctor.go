@@ -13,10 +13,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/millrace/millrace/storage/pebblestore"
+	"github.com/spf13/cobra"
 )
 
 func doctorCommand(p *program) *cobra.Command {
@@ -126,18 +124,16 @@ func (e *examination) memory(total int64) {
 const fewDescriptors = 4096
 
 func (e *examination) descriptors() {
-	var l unix.Rlimit
-	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &l); err != nil {
-		e.find("descriptors", "note", "", "the limit cannot be read: %v", err)
-		return
-	}
-	// The Go runtime raises the soft limit to the hard one by itself.
-	if l.Max < fewDescriptors {
+	most, err := openFiles()
+	switch {
+	case err != nil:
+		e.find("descriptors", "note", "", "%v", err)
+	case most < fewDescriptors:
 		e.find("descriptors", "bad", fmt.Sprintf("raise it to %d or more: 'ulimit -Hn', or LimitNOFILE= of the unit", 16*fewDescriptors),
-			"at most %d open files and connections", l.Max)
-		return
+			"at most %d open files and connections", most)
+	default:
+		e.find("descriptors", "good", "", "up to %d open files and connections", most)
 	}
-	e.find("descriptors", "good", "", "up to %d open files and connections", l.Max)
 }
 
 // lowDisk is the free space below which doctor warns, in bytes: the default bound of one topic.
@@ -152,12 +148,11 @@ func (e *examination) disk(dir string) {
 		}
 		at = filepath.Dir(at)
 	}
-	var s unix.Statfs_t
-	if err := unix.Statfs(at, &s); err != nil {
+	free, total, err := pebblestore.DiskSpace(at)
+	if err != nil {
 		e.find("disk", "bad", "name another directory with --data", "%s: %v", at, err)
 		return
 	}
-	free, total := int64(s.Bavail)*int64(s.Bsize), int64(s.Blocks)*int64(s.Bsize)
 	if free < lowDisk {
 		e.find("disk", "bad", "free some, or name a directory on another disk with --data; a full disk makes the router refuse events (507)",
 			"%s free of %s at %s", sizeText(free), sizeText(total), at)

@@ -9,7 +9,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -236,9 +235,6 @@ func (l *listener) forward(ctx, working context.Context, d leased) {
 		return
 	}
 }
-
-// isRefused tells a program that does not run from one that fails.
-func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 
 // delayOf is how long what failed is given back for.
 func delayOf(err error, attempt int) time.Duration {

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"math"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 )
@@ -38,32 +40,39 @@ func (m memorySplit) String() string {
 }
 
 // defaultMemory is 80 % of what the cgroup allows, or of what the machine has.
-func defaultMemory() int64 {
-	total := machineMemory()
-	for _, file := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
-		if b, err := os.ReadFile(file); err == nil {
-			if v, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && v > 0 && v < total {
-				total = v
+func defaultMemory() int64 { return min(machineMemory(), cgroupMemory("/")) / 10 * 8 }
+
+// cgroupMemory is the least that this process's cgroup and those above it allow, in bytes. A container sees its own as
+// the root; a unit of systemd's does not, and its MemoryMax= stands where /proc/self/cgroup says. root is "/", but
+// for tests.
+func cgroupMemory(root string) int64 {
+	least := int64(math.MaxInt64)
+	look := func(file string) {
+		if b, err := os.ReadFile(filepath.Join(root, "sys/fs/cgroup", file)); err == nil {
+			if v, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64); err == nil && v > 0 {
+				least = min(least, v)
 			}
 		}
 	}
-	return total / 10 * 8
+	look("memory/memory.limit_in_bytes")
+	at := "/"
+	if b, err := os.ReadFile(filepath.Join(root, "proc/self/cgroup")); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if path, ok := strings.CutPrefix(strings.TrimSpace(line), "0::"); ok {
+				at = filepath.Join("/", path) // of a namespace elsewhere it begins with /..
+			}
+		}
+	}
+	for ; ; at = filepath.Dir(at) {
+		look(filepath.Join(at, "memory.max"))
+		if at == filepath.Dir(at) {
+			return least
+		}
+	}
 }
 
-// machineMemory reads /proc/meminfo; where there is none a gigabyte is a careful guess.
-func machineMemory() int64 {
-	b, err := os.ReadFile("/proc/meminfo")
-	if err == nil {
-		for line := range strings.Lines(string(b)) {
-			if rest, ok := strings.CutPrefix(line, "MemTotal:"); ok {
-				if kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 10, 64); err == nil {
-					return kib << 10
-				}
-			}
-		}
-	}
-	return 1 << 30
-}
+// unknownMemory is a careful guess where the system does not tell.
+const unknownMemory = 1 << 30
 
 // sizeText writes bytes as rules files do: 64MiB.
 func sizeText(n int64) string {

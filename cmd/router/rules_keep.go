@@ -59,9 +59,5 @@ func (s remoteStore) keep(url string, b *remoteBundle) error {
 	if err := writeWhole(filepath.Join(s.dir, remoteFile), text, 0o600); err != nil {
 		return err
 	}
-	dir, err := os.Open(s.dir) // else a power cut may undo the renaming
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
+	return syncFolder(s.dir) // else a power cut may undo the renaming
 }

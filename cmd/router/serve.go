@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"log/slog"
 	"os"
@@ -21,7 +22,7 @@ within 25 s, writes its cursors and ends.
 
 Without --rules it takes ./millrace.yaml if there is one, else /etc/millrace/ if there is one, else it runs
 without rules: topics and subscriptions are then made over the API, and topics by publishing to them. The
-rules are loaded again on SIGHUP and when the file changes; a bad file changes nothing.
+rules are loaded again on SIGHUP (where there is one: not on Windows) and when the file changes; a bad file changes nothing.
 
 With a URL the rules come from afar: one file or a bundle, signed with 'router rules sign' where --rules-key is given. It
 is asked for every --rules-poll; the last good one is kept in the data directory, so that a start needs no network.
@@ -125,7 +126,7 @@ func (p *program) serveDefaults(o *routerOptions) error {
 		o.data = p.env("STATE_DIRECTORY")
 	}
 	if o.data == "" {
-		home := p.env("HOME")
+		home := cmp.Or(p.env("HOME"), p.env("USERPROFILE")) // the second is Windows'
 		if home == "" {
 			return fmt.Errorf("no data directory: name one with --data, or set STATE_DIRECTORY or HOME")
 		}

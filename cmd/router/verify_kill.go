@@ -15,7 +15,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 )
 
@@ -138,7 +137,7 @@ func (r *servedRouter) start(ctx context.Context, patience time.Duration) (time.
 		}
 	}
 	r.cmd.Env = append(r.cmd.Env, "MILLRACE_TOKEN="+r.token)
-	r.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // Ctrl-C is verify's to act on
+	r.cmd.SysProcAttr = apart() // Ctrl-C is verify's to act on
 	r.cmd.Stderr = &r.log
 	stdout, err := r.cmd.StdoutPipe()
 	if err != nil {
@@ -207,7 +206,7 @@ func (r *servedRouter) end(ctx context.Context) error {
 	if r.ended == nil {
 		return nil
 	}
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	if err := askToEnd(r.cmd.Process); err != nil {
 		return err
 	}
 	select {

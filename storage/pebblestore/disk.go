@@ -196,3 +196,9 @@ func (s *Store) reclaim(ctx context.Context) {
 	}
 	s.dropped.Add(-owed)
 }
+
+// DiskSpace returns how many bytes of the disk that holds a directory are free for this process, and how many it has.
+func DiskSpace(dir string) (free, total int64, err error) {
+	u, err := vfs.Default.GetDiskUsage(dir)
+	return int64(u.AvailBytes), int64(u.TotalBytes), err
+}
