@@ -64,10 +64,13 @@ type conn struct {
 	net.Conn
 	s *Server
 
-	fresh  bool // what is read next begins a request
-	idle   bool // nothing was read since the last answer
-	last   byte // of what was read of the request line
-	bareLF bool // the request line ended with LF alone
+	fresh   bool // what is read next begins a request
+	idle    bool // nothing was read since the last answer
+	last    byte // of what was read of the request line
+	bareLF  bool // the request line ended with LF alone
+	unseen  bool // the head of the request came in several reads, or behind another request
+	body    chunks
+	framing error // of the body; nothing is read any more
 
 	linger  atomic.Bool // the peer may still be sending what nobody will read
 	pending atomic.Pointer[takeover]
@@ -82,33 +85,54 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 	switch state {
 	case fasthttp.StateIdle:
 		c.fresh, c.idle, c.bareLF, c.last = true, true, false, 0
+		c.unseen, c.body = false, chunks{}
 	case fasthttp.StateActive:
 		if c.idle { // the request was pipelined: it is in fasthttp's buffer, reads go on in its middle
-			c.fresh = false
+			c.fresh, c.unseen = false, true
 		}
 		c.idle = false
 	}
 }
 
-// Read also looks at how a request line ends, which fasthttp does not tell: RFC 9112, 2.2.
+// Read also looks at what fasthttp does not tell: how a request line ends (RFC 9112, 2.2), and whether a chunked body
+// ends where everybody else sees its end.
 func (c *conn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
-	if c.idle = false; !c.fresh || n == 0 {
+	if c.idle = false; n == 0 {
 		return n, err
 	}
-	b := p[:n]
+	if c.fresh {
+		c.begin(p[:n])
+	} else if c.body.at != noChunks {
+		c.framing = c.body.feed(p[:n], c.s.o.HeaderBytes)
+	}
+	if c.framing != nil {
+		return 0, c.framing
+	}
+	return n, err
+}
+
+// begin looks at the first bytes of a request, until its first line has ended.
+func (c *conn) begin(b []byte) {
 	if c.last == 0 {
-		b = bytes.TrimLeft(b, "\r\n") // empty lines before a request are allowed
+		if b = bytes.TrimLeft(b, "\r\n"); len(b) == 0 { // empty lines before a request are allowed
+			return
+		}
+		if end := bytes.Index(b, []byte("\r\n\r\n")); end < 0 {
+			c.unseen = true
+		} else if saysChunked(b[:end]) {
+			c.body.at = chunkSize
+			c.framing = c.body.feed(b[end+4:], c.s.o.HeaderBytes)
+		}
 	}
 	if i := bytes.IndexByte(b, '\n'); i >= 0 {
 		if i > 0 {
 			c.last = b[i-1]
 		}
 		c.bareLF, c.fresh = c.last != '\r', false
-	} else if len(b) > 0 {
+	} else {
 		c.last = b[len(b)-1]
 	}
-	return n, err
 }
 
 // SetReadDeadline keeps within the time by which everything must have arrived while draining.

@@ -19,6 +19,7 @@ import (
 type headers struct {
 	host, origin, auth                    string
 	contentType, contentEncoding          string
+	connection                            string
 	prefer, idempotencyKey, lastEventID   string
 	accessMethod, accessHeaders, webHook  string   // of OPTIONS
 	ce                                    []header // ce-*
@@ -58,7 +59,7 @@ func (h *headers) read(raw []byte) *refusal {
 		}
 		value := bytes.Trim(line[colon+1:], " \t")
 		for _, b := range value {
-			if b < ' ' && b != '\t' || b == 0x7F {
+			if isControl(b) {
 				return badFraming("the header %.40q has a control character (0x%02X) in its value", line[:colon], b)
 			}
 		}
@@ -99,6 +100,10 @@ func (h *headers) take(name []byte, value string) {
 			once(&h.origin, &h.auths)
 		case strings.EqualFold(n, "prefer"):
 			h.prefer = joined(h.prefer, value)
+		}
+	case 10:
+		if strings.EqualFold(n, "connection") {
+			h.connection = joined(h.connection, value)
 		}
 	case 12:
 		if strings.EqualFold(n, "content-type") {
@@ -158,13 +163,19 @@ func joined(a, b string) string {
 // isToken reports whether b is a token (RFC 9110, 5.6.2).
 func isToken(b []byte) bool {
 	for _, c := range b {
-		switch {
-		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
-		case c == 0 || c >= 0x7F || strings.IndexByte("!#$%&'*+._`|~^", c) < 0:
+		if !isTokenByte(c) {
 			return false
 		}
 	}
 	return len(b) > 0
+}
+
+func isTokenByte(c byte) bool {
+	switch {
+	case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '-':
+		return true
+	}
+	return c < 0x7F && strings.IndexByte("!#$%&'*+._`|~^", c) >= 0
 }
 
 // admit decides from the request line and the headers alone whether a request may go on.
@@ -177,6 +188,12 @@ func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
 	}
 	if hd.encoding > 0 && !strings.EqualFold(hd.coding, "chunked") {
 		return badFraming("Transfer-Encoding is not chunked, the only one taken (RFC 9112, 6.1)")
+	}
+	if string(h.Method()) == "CONNECT" {
+		return badFraming("CONNECT asks for a tunnel; this server is no proxy")
+	}
+	if hd.hosts > 0 && !wellFormedHost(hd.host) {
+		return badFraming("the Host %.80q is not a name or an address with perhaps a port (RFC 9112, 3.2)", hd.host)
 	}
 	if uri := h.RequestURI(); len(uri) == 0 || uri[0] != '/' {
 		if !sameAuthority(borrow(uri), hd.host) && string(uri) != "*" {
@@ -195,11 +212,35 @@ func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
 }
 
 func sameAuthority(uri, host string) bool {
-	_, rest, ok := strings.Cut(uri, "://")
+	scheme, rest, ok := strings.Cut(uri, "://")
+	if !strings.EqualFold(scheme, "http") && !strings.EqualFold(scheme, "https") {
+		return false
+	}
 	if i := strings.IndexAny(rest, "/?#"); i >= 0 {
 		rest = rest[:i]
 	}
 	return ok && strings.EqualFold(rest, host)
+}
+
+// wellFormedHost takes a name, an IPv4 address or an IPv6 address in brackets, with a port or without: what a browser
+// can send, and nothing that two parsers could take for two hosts.
+func wellFormedHost(v string) bool {
+	name, port := v, ""
+	if i := strings.LastIndexByte(v, ':'); i >= 0 && strings.IndexByte(v[i:], ']') < 0 {
+		name, port = v[:i], v[i+1:]
+	}
+	if len(port) > 5 || strings.Trim(port, "0123456789") != "" {
+		return false
+	}
+	if n := len(name); n > 2 && name[0] == '[' && name[n-1] == ']' {
+		return strings.Trim(name[1:n-1], "0123456789abcdefABCDEF.:") == ""
+	}
+	for i := range len(name) {
+		if c := name[i]; !isTokenByte(c) || strings.IndexByte("!#$%&'*+`|~^", c) >= 0 {
+			return false
+		}
+	}
+	return len(name) < 256
 }
 
 // admitHost keeps pages away whose host name was made to resolve to this machine (DNS rebinding).

@@ -166,7 +166,11 @@ func TestGoodFraming(t *testing.T) {
 				n++
 			}
 		}
-		if n != 3 || !closed || answers[len(answers)-1].StatusCode != 200 {
+		want, last := 3, 200
+		if name == "chunks" { // whose framing is looked at only where a read begins with the request: the second ends the connection
+			want, last = 2, 202
+		}
+		if n != want || !closed || answers[len(answers)-1].StatusCode != last {
 			t.Errorf("%s: %d answers, closed: %v", name, n, closed)
 		}
 	}

@@ -146,6 +146,9 @@ func (c *call) serve() error {
 		return badFraming("the request line ends with LF alone; lines end with CRLF (RFC 9112, 2.2)")
 	}
 	err := c.s.judge(c, &c.ctx.Request.Header)
+	if c.closes() {
+		c.ctx.SetConnectionClose()
+	}
 	if c.h.origin != "" {
 		c.cors()
 	}
@@ -162,6 +165,25 @@ func (c *call) serve() error {
 		return badFraming("the body has not the %d bytes that Content-Length says", n)
 	}
 	return c.route.handle(c)
+}
+
+// closes says whether the connection ends with this request: the client says so in a list that fasthttp reads as one
+// word, or the body is chunked and its framing was not looked at, so that no request may follow it.
+func (c *call) closes() bool {
+	if c.h.encoding > 0 {
+		if nc, ok := c.ctx.Conn().(*conn); ok && nc.unseen {
+			return true
+		}
+	}
+	if c.h.connection == "" {
+		return false
+	}
+	for option := range strings.SplitSeq(c.h.connection, ",") {
+		if strings.EqualFold(strings.Trim(option, " \t"), "close") {
+			return true
+		}
+	}
+	return false
 }
 
 // find sets the route and its parameters from the request line, or says why there is none.
