@@ -61,6 +61,7 @@ type Engine struct {
 	turn       atomic.Uint32 // partitions for events without a key, in turn
 	clock      timeText
 	traces     traceBook
+	receipts   receiving
 }
 
 // Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.

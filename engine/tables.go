@@ -28,6 +28,8 @@ const (
 
 	tableTraces storage.Table = 24 // topic u32, partition u32, block u64, time i64 → tries; topic u32, partition u32 → bytes u64 of those: see traceBook
 
+	tableReceipts storage.Table = 27 // span u32, topic u32, what it is of u8, 16 bytes of a hash → the id of the first: see receiving
+
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
 	tableStateExpiry storage.Table = 10 // subscription u32, partition u32, expiry i64, then as in tableState → nothing
 	tableStateSize   storage.Table = 11 // subscription u32 → keys u64, bytes u64

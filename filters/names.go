@@ -118,6 +118,8 @@ const (
 	fromAttribute origin = iota
 	fromExtension
 	fromData
+	fromHeader // of a webhook
+	fromQuery
 )
 
 // field is something of an event that a program reads.
@@ -136,6 +138,11 @@ type fields struct {
 	list   []field
 	byName map[string]int
 	tree   *tree
+}
+
+// loose reports whether a field is a text that may stand for a number or a boolean.
+func (f field) loose() bool {
+	return f.origin == fromExtension || f.origin == fromHeader || f.origin == fromQuery
 }
 
 func newFields() *fields { return &fields{byName: map[string]int{}, tree: newTree()} }

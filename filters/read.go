@@ -21,6 +21,7 @@ type reader struct {
 	runes  []rune
 	fs     *fields
 	inside bool // a predicate
+	hook   bool // what is read is a webhook: see CompileText
 	lists  int
 	nodes  int
 	deep   int
@@ -28,6 +29,11 @@ type reader struct {
 
 // read parses and checks a filter.
 func read(src string) (root *node, fs *fields, e *Error) {
+	return readAs(&reader{}, (*reader).condition, src)
+}
+
+// readAs parses what is to be read by r as a condition or as a value.
+func readAs(r *reader, as func(*reader, ast.Node) (*node, *Error), src string) (root *node, fs *fields, e *Error) {
 	defer func() { // the parser is not ours: a panic of it is a refusal, not the end of the router
 		if p := recover(); p != nil {
 			root, fs, e = nil, nil, place(src, 0, fmt.Sprintf("the filter cannot be parsed: %v", p))
@@ -46,8 +52,8 @@ func read(src string) (root *node, fs *fields, e *Error) {
 		}
 		return nil, nil, place(src, at.From, detail)
 	}
-	r := &reader{src: src, runes: []rune(src), fs: newFields()}
-	root, e = r.condition(t.Node)
+	r.src, r.runes, r.fs = src, []rune(src), newFields()
+	root, e = as(r, t.Node)
 	return root, r.fs, e
 }
 
@@ -285,7 +291,7 @@ func (r *reader) beside(n, other *node) (*node, *Error) {
 	switch {
 	case f.origin == fromData:
 		return n, nil
-	case f.origin == fromExtension:
+	case f.loose():
 		if other.op == opConst && other.val.isNumber() {
 			return r.as(n, asNumber), nil
 		}
@@ -372,9 +378,9 @@ func (r *reader) in(x *ast.BinaryNode) (*node, *Error) {
 		switch {
 		case same == instant:
 			a = r.as(a, asInstant)
-		case r.fs.list[a.field].origin == fromExtension && same == integer:
+		case r.fs.list[a.field].loose() && same == integer:
 			a = r.as(a, asNumber)
-		case r.fs.list[a.field].origin == fromExtension && same == boolean:
+		case r.fs.list[a.field].loose() && same == boolean:
 			a = r.as(a, asBoolean)
 		}
 	}

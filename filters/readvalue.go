@@ -76,7 +76,7 @@ func (r *reader) numeric(operator string, k *node) (*node, *Error) {
 	if k.op == opConst && !k.val.isNumber() && !(operator == "+" && k.val.kind == text) {
 		return nil, r.refuse(k.src, "%s computes with numbers; %s is %s", operator, clip(k.src.String()), kindNames[k.val.kind])
 	}
-	if k.op == opField && r.fs.list[k.field].origin == fromExtension && operator != "+" {
+	if k.op == opField && r.fs.list[k.field].loose() && operator != "+" {
 		return r.as(k, asNumber), nil
 	}
 	return k, nil
@@ -100,7 +100,7 @@ func (r *reader) arithmetic(x *ast.BinaryNode) (*node, *Error) {
 			return nil, e
 		}
 		// Beside a number + adds, so an extension is read as one.
-		if k := kids[i]; k.op == opField && r.fs.list[k.field].origin == fromExtension && kids[1-i].op == opConst && kids[1-i].val.isNumber() {
+		if k := kids[i]; k.op == opField && r.fs.list[k.field].loose() && kids[1-i].op == opConst && kids[1-i].val.isNumber() {
 			kids[i] = r.as(k, asNumber)
 		}
 	}
@@ -230,10 +230,13 @@ func (r *reader) path(n ast.Node) (*node, *Error) {
 	case *ast.IdentifierNode:
 		return r.named(n, x, segs)
 	}
-	return nil, r.refuse(n, "%s: a path begins with data or ext", clip(n.String()))
+	return nil, r.refuse(n, "%s: a path begins with data or %s", clip(n.String()), map[bool]string{false: "ext", true: "headers"}[r.hook])
 }
 
 func (r *reader) named(n ast.Node, x *ast.IdentifierNode, segs []segment) (*node, *Error) {
+	if r.hook && x.Value != "data" {
+		return r.ofHook(n, x, segs)
+	}
 	f := field{label: x.Value}
 	tag, known := attributes[x.Value]
 	switch {

@@ -21,7 +21,8 @@ type Scratch struct {
 	Missing uint64
 
 	rec    event.Record
-	held   bool // Reset named rec: further calls with it are about the same event
+	hook   *event.Hook // what a Text reads instead of rec
+	held   bool        // Reset named rec: further calls with it are about the same event
 	fields *fields
 	turn   uint64 // the event's number in this Scratch
 	slots  []slot
@@ -55,7 +56,7 @@ var (
 // Reset begins an event: until the next Reset, matches on the same rec share what is read from it. Without
 // Reset every call to Match begins an event.
 func (s *Scratch) Reset(rec event.Record) {
-	s.rec, s.held, s.fields = rec, true, nil
+	s.rec, s.hook, s.held, s.fields = rec, nil, true, nil
 }
 
 // begin makes ready for an event and the fields of a program or an index.
@@ -67,7 +68,7 @@ func (s *Scratch) begin(rec event.Record, fs *fields) {
 	if !same {
 		s.held = false
 	}
-	s.rec, s.fields = rec, fs
+	s.rec, s.hook, s.fields = rec, nil, fs
 	s.turn++
 	s.text = s.text[:0]
 	if len(s.slots) < len(fs.list) {
@@ -131,6 +132,8 @@ func (s *Scratch) read(f *field) value {
 		if a, ok := s.rec.Extension(f.name); ok {
 			v = value{kind: text, s: a.Value}
 		}
+	case fromHeader, fromQuery:
+		v = s.readHook(f)
 	case fromData:
 		if s.scanData() {
 			if at, ok := s.scan.at(s.fields.tree, f.node, s.began); ok {
@@ -165,6 +168,9 @@ func (s *Scratch) scanData() bool {
 		return s.isJSON
 	}
 	s.scanned, s.isJSON = s.turn, false
+	if s.hook != nil {
+		return s.scanHook()
+	}
 	data := s.rec.Data()
 	if len(data) == 0 || s.rec.Flags()&event.FlagBinary != 0 || !isJSON(s.rec.Attr(event.TagDataContentType)) {
 		return false

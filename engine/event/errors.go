@@ -18,8 +18,9 @@ var (
 	ErrTooLarge     = errors.New("too large")           // one of Limits
 	ErrSchema       = errors.New("schema mismatch")
 	ErrDenied       = errors.New("denied")
-	ErrUnavailable  = errors.New("unavailable") // draining, overloaded, or the store is read-only: try later
-	ErrFull         = errors.New("full")        // the topic (whenFull: reject) or the disk
+	ErrUnverified   = errors.New("not verified") // a webhook that is not from whom it claims to be
+	ErrUnavailable  = errors.New("unavailable")  // draining, overloaded, or the store is read-only: try later
+	ErrFull         = errors.New("full")         // the topic (whenFull: reject) or the disk
 	ErrUnsupported  = errors.New("not acted on by this build")
 	ErrFunction     = errors.New("the function failed")
 )

@@ -15,6 +15,7 @@ func statusOf(err error) (status int, kind string) {
 		kind   string
 	}{
 		{event.ErrInvalid, 400, "invalid"},
+		{event.ErrUnverified, 401, "unverified"},
 		{event.ErrDenied, 403, "denied"},
 		{event.ErrNotFound, 404, "not-found"},
 		{event.ErrConflict, 409, "conflict"},
