@@ -60,7 +60,7 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/
 done
 
 # Without goroutines, or driving built programs from outside: without race detector.
-plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$'
+plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$|/acceptance$'
 tests "packages without goroutines, and those that drive programs" . $($GO list ./... | grep -E "$plain")
 
 # The tests that count allocations, wherever they are, told by their names.
@@ -80,18 +80,19 @@ if [ -n "$counting" ]; then
 fi
 
 # Guests are machine code, which the race detector does not see and its runtime slows down several times. Packages
-# whose tests spend their time there run without it, but for the tests in which goroutines share the host; so do tests of
-# the engine that wait for functions most of their time and run one step after the other, and the scripts of the command
-# line, whose time goes into starting routers and building functions.
+# whose tests spend their time there run without it, but for the tests in which goroutines share the host. So do, in the
+# other packages, tests whose time goes into building functions, starting programs and reading source, and tests that
+# take many seeds or faults one after the other: their neighbours show races over the same code.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
-scripts='^(TestTutorial|TestScript|TestCookbook)$'
-steps='^(TestCounterThroughPowerCuts|TestPoisonOfEveryKeyIsIsolated|TestStateComesAndGoes|TestStepsAgainstAModel|TestQuickstartFunction)$|^Test(BacktestOf|BacktestCounts|ReusedTrial|Trial|Explain|CollectModules)'
+router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample'
+engine='CounterThroughPowerCuts|PoisonOfEveryKeyIsIsolated|StateComesAndGoes|StepsAgainstAModel|QuickstartFunction|ConservationOfLongScripts|RedriveThroughPowerCuts|ReplayThroughPowerCuts|HistoryAndRollback|NoHerd'
+store='Crash|FlippedBit|TornLog|RingGivesItsSpaceBack'
+singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain|CollectModules)"
 tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
-tests "scripts of the command line" . -run "$scripts" ./cmd/router
-tests "steps of functions, one after the other" . -run "$steps" ./engine
+tests "programs, seeds and faults, one after the other" . -run "$singly" ./cmd/router ./engine ./storage/pebblestore
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-tests "race detector" . -race -skip "^(${counting:-none})\$|$scripts|$steps" $($GO list ./... | grep -vE "$plain|$guests")
+tests "race detector" . -race -skip "^(${counting:-none})\$|$singly" $($GO list ./... | grep -vE "$plain|$guests")
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed

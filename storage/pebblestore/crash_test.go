@@ -108,9 +108,14 @@ func TestCrash(t *testing.T) {
 	if long() {
 		seeds = 5000
 	}
-	if testing.Short() {
-		seeds = 20
-	}
+	crashes(t, seeds)
+}
+
+// TestCrashOfFewSeeds is TestCrash under the race detector.
+func TestCrashOfFewSeeds(t *testing.T) { crashes(t, 15) }
+
+func crashes(t *testing.T, seeds int) {
+	t.Helper()
 	sem := make(chan struct{}, 2)
 	var wg sync.WaitGroup
 	for seed := range uint64(seeds) {
