@@ -24,6 +24,7 @@ func commands(p *program) []*cobra.Command {
 		rulesCommand(p),
 		explainCommand(p),
 		doctorCommand(p),
+		egressCommand(p),
 		benchCommand(p),
 		verifyCommand(p),
 		versionCommand(p),

@@ -3,28 +3,17 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"time"
 
 	"github.com/millrace/millrace/engine/egress"
-	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/plugins"
 )
 
-// fetcher sends the requests of functions through the guarded dialer. HTTP_PROXY is not obeyed: a proxy
-// would connect to what the dialer refuses.
+// fetcher sends the requests of functions through the guarded dialer.
 func fetcher(dialer *egress.Dialer) func(ctx context.Context, r *plugins.Request) (*plugins.Response, error) {
-	client := &http.Client{
-		Transport: &http.Transport{
-			DialContext: dialer.DialContext, ForceAttemptHTTP2: true, MaxIdleConns: 64, MaxIdleConnsPerHost: 8,
-			IdleConnTimeout: 30 * time.Second, TLSHandshakeTimeout: 10 * time.Second, MaxResponseHeaderBytes: 64 << 10,
-			DisableCompression: true, // a bomb would unpack in our memory, not in the guest's
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	client := dialer.Client() // unpacks nothing: a bomb does that in the guest's memory
 	return func(ctx context.Context, r *plugins.Request) (*plugins.Response, error) {
 		req, err := http.NewRequestWithContext(ctx, r.Method, r.URL, bytes.NewReader(r.Body))
 		if err != nil {
@@ -38,11 +27,8 @@ func fetcher(dialer *egress.Dialer) func(ctx context.Context, r *plugins.Request
 			req.Header.Set("User-Agent", "millrace/"+thisBuild().Version)
 		}
 		answer, err := client.Do(req)
-		if errors.Is(err, egress.ErrBlocked) {
-			return nil, fmt.Errorf("%w: %w", event.ErrDenied, err)
-		}
 		if err != nil {
-			return nil, err
+			return nil, denied(err)
 		}
 		defer answer.Body.Close()
 		body, err := io.ReadAll(io.LimitReader(answer.Body, int64(r.MaxBody)+1))

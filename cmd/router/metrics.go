@@ -28,6 +28,7 @@ type metrics struct {
 	streams   func() streamStats
 	rules     func() (counts loadCounts, state rulesState, ok bool)
 	revision  func() (id, source string) // of the rules; set with rules
+	refusals  func() map[string]uint64   // of targets, by reason
 }
 
 // maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under
@@ -146,6 +147,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectShadows(e, out)
 	m.collectStreams(out)
 	m.collectRules(out)
+	m.collectEgress(out)
 	collectSchedules(e, out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {

@@ -8,8 +8,10 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -33,7 +35,8 @@ type routerOptions struct {
 	listen      string
 	token       string
 	insecure    bool
-	private     bool // targets on loopback and private networks are allowed
+	egress      string // file of the policy of targets; "" for none
+	private     bool   // targets on loopback and private networks are allowed
 	autoCreate  bool
 	corsOrigins []string
 	hosts       []string
@@ -53,6 +56,8 @@ type router struct {
 	host   *plugins.Host
 	engine *engine.Engine
 	defs   *definitions
+	policy *egressFile
+	dialer *egress.Dialer
 	http   *httpapi.Server
 	ws     *ws.Server
 	ln     net.Listener
@@ -89,7 +94,9 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	functionLog := func(function string, level int, message string) {
 		o.log.Log(ctx, slog.Level(level*4-4), message, "function", function)
 	}
-	dialer, err := egress.New(egress.Options{AllowPrivate: o.private})
+	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
+	r.policy = &egressFile{path: o.egress, getenv: getenv}
+	dialer, err := r.policy.open(o.private)
 	if err != nil {
 		return r, err
 	}
@@ -102,11 +109,11 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
 	}
-	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
+	r.dialer, m.refusals = dialer, dialer.Refusals
 	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
 		o: rules.Options{Sinks: sinkKinds(dialer), Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
-		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote); err != nil {
+		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
 			return r, err
 		}
 		r.defs.path = r.defs.afar.shown
@@ -166,6 +173,15 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	case r.o.files == nil:
 		g.Go(func() error {
 			r.defs.watch(serving, hangup, cmp.Or(r.o.look, time.Second))
+			return nil
+		})
+	}
+	if r.o.egress != "" {
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+		g.Go(func() error {
+			r.policy.watch(serving, r.dialer, again, cmp.Or(r.o.look, time.Second), r.o.log)
 			return nil
 		})
 	}

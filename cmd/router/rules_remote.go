@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/rules"
 )
 
@@ -73,7 +74,7 @@ type remoteState struct {
 	Checked *time.Time `json:"checked,omitempty"` // the server last said what is current; never, after an offline start
 }
 
-func openRemoteRules(raw, data string, o remoteOptions) (*remoteRules, error) {
+func openRemoteRules(raw, data string, o remoteOptions, dialer *egress.Dialer) (*remoteRules, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" {
 		return nil, fmt.Errorf("--rules %s: not a URL with a host", clean(raw))
@@ -99,16 +100,24 @@ func openRemoteRules(raw, data string, o remoteOptions) (*remoteRules, error) {
 			return nil, fmt.Errorf("--rules-key %s: %w", clean(o.keys), err)
 		}
 	}
-	r.client = &http.Client{
-		Transport: &http.Transport{
-			Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, MaxIdleConns: 1, IdleConnTimeout: 90 * time.Second,
-			TLSHandshakeTimeout: 10 * time.Second, ResponseHeaderTimeout: 30 * time.Second, MaxResponseHeaderBytes: 64 << 10,
-			DialContext:        (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
-			DisableCompression: true, // a bomb would unpack in our memory
-		},
-		CheckRedirect: r.redirect,
-	}
+	r.client = &http.Client{Transport: &namedTransport{host: u.Hostname(), d: dialer}, CheckRedirect: r.redirect}
 	return r, nil
+}
+
+// A namedTransport sends what goes to the host that the operator has named wherever it lies, also on its own network.
+// Redirects to other hosts are targets like any.
+type namedTransport struct {
+	host string
+	d    *egress.Dialer
+}
+
+// RoundTrip is that of http.RoundTripper.
+func (t *namedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
+	d := t.d
+	if strings.EqualFold(req.URL.Hostname(), t.host) {
+		d = d.Operator()
+	}
+	return d.Client().Transport.RoundTrip(req)
 }
 
 // redirect follows a few, but never to where the first request would not have been sent.

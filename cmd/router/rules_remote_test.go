@@ -267,7 +267,7 @@ func TestRulesFetchIsBounded(t *testing.T) {
 	s.Start()
 	fetch := func(within time.Duration) error {
 		t.Helper()
-		r, err := openRemoteRules(s.URL, t.TempDir(), remoteOptions{keys: s.pub, token: rulesToken, within: within})
+		r, err := openRemoteRules(s.URL, t.TempDir(), remoteOptions{keys: s.pub, token: rulesToken, within: within}, testDialer(t))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -314,7 +314,7 @@ func TestRemoteRulesOptions(t *testing.T) {
 		{"https://example.com/", "no such file", remoteOptions{keys: "missing.pem"}},
 		{"https://example.com/", "no PEM", remoteOptions{keys: os.DevNull}},
 	} {
-		_, err := openRemoteRules(c.url, t.TempDir(), c.o)
+		_, err := openRemoteRules(c.url, t.TempDir(), c.o, testDialer(t))
 		if c.want == "" && err != nil || c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
 			t.Errorf("%s with %+v: %v; want %q", c.url, c.o, err, c.want)
 		}

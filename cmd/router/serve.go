@@ -46,6 +46,7 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	f.StringVar(&memory, "memory", "", "memory to use, such as `400MiB` (80 % of the cgroup's or the machine's)")
 	f.BoolVar(&o.private, "allow-private-targets", false, "allow webhooks to loopback, private and other special addresses")
+	f.StringVar(&o.egress, "egress", "", "policy `file` of where webhooks and functions may connect to, read again when it changes")
 	f.BoolVar(&o.autoCreate, "auto-create-topics", false, "make unknown topics when they are published to (on without rules)")
 	f.StringArrayVar(&o.corsOrigins, "cors-origin", nil, "allow pages of this `origin` to call; may be repeated")
 	f.StringArrayVar(&o.hosts, "host", nil, "allow this `name` in the Host header; may be repeated")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 )
@@ -89,12 +90,24 @@ func (h *host) release() {
 	}
 }
 
-func (h *host) conn(tcp *net.TCPConn) *Conn {
-	c := &Conn{TCPConn: tcp, host: h}
+// keep counts c against h until it is closed.
+func (h *host) keep(c *Conn) {
+	c.host = h
 	h.of.mu.Lock()
 	h.conns[c] = struct{}{}
 	h.of.mu.Unlock()
-	return c
+}
+
+// all returns every open connection.
+func (s *slots) all() (conns []*Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, h := range s.hosts {
+		for c := range h.conns {
+			conns = append(conns, c)
+		}
+	}
+	return conns
 }
 
 const (
@@ -105,10 +118,14 @@ const (
 
 // Conn is a connection that counts against its host's cap until it is closed.
 type Conn struct {
-	*net.TCPConn
-	host  *host
-	state atomic.Int32
-	once  sync.Once
+	net.Conn
+	host   *host
+	target target
+	addr   netip.Addr // of target, checked; invalid where a proxy looked it up
+	rules  *atomic.Pointer[ruleset]
+	epoch  uint64 // of the rules that it was opened under
+	state  atomic.Int32
+	once   sync.Once
 }
 
 // Idle says that the owner keeps c for later. False means that another dial waits for its place: close
@@ -118,14 +135,17 @@ func (c *Conn) Idle() bool {
 	return c.host.waiting.Load() == 0 || !c.state.CompareAndSwap(stateIdle, stateTaken)
 }
 
-// Busy takes c back into use. False means that it was given up while it was idle; close it all the same.
-func (c *Conn) Busy() bool { return c.state.CompareAndSwap(stateIdle, stateBusy) }
+// Busy takes c back into use. False means that it was given up while it was idle, or that other rules, keys or
+// another proxy are in force since it was opened; close it all the same.
+func (c *Conn) Busy() bool {
+	return c.state.CompareAndSwap(stateIdle, stateBusy) && c.rules.Load().epoch == c.epoch
+}
 
 // Close closes the connection and frees its place.
 func (c *Conn) Close() error {
 	err := net.ErrClosed
 	c.once.Do(func() {
-		err = c.TCPConn.Close()
+		err = c.Conn.Close()
 		c.host.of.mu.Lock()
 		delete(c.host.conns, c)
 		c.host.of.mu.Unlock()

@@ -1,0 +1,160 @@
+package egress
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+)
+
+// ErrBlocked is what every *BlockedError wraps.
+var ErrBlocked = errors.New("address not allowed as a target")
+
+// Why a target was refused.
+const (
+	reasonSpecial  = iota // a special-purpose address
+	reasonDenied          // by a rule of deny
+	reasonUnlisted        // by no rule of allow, where only those count
+	reasonNotation        // a host that programs read differently
+	reasons
+)
+
+func reasonName(reason int) string {
+	return [reasons]string{"special", "denied", "unlisted", "notation"}[reason]
+}
+
+func (d *Dialer) refused(reason int) { d.refusals[reason].Add(1) }
+
+// Refusals counts the connections that were refused, by reason: special, denied, unlisted or notation.
+func (d *Dialer) Refusals() map[string]uint64 {
+	m := make(map[string]uint64, reasons)
+	for i := range d.refusals {
+		m[reasonName(i)] = d.refusals[i].Load()
+	}
+	return m
+}
+
+// BlockedError says which address of a host may not be connected to, and why.
+type BlockedError struct {
+	Host  string       // as it was given
+	Addr  netip.Addr   // invalid where the name or the port alone was refused
+	Range netip.Prefix // that holds Addr, if that was it
+	Match string       // what else of the target was it, such as "as *.example.com" or "port 25"
+	Why   string       // the registry's entry, or the rule
+	Hint  string       // what would allow it
+
+	reason int
+}
+
+func (e *BlockedError) Error() string {
+	at := fmt.Sprintf("%.80s", e.Host)
+	switch a, err := netip.ParseAddr(e.Host); {
+	case err == nil && a == e.Addr:
+		at = a.String()
+	case e.Addr.IsValid():
+		at += " has the address " + e.Addr.String()
+	}
+	match := e.Match
+	if e.Range.IsValid() {
+		match = "in " + e.Range.String()
+	}
+	return fmt.Sprintf("%s, %s (%s): not allowed as a target; %s", at, match, e.Why, e.Hint)
+}
+
+// Reason is special, denied or unlisted.
+func (e *BlockedError) Reason() string { return reasonName(e.reason) }
+
+// Unwrap returns ErrBlocked.
+func (e *BlockedError) Unwrap() error { return ErrBlocked }
+
+// checkName judges what needs no lookup: a name that may not be connected to is not looked up either, for the question
+// itself leaves the network.
+func (d *Dialer) checkName(r *ruleset, t target) error {
+	for i := range r.deny {
+		if rule := &r.deny[i]; len(rule.CIDRs) == 0 {
+			if e := rule.denies(t, netip.Addr{}, netip.Prefix{}); e != nil {
+				return e
+			}
+		}
+	}
+	if !r.Only || t.named {
+		return nil
+	}
+	for i := range r.allow {
+		if _, ok := r.allow[i].host(t.name); ok && r.allow[i].port(t.port) {
+			return nil
+		}
+	}
+	return unlisted(r, t, netip.Addr{})
+}
+
+// check judges one address of a target.
+func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
+	bare := a.Unmap().WithZone("") // a Prefix contains no address with a zone
+	all := []netip.Addr{bare}
+	if bare.Is6() {
+		in := embedded(bare)
+		all = append(all, in.v4[:in.n]...)
+	}
+	for i := range r.deny {
+		for _, x := range all {
+			if prefix, ok := r.deny[i].addr(x); ok {
+				if e := r.deny[i].denies(t, a, prefix); e != nil {
+					return e
+				}
+			}
+		}
+	}
+	if t.named {
+		return nil
+	}
+	s, isSpecial := special{}, false
+	if !r.Private {
+		s, isSpecial = d.rangeOf(bare)
+	}
+	if !isSpecial && !r.Only {
+		return nil
+	}
+	for i := range r.allow {
+		rule := &r.allow[i]
+		if isSpecial && len(rule.CIDRs) == 0 { // a name may come to any address
+			continue
+		}
+		_, host := rule.host(t.name)
+		if _, addr := rule.addr(bare); host && addr && rule.port(t.port) {
+			return nil
+		}
+	}
+	if !isSpecial {
+		return unlisted(r, t, a)
+	}
+	hint := "--allow-private-targets allows it"
+	if r.Source != "" {
+		hint = "a rule of allow with cidrs in " + r.Source + " allows it"
+	}
+	return &BlockedError{Host: t.host, Addr: a, Range: s.prefix, Why: s.name + ", " + s.by, Hint: hint, reason: reasonSpecial}
+}
+
+// denies returns what a rule of deny says of a target whose address, if it is known by now, lies in prefix.
+func (r *Rule) denies(t target, a netip.Addr, prefix netip.Prefix) error {
+	pattern, host := r.host(t.name)
+	if !host || !r.port(t.port) {
+		return nil
+	}
+	e := &BlockedError{Host: t.host, Addr: a, Range: prefix, Why: "denied by " + r.at(), Hint: "its operator decides", reason: reasonDenied}
+	switch {
+	case pattern != "":
+		e.Match = "as " + pattern
+	case len(r.Ports) > 0:
+		e.Match = fmt.Sprintf("port %d", t.port)
+	}
+	return e
+}
+
+func unlisted(r *ruleset, t target, a netip.Addr) error {
+	source := r.Source
+	if source == "" {
+		source = "this process's options"
+	}
+	return &BlockedError{Host: t.host, Addr: a, Match: fmt.Sprintf("port %d", t.port), Why: "in no rule of allow of " + source + ", where only those count",
+		Hint: "its operator decides", reason: reasonUnlisted}
+}

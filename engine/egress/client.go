@@ -1,0 +1,58 @@
+package egress
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/http"
+	"time"
+)
+
+// Client returns the HTTP client whose connections d opens. It follows no redirects, undoes no compression and obeys no
+// proxy variable. Who reads an answer's body bounds it. It is the same each time.
+func (d *Dialer) Client() *http.Client {
+	d.clients.Lock()
+	defer d.clients.Unlock()
+	if c := d.client[d.named]; c != nil {
+		return c
+	}
+	c := &http.Client{
+		Transport: &http.Transport{
+			DialContext: d.DialContext, DialTLSContext: d.dialTLS, ForceAttemptHTTP2: true,
+			MaxIdleConns: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+			DisableCompression:     true, // a bomb would unpack in our memory
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	d.client[d.named] = c
+	return c
+}
+
+// handshakeTime bounds a TLS handshake.
+const handshakeTime = 10 * time.Second
+
+func (d *Dialer) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	o, err := d.TLS(host, nil)()
+	if err != nil {
+		return nil, err
+	}
+	o.NextProtos = []string{"h2", "http/1.1"}
+	raw, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
+	defer cancel()
+	c := tls.Client(raw, o)
+	if err := c.HandshakeContext(ctx); err != nil {
+		_ = raw.Close()
+		return nil, fmt.Errorf("TLS handshake: %w", Words(err))
+	}
+	return c, nil
+}
