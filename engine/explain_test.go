@@ -105,7 +105,7 @@ func TestExplainWhereAnEventIs(t *testing.T) {
 		t.Errorf("paused: %+v", x)
 	}
 
-	trace, err := w.e.EventTrace(t.Context(), "orders", at[2])
+	trace, err := w.e.EventTrace(t.Context(), "orders", at[2], nil)
 	if err != nil || trace.Matched != 1 || trace.NotMatched != 0 || trace.Subscriptions[0].State != event.StateParked {
 		t.Errorf("trace %+v, %v", trace, err)
 	}
@@ -235,7 +235,7 @@ func TestExplainWhatIsGone(t *testing.T) {
 	gone := func() bool {
 		w.publish("orders", number("e", 500)...)
 		_, err := w.e.Explain(t.Context(), "s", "orders", at[0])
-		_, also := w.e.EventTrace(t.Context(), "orders", at[0])
+		_, also := w.e.EventTrace(t.Context(), "orders", at[0], nil)
 		return errors.Is(err, event.ErrGone) && errors.Is(also, event.ErrGone)
 	}
 	eventually(t, "the ring turns over", gone)
@@ -253,11 +253,11 @@ func BenchmarkEventTraceOfMany(b *testing.B) {
 	w.apply(specOf(subs...))
 	at := w.publish("orders", `a={"n":5}`)
 	eventually(b, "delivered", func() bool {
-		x, err := w.e.EventTrace(b.Context(), "orders", at[0])
+		x, err := w.e.EventTrace(b.Context(), "orders", at[0], nil)
 		return err == nil && x.Matched == 10_000 && x.Subscriptions[999].State == event.StateDelivered
 	})
 	for b.Loop() {
-		if _, err := w.e.EventTrace(b.Context(), "orders", at[0]); err != nil {
+		if _, err := w.e.EventTrace(b.Context(), "orders", at[0], nil); err != nil {
 			b.Fatal(err)
 		}
 	}

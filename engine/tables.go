@@ -22,6 +22,7 @@ const (
 	tableLettersDone storage.Table = 15 // topic u32, partition u32, offset u64 → nothing: the dead letter there is redriven or purged
 	tableLetterFloor storage.Table = 16 // topic u32, partition u32 → offset u64: all dead letters below are
 	tableSchedules   storage.Table = 22 // name → scheduleRow as JSON
+	tableKeys        storage.Table = 26 // id → an API key without its secret, as whoever keeps it writes it
 	tableReplays     storage.Table = 23 // subscription u32 → its replay, or the last one, as JSON
 	tableFunctions   storage.Table = 20 // name → the versions that were in force, newest first, as JSON
 	tableRevisions   storage.Table = 21 // 'r', number u64 → a revision of the rules as JSON; 'f', digest, chunk u32 → a part of a file of theirs

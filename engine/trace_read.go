@@ -114,7 +114,7 @@ func (l *toldTries) tell(x *tryRow) event.Tried {
 const maxTracedSubs = 1000
 
 // EventTrace says what became of an event at the subscriptions of its topic. Errors are those of Event.
-func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position) (*event.EventTrace, error) {
+func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position, sees func(subscription string) bool) (*event.EventTrace, error) {
 	rec, err := e.Event(ctx, name, pos)
 	if err != nil {
 		return nil, err
@@ -138,6 +138,9 @@ func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position
 	here := map[uint32]bool{}
 	for i, s := range f.subs {
 		here[s.serial] = true
+		if sees != nil && !sees(s.name) {
+			continue
+		}
 		if matched[i] {
 			out.Matched++
 		} else {
@@ -155,7 +158,7 @@ func (e *Engine) EventTrace(ctx context.Context, name string, pos event.Position
 		}
 	}
 	for _, sub := range slices.Sorted(maps.Keys(tries.first)) {
-		if here[sub] {
+		if here[sub] || sees != nil { // whose it was is not known
 			continue
 		}
 		if len(out.Subscriptions) == maxTracedSubs {

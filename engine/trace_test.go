@@ -18,7 +18,7 @@ import (
 // told is the trace of an event at the subscription "s", as "verdict attempt reason…" a try.
 func (w *world) told(topic string, pos event.Position) []string {
 	w.t.Helper()
-	x, err := w.e.EventTrace(w.t.Context(), topic, pos)
+	x, err := w.e.EventTrace(w.t.Context(), topic, pos, nil)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -59,7 +59,7 @@ func TestTraceOfEveryOutcome(t *testing.T) {
 	}
 	eventually(t, "all settled", func() bool { return w.settled("s") })
 	check("at once")
-	x, err := w.e.EventTrace(t.Context(), "orders", at[6])
+	x, err := w.e.EventTrace(t.Context(), "orders", at[6], nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +113,7 @@ func TestTraceIsOffOrSampled(t *testing.T) {
 	for _, pos := range at {
 		got := w.told("orders", pos)
 		n += len(got)
-		if x, _ := w.e.EventTrace(t.Context(), "orders", pos); x.Traced != (len(got) == 1) {
+		if x, _ := w.e.EventTrace(t.Context(), "orders", pos, nil); x.Traced != (len(got) == 1) {
 			t.Fatalf("%s: traced %t, told %q", pos, x.Traced, got)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
@@ -20,6 +21,8 @@ type backend struct {
 	*backtesting
 	store storage.Store
 	start time.Time
+
+	sealed string // a topic that only the router writes to; "" for none
 }
 
 var _ httpapi.Backend = backend{}
@@ -48,12 +51,56 @@ var _ ws.Backend = socketBackend{}
 
 // OpenTopic opens a reader.
 func (b socketBackend) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (ws.Reader, error) {
-	return b.backend.OpenTopic(ctx, topic, start, filter)
+	r, err := b.backend.OpenTopic(ctx, topic, start, filter)
+	return r, b.unseen(ctx, access.Topic, topic, err)
 }
 
 // OpenSubscription is the same over a subscription's outputs.
 func (b socketBackend) OpenSubscription(ctx context.Context, name string, start event.Start, filter string) (ws.Reader, error) {
-	return b.backend.OpenSubscription(ctx, name, start, filter)
+	r, err := b.backend.OpenSubscription(ctx, name, start, filter)
+	return r, b.unseen(ctx, access.Subscription, name, err)
+}
+
+// Publish stores events.
+func (b socketBackend) Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error {
+	return b.unseen(ctx, access.Topic, topic, b.backend.Publish(ctx, topic, evs, pos))
+}
+
+// Pull leases deliveries.
+func (b socketBackend) Pull(ctx context.Context, name string, max int, wait time.Duration) ([]event.Lease, error) {
+	leases, err := b.backend.Pull(ctx, name, max, wait)
+	return leases, b.unseen(ctx, access.Subscription, name, err)
+}
+
+// Settle settles leases.
+func (b socketBackend) Settle(ctx context.Context, name string, leases []string, how event.Settling) ([]event.Lost, error) {
+	lost, err := b.backend.Settle(ctx, name, leases, how)
+	return lost, b.unseen(ctx, access.Subscription, name, err)
+}
+
+// unseen takes other names out of what a client is told of a name that does not exist.
+func (b socketBackend) unseen(ctx context.Context, k access.Kind, name string, err error) error {
+	return httpapi.Unseen(httpapi.Caller(ctx), k, name, err, b.Has)
+}
+
+// Publish stores events that came from outside.
+func (b backend) Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error {
+	if topic == b.sealed && topic != "" {
+		return refuseSealed(topic)
+	}
+	return b.Engine.Publish(ctx, topic, evs, pos)
+}
+
+// Ask is Publish of one event whose producer waits for a reply.
+func (b backend) Ask(ctx context.Context, topic string, evs []event.Event, pos []event.Position, end <-chan struct{}) (*event.Reply, error) {
+	if topic == b.sealed && topic != "" {
+		return nil, refuseSealed(topic)
+	}
+	return b.Engine.Ask(ctx, topic, evs, pos, end)
+}
+
+func refuseSealed(topic string) error {
+	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is the audit log (--audit-topic): only the router writes to it", topic))
 }
 
 // FunctionLog reads a function's log; the interface wants its own type.

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
@@ -174,7 +175,8 @@ func (d *definitions) Create(ctx context.Context, kind string, doc []byte) ([]by
 	if d.exists(kind, head.Name) {
 		return nil, event.Bad(event.ErrConflict, "name", fmt.Sprintf("%s %q exists; PATCH changes it", strings.TrimSuffix(kind, "s"), head.Name))
 	}
-	return d.set(ctx, kind, head.Name, doc)
+	shown, err := d.set(ctx, kind, head.Name, doc)
+	return shown, d.discreet(access.From(ctx), err)
 }
 
 func (d *definitions) exists(kind, name string) bool {
@@ -196,13 +198,16 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 		return nil, err
 	}
 	next := d.api.clone()
+	if err := d.mayDefine(access.From(ctx), kind, name, doc); err != nil {
+		return nil, err
+	}
 	name = strings.Clone(name) // it may be a request's, and the definition stays
 	next[kind][name] = doc
 	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
 		return nil, strip(kind, name, err)
 	}
 	d.turn(func() { d.api = next })
-	return d.show(kind, name)
+	return d.show(kind, name, access.From(ctx))
 }
 
 func (o owned) clone() owned {
@@ -251,7 +256,7 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 	if err := d.refuseOwned(kind, name); err != nil {
 		return nil, err
 	}
-	if _, err := d.show(kind, name); err != nil {
+	if _, err := d.show(kind, name, access.From(ctx)); err != nil {
 		return nil, err
 	}
 	old := d.api[kind][name]
@@ -266,7 +271,8 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 	if err != nil {
 		return nil, err
 	}
-	return d.set(ctx, kind, name, doc)
+	shown, err := d.set(ctx, kind, name, doc)
+	return shown, d.discreet(access.From(ctx), err)
 }
 
 // Delete removes a definition of the API's; a topic with its events.
@@ -276,17 +282,18 @@ func (d *definitions) Delete(ctx context.Context, kind, name string) error {
 	if err := d.refuseOwned(kind, name); err != nil {
 		return err
 	}
-	if _, err := d.show(kind, name); err != nil {
+	p := access.From(ctx)
+	if _, err := d.show(kind, name, p); err != nil {
 		return err
 	}
 	next := d.api.clone()
 	delete(next[kind], name)
 	if kind == kindTopics {
 		if err := d.eng.DeleteTopic(ctx, name, engine.Define(kind, name, nil)); err != nil {
-			return err
+			return d.discreet(p, err)
 		}
 	} else if err := d.apply(ctx, d.file, next, engine.Define(kind, name, nil)); err != nil {
-		return err
+		return d.discreet(p, err)
 	}
 	d.turn(func() { d.api = next })
 	return nil
@@ -331,6 +338,11 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 			delete(sent, "module")
 		}
 		maps.Copy(settings, sent)
+		if sent["wasm"] != nil {
+			if err := d.mayRun(access.From(ctx), settings); err != nil {
+				return nil, err
+			}
+		}
 		if settings["wasm"] == nil {
 			return nil, event.Invalid("module", "missing: push the module first as application/wasm, or name it by digest, sha256:…")
 		}
@@ -359,9 +371,10 @@ func (d *definitions) setFunction(ctx context.Context, name string, doc []byte) 
 		return nil, err
 	}
 	if bytes.Equal(doc, d.api[kindFunctions][name]) {
-		return d.show(kindFunctions, name)
+		return d.show(kindFunctions, name, access.From(ctx))
 	}
-	return d.set(ctx, kindFunctions, name, doc)
+	shown, err := d.set(ctx, kindFunctions, name, doc)
+	return shown, d.discreet(access.From(ctx), err)
 }
 
 // Rollback puts a version of a function in force that was before: the one that to names, which may be

@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/storage"
 )
@@ -26,6 +27,7 @@ type metrics struct {
 	engine    func() *engine.Engine
 	store     func() storage.Stats
 	streams   func() streamStats
+	callers   func() []access.Refusal // refused, by reason
 	rules     func() (counts loadCounts, state rulesState, ok bool)
 	revision  func() (id, source string) // of the rules; set with rules
 	refusals  func() map[string]uint64   // of targets, by reason
@@ -148,6 +150,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectStreams(out)
 	m.collectRules(out)
 	m.collectEgress(out)
+	m.collectCallers(out)
 	collectSchedules(e, out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {

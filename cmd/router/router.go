@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
@@ -34,6 +36,8 @@ type routerOptions struct {
 	data        string
 	listen      string
 	token       string
+	accessFile  string // the policy; "" for none
+	auditTopic  string // "" for none
 	insecure    bool
 	egress      string // file of the policy of targets; "" for none
 	private     bool   // targets on loopback and private networks are allowed
@@ -60,6 +64,7 @@ type router struct {
 	dialer *egress.Dialer
 	http   *httpapi.Server
 	ws     *ws.Server
+	guard  *guard
 	ln     net.Listener
 }
 
@@ -122,12 +127,25 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err := r.defs.open(ctx); err != nil {
 		return r, err
 	}
-	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now()}
-	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Log: o.log}); err != nil {
+	if r.guard, err = openGuard(ctx, o, r.engine, dialer); err != nil {
+		return r, err
+	}
+	m.callers = r.guard.Refusals
+	if o.auditTopic != "" && !r.defs.Has(access.Topic, o.auditTopic) {
+		doc, err := json.Marshal(map[string]any{"name": o.auditTopic, "retain": map[string]string{"age": auditAge}})
+		if err == nil {
+			_, err = r.defs.Create(ctx, kindTopics, doc)
+		}
+		if err != nil {
+			return r, fmt.Errorf("--audit-topic: %w", err)
+		}
+	}
+	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic}
+	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Log: o.log}); err != nil {
 		return r, err
 	}
 	if r.http, err = httpapi.New(httpapi.Options{
-		Backend: b, Token: o.token, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
+		Backend: b, Guard: r.guard.Guard, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
 		Mounts: mounts(r.ws),
 	}); err != nil {
@@ -141,7 +159,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 // mounts are the protocols beside HTTP's own on the one listener.
 func mounts(sockets *ws.Server) []httpapi.Mount {
 	return []httpapi.Mount{
-		{Method: "GET", Path: "/v1/ws", Stream: true, Serve: sockets.Serve},
+		{Method: "GET", Path: "/v1/ws", Stream: true, In: httpapi.Known, Serve: sockets.Serve},
 	}
 }
 
@@ -182,6 +200,12 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 		defer signal.Stop(again)
 		g.Go(func() error {
 			r.policy.watch(serving, r.dialer, again, cmp.Or(r.o.look, time.Second), r.o.log)
+			return nil
+		})
+	}
+	if a := r.guard.audit; a != nil {
+		g.Go(func() error {
+			a.run(serving)
 			return nil
 		})
 	}

@@ -51,6 +51,7 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 	f.StringArrayVar(&o.corsOrigins, "cors-origin", nil, "allow pages of this `origin` to call; may be repeated")
 	f.StringArrayVar(&o.hosts, "host", nil, "allow this `name` in the Host header; may be repeated")
 	f.BoolVar(&o.insecure, "insecure", false, "listen beyond loopback without a token")
+	f.StringVar(&o.auditTopic, "audit-topic", "", "store refusals and changes as events in this `topic` as well; only the router writes to it")
 	f.BoolVar(&o.acceptClock, "accept-clock", false, "believe a wall clock that has moved on by more than a year")
 	f.StringVar(&profile, "cpuprofile", "", "write a CPU profile to `file` until the router ends")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
@@ -149,6 +150,6 @@ func (p *program) serve(cmd *cobra.Command, o routerOptions) error {
 		rulesText = "none; topics and subscriptions are made over the API"
 	}
 	limits := fmt.Sprintf("%s an event, %s a request, %d events a request", sizeText(1<<20), sizeText(16<<20), 10_000)
-	fmt.Fprintf(p.stdout, "rules   %s\ndata    %s\nmemory  %s\nlimits  %s\nlisten  http://%s\n", rulesText, o.data, o.memory, limits, r.ln.Addr())
+	fmt.Fprintf(p.stdout, "rules   %s\ndata    %s\nmemory  %s\nlimits  %s\naccess  %s\nlisten  http://%s\n", rulesText, o.data, o.memory, limits, r.guard.state(), r.ln.Addr())
 	return r.run(cmd.Context(), hangup)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/rules"
@@ -30,8 +31,8 @@ type partitionState struct {
 	Bytes    int64  `json:"bytes"`
 }
 
-func (d *definitions) topicDoc(t engine.TopicInfo) (map[string]any, error) {
-	state := topicState{Incarnation: t.Incarnation, Subscriptions: append([]string{}, t.Subscriptions...)}
+func (d *definitions) topicDoc(t engine.TopicInfo, p *access.Principal) (map[string]any, error) {
+	state := topicState{Incarnation: t.Incarnation, Subscriptions: visible(p, t.Subscriptions)}
 	for _, p := range t.Partition {
 		state.Events += p.Next - p.Head
 		state.Bytes += p.Bytes
@@ -221,20 +222,20 @@ func (d *definitions) ownerText(kind, name string) string {
 }
 
 // Show returns one definition with its state.
-func (d *definitions) Show(_ context.Context, kind, name string) ([]byte, error) {
+func (d *definitions) Show(ctx context.Context, kind, name string) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.show(kind, name)
+	return d.show(kind, name, access.From(ctx))
 }
 
-func (d *definitions) show(kind, name string) ([]byte, error) {
+func (d *definitions) show(kind, name string, p *access.Principal) ([]byte, error) {
 	var doc any
 	var err error
 	switch kind {
 	case kindTopics:
 		var t engine.TopicInfo
 		if t, err = d.eng.Topic(name); err == nil {
-			doc, err = d.topicDoc(t)
+			doc, err = d.topicDoc(t, p)
 		}
 	case kindSubscriptions:
 		var s engine.SubscriptionInfo
@@ -253,23 +254,26 @@ func (d *definitions) show(kind, name string) ([]byte, error) {
 	return json.Marshal(doc)
 }
 
-// List returns all definitions of a kind with their state, by name.
-func (d *definitions) List(_ context.Context, kind string) ([]byte, error) {
+// List returns all definitions of a kind that who asks may see, with their state, by name.
+func (d *definitions) List(ctx context.Context, kind string) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	all, err := d.list(kind)
+	all, err := d.list(kind, access.From(ctx))
 	if err != nil {
 		return nil, err
 	}
 	return json.Marshal(all)
 }
 
-func (d *definitions) list(kind string) ([]any, error) {
+func (d *definitions) list(kind string, p *access.Principal) ([]any, error) {
 	all := []any{}
 	switch kind {
 	case kindTopics:
 		for _, t := range d.eng.Topics() {
-			doc, err := d.topicDoc(t)
+			if !p.Sees(access.Topic, t.Name) {
+				continue
+			}
+			doc, err := d.topicDoc(t, p)
 			if err != nil {
 				return nil, err
 			}
@@ -277,6 +281,9 @@ func (d *definitions) list(kind string) ([]any, error) {
 		}
 	case kindSubscriptions:
 		for _, s := range d.eng.Subscriptions() {
+			if !p.Sees(access.Subscription, s.Name) {
+				continue
+			}
 			doc, err := d.subscriptionDoc(s)
 			if err != nil {
 				return nil, err
@@ -285,14 +292,16 @@ func (d *definitions) list(kind string) ([]any, error) {
 		}
 	default:
 		for _, f := range d.eng.Functions() {
-			all = append(all, d.functionDoc(f))
+			if p.Sees(access.Function, f.Name) {
+				all = append(all, d.functionDoc(f))
+			}
 		}
 	}
 	return all, nil
 }
 
 // Rules returns everything in force, as one document, with the revision of the rules file.
-func (d *definitions) Rules(context.Context) ([]byte, error) {
+func (d *definitions) Rules(ctx context.Context) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	doc := map[string]any{"version": 1, "revision": ""}
@@ -300,7 +309,7 @@ func (d *definitions) Rules(context.Context) ([]byte, error) {
 		doc["revision"] = d.file.Revision
 	}
 	for _, kind := range []string{kindTopics, kindFunctions, kindSubscriptions} {
-		all, err := d.list(kind)
+		all, err := d.list(kind, access.From(ctx))
 		if err != nil {
 			return nil, err
 		}

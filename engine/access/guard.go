@@ -31,7 +31,7 @@ type Options struct {
 	HTTP  func(ctx context.Context, url string, max int64) ([]byte, error)
 	Audit func(AuditEntry) // told of refusals and changes, from several goroutines; must return at once
 	Now   func() time.Time // nil: time.Now
-	Off   bool             // everything is allowed, to the principal "anyone"
+	Off   bool             // everything is allowed, to the principal "anyone", for as long as there is no key
 }
 
 // A Guard authenticates. All methods are safe for concurrent use.
@@ -73,8 +73,12 @@ func New(o Options) (*Guard, error) {
 	return g, nil
 }
 
-// Off reports whether nothing is guarded.
-func (g *Guard) Off() bool { return g.o.Off }
+// Off reports whether nothing is guarded now.
+func (g *Guard) Off() bool { return g.o.Off && len(*g.keys.byID.Load()) == 0 }
+
+// ByKeysAlone reports whether nothing but keys guards: the first one turns the guard on, and nobody could make others if
+// there were keys and none of an admin.
+func (g *Guard) ByKeysAlone() bool { return g.o.Off }
 
 // SetPolicy puts p in force, nil for the built-in roles alone. Whoever is connected is Ended and comes in again.
 func (g *Guard) SetPolicy(p *Policy) error {
@@ -94,7 +98,7 @@ func (g *Guard) SetPolicy(p *Policy) error {
 // bearer token that is not good is refused whatever the certificate says. A key and a token seen before cost no
 // allocation and take no lock.
 func (g *Guard) Authenticate(ctx context.Context, c Credentials) (*Principal, error) {
-	if g.o.Off {
+	if g.Off() {
 		return g.anyone, nil
 	}
 	p, err := g.authenticate(ctx, c)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -51,7 +52,7 @@ func (c *call) members(v any) error {
 
 func list(kind string) func(*call) error {
 	return func(c *call) error {
-		docs, err := c.s.o.Backend.List(c.s.work, kind)
+		docs, err := c.s.o.Backend.List(c.context(), kind)
 		if err != nil {
 			return err
 		}
@@ -65,18 +66,24 @@ func list(kind string) func(*call) error {
 
 func show(kind string) func(*call) error {
 	return func(c *call) error {
-		doc, err := c.s.o.Backend.Show(c.s.work, kind, c.params[0])
+		doc, err := c.s.o.Backend.Show(c.context(), kind, c.params[0])
 		return c.shown(fasthttp.StatusOK, doc, err)
 	}
 }
 
-func create(kind string) func(*call) error {
+func create(kind string, of access.Kind) func(*call) error {
 	return func(c *call) error {
 		doc, err := c.document()
 		if err != nil {
 			return err
 		}
-		shown, err := c.s.o.Backend.Create(c.s.work, kind, doc)
+		var head struct{ Name string }
+		if err := json.Unmarshal(doc, &head); err == nil && event.CheckName(of.String(), head.Name) == nil { // else the backend says what is wrong
+			if err := c.mayMake(of, head.Name); err != nil {
+				return err
+			}
+		}
+		shown, err := c.s.o.Backend.Create(c.context(), kind, doc)
 		if err != nil {
 			return err
 		}
@@ -94,14 +101,14 @@ func change(kind string) func(*call) error {
 		if err != nil {
 			return err
 		}
-		shown, err := c.s.o.Backend.Change(c.s.work, kind, strings.Clone(c.params[0]), patch)
+		shown, err := c.s.o.Backend.Change(c.context(), kind, strings.Clone(c.params[0]), patch)
 		return c.shown(fasthttp.StatusOK, shown, err)
 	}
 }
 
 func remove(kind string) func(*call) error {
 	return func(c *call) error {
-		if err := c.s.o.Backend.Delete(c.s.work, kind, strings.Clone(c.params[0])); err != nil {
+		if err := c.s.o.Backend.Delete(c.context(), kind, strings.Clone(c.params[0])); err != nil {
 			return err
 		}
 		return c.empty()
@@ -131,7 +138,7 @@ func (c *call) pushFunction() error {
 	if err != nil {
 		return err
 	}
-	shown, err := c.s.o.Backend.PushFunction(c.s.work, strings.Clone(c.params[0]), kind, bytes.Clone(body))
+	shown, err := c.s.o.Backend.PushFunction(c.context(), strings.Clone(c.params[0]), kind, bytes.Clone(body))
 	return c.shown(fasthttp.StatusOK, shown, err)
 }
 
@@ -185,7 +192,7 @@ func (c *call) resume() error {
 // rules is GET /v1/rules.
 func (c *call) rules() error {
 	is := c.s.o.Backend.RulesRevision() // before: of a revision that is older than the document nothing can be applied to
-	doc, err := c.s.o.Backend.Rules(c.s.work)
+	doc, err := c.s.o.Backend.Rules(c.context())
 	if err == nil {
 		c.tagRevision(is)
 	}
@@ -219,13 +226,13 @@ func (c *call) metrics() error {
 	return nil
 }
 
-// readyz is GET /readyz: whether traffic should come here. Details are for those who show the token.
+// readyz is GET /readyz: whether traffic should come here. Details, which have names, are for those who may see everything.
 func (c *call) readyz() error {
 	doc, err := c.s.o.Backend.Ready(c.s.work)
 	if c.s.draining() {
 		err = errDraining
 	}
-	if c.checkToken(&c.ctx.Request.Header) != nil {
+	if c.authenticate(&c.ctx.Request.Header) != nil || c.principal.Check(access.Admin, access.Router, "") != nil {
 		doc = nil
 	}
 	if err != nil {

@@ -29,7 +29,7 @@ func (quiet) Publish(ctx context.Context, topic string, evs []event.Event, pos [
 
 func handlerOf(tb testing.TB, send string) func() {
 	tb.Helper()
-	s, err := New(Options{Backend: quiet{newFake("orders")}, Token: "secret"})
+	s, err := New(Options{Backend: quiet{newFake("orders")}, Guard: tokenGuard(tb, "secret")})
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -117,7 +118,12 @@ type Puller interface {
 
 // Definitions shows and changes topics, subscriptions and functions. Kind is "topics", "subscriptions" or
 // "functions"; documents are JSON, key for key as in rules files, plus "name" and read-only state.
+//
+// Contexts carry who asks (access.From): what he may not see is not listed, and of what a definition names he must be
+// allowed to do what it makes of it.
 type Definitions interface {
+	// Has says whether something exists.
+	Has(kind access.Kind, name string) bool
 	List(ctx context.Context, kind string) ([]byte, error) // a JSON array
 	Show(ctx context.Context, kind, name string) ([]byte, error)
 	Create(ctx context.Context, kind string, doc []byte) (shown []byte, err error)

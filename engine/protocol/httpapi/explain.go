@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -12,8 +13,9 @@ import (
 type Explainer interface {
 	// Explain is about one event at one subscription. Functions may run for it.
 	Explain(ctx context.Context, subscription, topic string, pos event.Position) (*event.Explained, error)
-	// EventTrace is about one event at all subscriptions of its topic.
-	EventTrace(ctx context.Context, topic string, pos event.Position) (*event.EventTrace, error)
+	// EventTrace is about one event at those subscriptions of its topic that sees reports true for; nil is all, those
+	// that were removed as well.
+	EventTrace(ctx context.Context, topic string, pos event.Position, sees func(subscription string) bool) (*event.EventTrace, error)
 }
 
 // explain is GET /v1/subscriptions/{name}/explain.
@@ -30,7 +32,14 @@ func (c *call) explain() error {
 	if err != nil {
 		return event.Invalid("?event", err.Error())
 	}
-	x, err := c.s.o.Backend.Explain(c.s.work, strings.Clone(c.params[0]), topic, pos)
+	sub := strings.Clone(c.params[0])
+	if err := c.may(access.Read, access.Topic, topic); err != nil {
+		return err
+	}
+	if !c.s.o.Backend.Has(access.Subscription, sub) { // else the topic is what may be missing
+		c.kind, c.name = access.Subscription, sub
+	}
+	x, err := c.s.o.Backend.Explain(c.s.work, sub, topic, pos)
 	if err != nil {
 		return err
 	}
@@ -43,7 +52,11 @@ func (c *call) trace() error {
 	if err != nil {
 		return event.Invalid("path", err.Error())
 	}
-	x, err := c.s.o.Backend.EventTrace(c.s.work, strings.Clone(c.params[0]), pos)
+	var sees func(string) bool
+	if p := c.principal; !p.Everything() {
+		sees = func(name string) bool { return p.Sees(access.Subscription, name) }
+	}
+	x, err := c.s.o.Backend.EventTrace(c.s.work, strings.Clone(c.params[0]), pos, sees)
 	if err != nil {
 		return err
 	}

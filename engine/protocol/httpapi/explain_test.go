@@ -30,7 +30,7 @@ func (fakeExplains) Explain(_ context.Context, sub, topic string, pos event.Posi
 		Tries:    []event.Tried{{At: due, Verdict: "retry", Attempt: 1, Code: 503, Error: "no", Due: &due}}, TriesFrom: "trace"}, nil
 }
 
-func (fakeExplains) EventTrace(_ context.Context, topic string, pos event.Position) (*event.EventTrace, error) {
+func (fakeExplains) EventTrace(_ context.Context, topic string, pos event.Position, _ func(string) bool) (*event.EventTrace, error) {
 	if topic != "orders" {
 		return nil, event.Bad(event.ErrNotFound, "topic", "a fake has orders only")
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -310,4 +311,10 @@ func (f *fake) Resume(ctx context.Context, sub string) error {
 
 func (f *fake) Ready(ctx context.Context) ([]byte, error) {
 	return []byte(`{"status":"a fake"}`), f.notWell
+}
+
+func (f *fake) Has(kind access.Kind, name string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.topics[name] != nil || f.docs[kind.String()+"s"][name] != nil
 }

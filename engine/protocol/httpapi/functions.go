@@ -20,7 +20,7 @@ func (c *call) rollback() error {
 	if err := c.members(&in); err != nil {
 		return err
 	}
-	shown, err := c.s.o.Backend.Rollback(c.s.work, strings.Clone(c.params[0]), in.To)
+	shown, err := c.s.o.Backend.Rollback(c.context(), strings.Clone(c.params[0]), in.To)
 	return c.shown(fasthttp.StatusOK, shown, err)
 }
 

@@ -2,8 +2,6 @@ package httpapi
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"crypto/subtle"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -294,37 +292,6 @@ func (s *Server) allowsOrigin(o string) bool {
 	return false
 }
 
-// authorized compares in constant time: of digests, so that not even the length of the token shows.
-func (s *Server) authorized(presented string) bool {
-	sum := sha256.Sum256(unsafe.Slice(unsafe.StringData(presented), len(presented)))
-	return subtle.ConstantTimeCompare(sum[:], s.token[:]) == 1
-}
-
-// checkToken asks for the token where one is set. A stream may carry it in the query, because browsers'
-// EventSource sends no headers.
-func (c *call) checkToken(h *fasthttp.RequestHeader) error {
-	if c.s.o.Token == "" {
-		return nil
-	}
-	const scheme = "bearer "
-	how := "send Authorization: Bearer <token>, the token being the router's MILLRACE_TOKEN"
-	if a := c.h.auth; len(a) > len(scheme) && strings.EqualFold(a[:len(scheme)], scheme) {
-		if c.s.authorized(strings.TrimLeft(a[len(scheme):], " ")) {
-			return nil
-		}
-	} else if c.route != nil && c.route.stream {
-		how += ", or ?access_token=<token>"
-		if _, q, ok := bytes.Cut(h.RequestURI(), []byte("?")); ok && a == "" {
-			var args fasthttp.Args
-			args.ParseBytes(q)
-			if t := args.Peek("access_token"); len(t) > 0 && c.s.authorized(borrow(t)) {
-				return nil
-			}
-		}
-	}
-	return refuse(fasthttp.StatusUnauthorized, "%s", how).with("WWW-Authenticate", `Bearer realm="millrace"`)
-}
-
 // headerReceived runs before a body is read. A small body is in memory already and is judged with the
 // rest; for a large one a request that will be refused is cut before its body, so that nothing is
 // allocated for what nobody will read.
@@ -356,7 +323,7 @@ func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
 	if err = c.find(h); err == nil && size > int64(s.o.Limits.Body) {
 		err = bodyTooLarge(s.o.Limits.Body)
 	}
-	if err == nil && s.draining() && (c.route == nil || !c.route.open) {
+	if err == nil && s.draining() && (c.route == nil || c.route.in != Anyone) {
 		err = errDraining
 	}
 	if err != nil && (c.h.encoding > 0 || size > int64(s.o.HeaderBytes)) {

@@ -194,7 +194,7 @@ func TestSlowClientsGet408(t *testing.T) {
 // TestRefusedBeforeItsBodyIsRead sends 32 MiB that nobody wants: the answer comes, and nothing is
 // allocated for them.
 func TestRefusedBeforeItsBodyIsRead(t *testing.T) {
-	_, base := serve(t, Options{Backend: newFake("orders"), Token: "secret"})
+	_, base := serve(t, Options{Backend: newFake("orders"), Guard: tokenGuard(t, "secret")})
 	for _, tt := range []struct {
 		headers string
 		length  int
@@ -254,7 +254,7 @@ func TestBombs(t *testing.T) {
 
 func TestOriginHostToken(t *testing.T) {
 	f := newFake("orders")
-	_, base := serve(t, Options{Backend: f, Token: "se-cret", CORSOrigins: []string{"https://app.example.com"}, Hosts: []string{"router.example"}})
+	_, base := serve(t, Options{Backend: f, Guard: tokenGuard(t, "se-cret"), CORSOrigins: []string{"https://app.example.com"}, Hosts: []string{"router.example"}})
 	bearer := []string{"Authorization", "Bearer se-cret"}
 	for _, tt := range []struct {
 		name, method, path string
@@ -358,13 +358,13 @@ func TestListenBeyondLoopback(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "MILLRACE_TOKEN") || !strings.Contains(err.Error(), "--insecure") {
 		t.Errorf("%v", err)
 	}
-	if err := try(Options{Token: "x"}); err != nil {
+	if err := try(Options{Guard: tokenGuard(t, "x")}); err != nil {
 		t.Error(err)
 	}
 	if err := try(Options{Insecure: true}); err != nil {
 		t.Error(err)
 	}
-	for _, o := range []Options{{}, {Backend: newFake(), Token: "a b"}, {Backend: newFake(), CORSOrigins: []string{"example.com"}}, {Backend: newFake(), HeaderBytes: 5}} {
+	for _, o := range []Options{{}, {Backend: newFake(), CORSOrigins: []string{"example.com"}}, {Backend: newFake(), HeaderBytes: 5}} {
 		if _, err := New(o); err == nil {
 			t.Errorf("%+v was taken", o)
 		}

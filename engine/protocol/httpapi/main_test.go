@@ -8,7 +8,19 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/millrace/millrace/engine/access"
 )
+
+// tokenGuard is a guard that knows one token.
+func tokenGuard(tb testing.TB, token string) *access.Guard {
+	tb.Helper()
+	g, err := access.New(access.Options{Token: token})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return g
+}
 
 // serve starts a server on loopback and returns its URL. It is shut down with the test.
 func serve(t *testing.T, o Options) (*Server, string) {

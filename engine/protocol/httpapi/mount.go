@@ -7,18 +7,24 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
 
 // A Mount is a call that another package answers: a protocol beside this one, on the same listener and behind the same
-// checks of framing, Host, Origin, token and query.
+// checks of framing, Host, Origin, caller and query.
 type Mount struct {
 	Method, Path string   // GET answers HEAD too; {name} stands for one segment
 	Query        []string // the parameters it acts on; others are refused
 	// Stream says that the call takes its connection over, as browsers do without headers of their own: the token
 	// may come as ?access_token=.
 	Stream bool
+	// What it asks of its caller, as every route says: Of and May where In is not Anyone or Known. Of a connection that
+	// was taken over Caller says who is there, now and later.
+	May access.Action
+	Of  access.Kind
+	In  Where
 	// Serve answers. An error is answered as a problem document (see ProblemOf). take, which only a Stream may call
 	// and as the last thing, leaves HTTP: no response is sent, and serve gets the connection until it returns. Its
 	// context ends when the router begins to drain; ahead is what the client sent behind its request
@@ -30,7 +36,7 @@ type Mount struct {
 func mounted(mounts []Mount) []*route {
 	rs := make([]*route, 0, len(mounts))
 	for _, m := range mounts {
-		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, stream: m.Stream, handle: func(c *call) error {
+		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, stream: m.Stream, needs: needs{may: m.May, of: m.Of, in: m.In}, handle: func(c *call) error {
 			return m.Serve(c.ctx, func(serve func(context.Context, net.Conn, []byte)) error {
 				return c.takeOver(&takeover{serve: serve, never: func() {}})
 			})
@@ -65,7 +71,7 @@ func (c *call) takeOver(t *takeover) error {
 		t.never()
 		return fmt.Errorf("take over: the connection is a %T, not this server's", c.ctx.Conn())
 	}
-	s := c.s
+	s, se := c.s, c.session()
 	if err := s.roomForStream(); err != nil {
 		t.never()
 		return err
@@ -93,7 +99,9 @@ func (c *call) takeOver(t *takeover) error {
 					s.o.Log.Error("panic on a connection that was taken over", "panic", p, "stack", string(debug.Stack()))
 				}
 			}()
-			t.serve(s.wait, nc, ahead)
+			ctx, stop := se.hold(s.wait)
+			defer stop()
+			t.serve(ctx, nc, ahead)
 		}()
 	})
 	return nil

@@ -20,7 +20,7 @@ import (
 func TestMountsAreBehindTheChecks(t *testing.T) {
 	reached := 0
 	taken := make(chan []byte, 1)
-	mount := Mount{Method: "GET", Path: "/v1/mounted", Query: []string{"q"}, Stream: true,
+	mount := Mount{Method: "GET", Path: "/v1/mounted", Query: []string{"q"}, Stream: true, In: Known,
 		Serve: func(ctx *fasthttp.RequestCtx, take func(func(context.Context, net.Conn, []byte)) error) error {
 			reached++
 			if string(ctx.QueryArgs().Peek("q")) == "bad" {
@@ -33,7 +33,7 @@ func TestMountsAreBehindTheChecks(t *testing.T) {
 				fmt.Fprint(nc, "drained\n")
 			})
 		}}
-	s, base := serve(t, Options{Backend: newFake(), Token: "secret", Mounts: []Mount{mount}, DrainGrace: 50 * time.Millisecond})
+	s, base := serve(t, Options{Backend: newFake(), Guard: tokenGuard(t, "secret"), Mounts: []Mount{mount}, DrainGrace: 50 * time.Millisecond})
 	addr := strings.TrimPrefix(base, "http://")
 	ask := func(head string) (net.Conn, *bufio.Reader) {
 		nc, err := net.Dial("tcp", addr)

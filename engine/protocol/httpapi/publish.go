@@ -1,10 +1,12 @@
 package httpapi
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/tidwall/gjson"
 	"github.com/valyala/fasthttp"
@@ -139,6 +141,9 @@ func (c *call) publishShort() error {
 		return event.Invalid("payload", "is missing; give the event's data as any JSON, null included")
 	}
 	if err := event.CheckName("topic", topic); err != nil {
+		return err
+	}
+	if err := c.may(access.Publish, access.Topic, topic); err != nil {
 		return err
 	}
 	e.DataContentType = "application/json"
@@ -281,6 +286,7 @@ func (c *call) dryRun(topic string) error {
 		Events []one `json:"events"`
 	}{true, make([]one, len(matches))}
 	for i, m := range matches {
+		m = slices.DeleteFunc(m, func(x event.Match) bool { return !c.principal.Sees(access.Subscription, x.Subscription) })
 		if m == nil {
 			m = []event.Match{}
 		}

@@ -64,12 +64,13 @@ func (c *call) lease(name string, max int, wait time.Duration) ([]event.Lease, e
 		ctx, stop := c.attended(wait)
 		leases, err = c.s.o.Backend.Pull(ctx, name, max, wait)
 		stop()
-		if nc, ok := c.ctx.Conn().(*conn); ok && len(leases) > 0 && hungUp(nc.Conn) {
+		revoked := c.still()
+		if nc, ok := c.ctx.Conn().(*conn); len(leases) > 0 && (revoked != nil || ok && hungUp(nc.Conn)) {
 			ids := make([]string, len(leases))
 			for i := range leases {
 				ids[i] = leases[i].ID
 			}
-			return nil, c.s.o.Backend.Unpull(name, ids)
+			return nil, errors.Join(revoked, c.s.o.Backend.Unpull(name, ids))
 		}
 	}
 	switch {

@@ -63,6 +63,9 @@ func (c *call) poll() error {
 				break
 			}
 			if rec, err = c.next1(r, left); err == nil {
+				if err = c.still(); err != nil {
+					return err
+				}
 				add(rec)
 				continue
 			}

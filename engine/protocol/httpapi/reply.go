@@ -101,6 +101,9 @@ func (c *call) readReply() error {
 	end, stop := c.waiting(wait)
 	defer stop()
 	reply, err := c.s.o.Backend.Reply(c.s.work, c.params[0], pos, end)
+	if err == nil && wait > 0 {
+		err = c.still()
+	}
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -15,9 +16,9 @@ type route struct {
 	method string
 	path   string // {topic} and the like stand for one segment
 	handle func(*call) error
-	open   bool // no token, and answered while draining
 	stream bool // takes ?access_token=
 	query  []string
+	needs
 }
 
 // routes is every route of this build. GET answers HEAD too.
@@ -25,56 +26,61 @@ func routes() []*route {
 	publish := []string{"id", "type", "subject", "key", "types", "dryRun"}
 	stream := []string{"after", "since", "filter", "event"}
 	rs := []*route{
-		{method: "POST", path: "/v1/topics/{topic}/events", handle: (*call).publish, query: publish},
-		{method: "GET", path: "/v1/topics/{topic}/events", handle: (*call).poll, query: []string{"after", "since", "limit", "filter", "wait"}},
-		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one},
-		{method: "GET", path: "/v1/topics/{topic}/events/{position}/reply", handle: (*call).readReply, query: []string{"wait"}},
-		{method: "GET", path: "/v1/topics/{topic}/events/{position}/trace", handle: (*call).trace},
-		{method: "GET", path: "/v1/subscriptions/{name}/explain", handle: (*call).explain, query: []string{"event"}},
-		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true},
-		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}},
-		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true},
-		{method: "POST", path: "/v1/subscriptions/{name}/pull", handle: (*call).pull},
-		{method: "POST", path: "/v1/subscriptions/{name}/ack", handle: (*call).ack},
-		{method: "POST", path: "/v1/subscriptions/{name}/nack", handle: (*call).nack},
-		{method: "POST", path: "/v1/subscriptions/{name}/extend", handle: (*call).extend},
-		{method: "POST", path: "/v1/subscriptions/{name}/seek", handle: (*call).seek},
-		{method: "POST", path: "/v1/subscriptions/{name}/pause", handle: (*call).pause},
-		{method: "POST", path: "/v1/subscriptions/{name}/resume", handle: (*call).resume},
-		{method: "GET", path: "/v1/subscriptions/{name}/deadletters", handle: (*call).deadLetters, query: []string{"limit", "after", "filter", "since", "before", "topic"}},
-		{method: "POST", path: "/v1/subscriptions/{name}/redrive", handle: (*call).redrive},
-		{method: "POST", path: "/v1/subscriptions/{name}/purge", handle: (*call).purge},
-		{method: "POST", path: "/v1/subscriptions/{name}/replay", handle: (*call).replay},
-		{method: "GET", path: "/v1/subscriptions/{name}/replay", handle: (*call).readReplay},
-		{method: "DELETE", path: "/v1/subscriptions/{name}/replay", handle: (*call).cancelReplay},
-		{method: "GET", path: "/v1/schedules", handle: (*call).schedules},
-		{method: "GET", path: "/v1/functions", handle: list("functions")},
-		{method: "GET", path: "/v1/functions/{name}", handle: show("functions")},
-		{method: "PUT", path: "/v1/functions/{name}", handle: (*call).pushFunction},
-		{method: "DELETE", path: "/v1/functions/{name}", handle: remove("functions")},
-		{method: "POST", path: "/v1/functions/{name}/rollback", handle: (*call).rollback},
-		{method: "GET", path: "/v1/functions/{name}/logs", handle: (*call).functionLogs, query: []string{"follow", "limit"}},
-		{method: "GET", path: "/v1/subscriptions/{name}/shadow", handle: (*call).shadow},
-		{method: "POST", path: "/v1/functions/{name}/invoke", handle: (*call).invoke, query: []string{"version", "id", "type", "subject", "key"}},
-		{method: "GET", path: "/v1/rules", handle: (*call).rules},
-		{method: "PUT", path: "/v1/rules", handle: (*call).applyRules, query: []string{"author", "message", "undelivered"}},
-		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules},
-		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "examples", "budget", "before"}},
-		{method: "POST", path: "/v1/rules/diff", handle: (*call).diffRules},
-		{method: "GET", path: "/v1/rules/revisions", handle: (*call).rulesRevisions},
-		{method: "POST", path: "/v1/rules/rollback", handle: (*call).rollbackRules, query: []string{"author", "message", "undelivered"}},
-		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi},
-		{method: "GET", path: "/healthz", handle: (*call).healthz, open: true},
-		{method: "GET", path: "/readyz", handle: (*call).readyz, open: true},
-		{method: "GET", path: "/metrics", handle: (*call).metrics},
+		{method: "POST", path: "/v1/topics/{topic}/events", handle: (*call).publish, query: publish, needs: needs{may: access.Publish, of: access.Topic, in: InPath}},
+		{method: "GET", path: "/v1/topics/{topic}/events", handle: (*call).poll, query: []string{"after", "since", "limit", "filter", "wait"}, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}/reply", handle: (*call).readReply, query: []string{"wait"}, needs: needs{may: access.Publish, or: access.Read, of: access.Topic, in: InPath}},
+		{method: "GET", path: "/v1/topics/{topic}/events/{position}/trace", handle: (*call).trace, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
+		{method: "GET", path: "/v1/subscriptions/{name}/explain", handle: (*call).explain, query: []string{"event"}, needs: needs{may: access.Read, of: access.Subscription, in: InPath}},
+		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
+		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}, needs: needs{may: access.Publish, of: access.Topic, in: InBody}},
+		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/pull", handle: (*call).pull, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/ack", handle: (*call).ack, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/nack", handle: (*call).nack, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/extend", handle: (*call).extend, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/seek", handle: (*call).seek, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/pause", handle: (*call).pause, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/resume", handle: (*call).resume, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "GET", path: "/v1/subscriptions/{name}/deadletters", handle: (*call).deadLetters, query: []string{"limit", "after", "filter", "since", "before", "topic"}, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/redrive", handle: (*call).redrive, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/purge", handle: (*call).purge, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/subscriptions/{name}/replay", handle: (*call).replay, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "GET", path: "/v1/subscriptions/{name}/replay", handle: (*call).readReplay, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "DELETE", path: "/v1/subscriptions/{name}/replay", handle: (*call).cancelReplay, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
+		{method: "GET", path: "/v1/schedules", handle: (*call).schedules, needs: needs{may: access.Read, of: access.Topic, in: Listed}},
+		{method: "GET", path: "/v1/functions", handle: list("functions"), needs: needs{may: access.Read, of: access.Function, in: Listed}},
+		{method: "GET", path: "/v1/functions/{name}", handle: show("functions"), needs: needs{may: access.Read, of: access.Function, in: InPath}},
+		{method: "PUT", path: "/v1/functions/{name}", handle: (*call).pushFunction, needs: needs{may: access.Deploy, of: access.Function, in: InPath}},
+		{method: "DELETE", path: "/v1/functions/{name}", handle: remove("functions"), needs: needs{may: access.Deploy, of: access.Function, in: InPath}},
+		{method: "POST", path: "/v1/functions/{name}/rollback", handle: (*call).rollback, needs: needs{may: access.Deploy, of: access.Function, in: InPath}},
+		{method: "GET", path: "/v1/functions/{name}/logs", handle: (*call).functionLogs, query: []string{"follow", "limit"}, needs: needs{may: access.Deploy, of: access.Function, in: InPath}},
+		{method: "GET", path: "/v1/subscriptions/{name}/shadow", handle: (*call).shadow, needs: needs{may: access.Read, of: access.Subscription, in: InPath}},
+		{method: "POST", path: "/v1/functions/{name}/invoke", handle: (*call).invoke, query: []string{"version", "id", "type", "subject", "key"}, needs: needs{may: access.Invoke, of: access.Function, in: InPath}},
+		{method: "GET", path: "/v1/rules", handle: (*call).rules, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "PUT", path: "/v1/rules", handle: (*call).applyRules, query: []string{"author", "message", "undelivered"}, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/rules/validate", handle: (*call).validateRules, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/rules/backtest", handle: (*call).backtest, query: []string{"since", "until", "limit", "topics", "subscriptions", "functions", "examples", "budget", "before"}, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/rules/diff", handle: (*call).diffRules, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "GET", path: "/v1/rules/revisions", handle: (*call).rulesRevisions, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/rules/rollback", handle: (*call).rollbackRules, query: []string{"author", "message", "undelivered"}, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi, needs: needs{in: Known}},
+		{method: "GET", path: "/healthz", handle: (*call).healthz, needs: needs{in: Anyone}},
+		{method: "GET", path: "/readyz", handle: (*call).readyz, needs: needs{in: Anyone}},
+		{method: "GET", path: "/metrics", handle: (*call).metrics, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 	}
-	for kind, param := range map[string]string{"topics": "{topic}", "subscriptions": "{name}"} {
+	for _, k := range []struct {
+		kind, param string
+		of          access.Kind
+	}{{"topics", "{topic}", access.Topic}, {"subscriptions", "{name}", access.Subscription}} {
+		to := func(may access.Action, in Where) needs { return needs{may: may, of: k.of, in: in} }
+		all, one := "/v1/"+k.kind, "/v1/"+k.kind+"/"+k.param
 		rs = append(rs,
-			&route{method: "GET", path: "/v1/" + kind, handle: list(kind)},
-			&route{method: "POST", path: "/v1/" + kind, handle: create(kind)},
-			&route{method: "GET", path: "/v1/" + kind + "/" + param, handle: show(kind)},
-			&route{method: "PATCH", path: "/v1/" + kind + "/" + param, handle: change(kind)},
-			&route{method: "DELETE", path: "/v1/" + kind + "/" + param, handle: remove(kind)})
+			&route{method: "GET", path: all, handle: list(k.kind), needs: to(access.Read, Listed)},
+			&route{method: "POST", path: all, handle: create(k.kind, k.of), needs: to(access.Manage, InBody)},
+			&route{method: "GET", path: one, handle: show(k.kind), needs: to(access.Read, InPath)},
+			&route{method: "PATCH", path: one, handle: change(k.kind), needs: to(access.Manage, InPath)},
+			&route{method: "DELETE", path: one, handle: remove(k.kind), needs: to(access.Manage, InPath)})
 	}
 	return rs
 }
@@ -130,6 +136,7 @@ type call struct {
 	allow  string
 	params [2]string // what stands for {…}, decoded
 
+	asking
 	publishing
 }
 
@@ -164,7 +171,7 @@ func (c *call) serve() error {
 	if n, _ := sizeOf(c.h.size); n != int64(len(c.ctx.Request.Body())) && c.h.length > 0 {
 		return badFraming("the body has not the %d bytes that Content-Length says", n)
 	}
-	return c.route.handle(c)
+	return c.unseen(c.route.handle(c))
 }
 
 // closes says whether the connection ends with this request: the client says so in a list that fasthttp reads as one
@@ -241,8 +248,8 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 	if method == "OPTIONS" && (found || path == "*" || path == "/") {
 		return nil
 	}
-	if c.route == nil || !c.route.open {
-		if err := c.checkToken(h); err != nil {
+	if c.route == nil || c.route.in != Anyone {
+		if err := c.authenticate(h); err != nil {
 			return err
 		}
 	}
@@ -251,8 +258,10 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 		return refuse(fasthttp.StatusNotFound, "there is nothing at %.200q in this build; /v1/openapi.json lists what there is", path)
 	case c.route == nil:
 		return refuse(fasthttp.StatusMethodNotAllowed, "%.20q is not a method of %.200q; allowed are %s", method, path, n.allow).with("Allow", n.allow)
+	case bad != nil:
+		return bad
 	}
-	return bad
+	return c.allowed()
 }
 
 // unescape decodes the percent-encoding of a path's segment.
@@ -345,7 +354,7 @@ func (c *call) options() error {
 		h.Set("Access-Control-Max-Age", "600")
 	}
 	// HTTP 1.1 Web Hooks for Event Delivery, 4.
-	if c.h.webHook != "" && strings.Contains(c.allow, "POST") && c.checkToken(&c.ctx.Request.Header) == nil {
+	if c.h.webHook != "" && strings.Contains(c.allow, "POST") && c.authenticate(&c.ctx.Request.Header) == nil {
 		h.Set("WebHook-Allowed-Origin", c.h.webHook)
 		h.Set("WebHook-Allowed-Rate", "*")
 	}

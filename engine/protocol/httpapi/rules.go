@@ -138,7 +138,7 @@ func (c *call) applyRules() error {
 	if err != nil {
 		return err
 	}
-	return c.withBundle(func(b []byte) error { return c.revised(c.s.o.Backend.ApplyRules(c.s.work, b, how)) })
+	return c.withBundle(func(b []byte) error { return c.revised(c.s.o.Backend.ApplyRules(c.context(), b, how)) })
 }
 
 // diffRules is POST /v1/rules/diff.
@@ -167,5 +167,5 @@ func (c *call) rollbackRules() error {
 	if to == "" || to == "null" {
 		return event.Invalid("to", "is missing; want the number or the id of a revision that GET /v1/rules/revisions lists")
 	}
-	return c.revised(c.s.o.Backend.RollbackRules(c.s.work, to, how))
+	return c.revised(c.s.o.Backend.RollbackRules(c.context(), to, how))
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -55,6 +56,9 @@ func (c *call) schedules() error {
 		Schedules []scheduleDoc `json:"schedules"`
 	}{[]scheduleDoc{}}
 	for _, s := range c.s.o.Backend.ScheduleList() {
+		if !c.principal.Sees(access.Topic, s.Topic) {
+			continue
+		}
 		d := scheduleDoc{Name: s.Name, Topic: s.Topic, Cron: s.Cron, Missed: s.Missed.String(), Type: s.Type, Source: s.Source, Subject: s.Subject, Key: s.Key,
 			Data: s.Data, Owner: s.OwnerText, State: scheduleState{Fired: s.Fired, Skipped: s.Skipped, Fault: s.Fault}}
 		if s.Every > 0 {

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -21,9 +21,9 @@ import (
 // Options configure a Server. The zero value of a field means its default.
 type Options struct {
 	Backend Backend
-	// Token is what clients present as "Authorization: Bearer"; "" asks for none, which only a loopback
-	// listener may do unless Insecure is set.
-	Token    string
+	// Guard says who callers are and what they may. One that is off, which nil is as well, lets everybody do everything,
+	// which only a loopback listener may do unless Insecure is set.
+	Guard    *access.Guard
 	Insecure bool
 	// CORSOrigins are the origins ("https://app.example.com") whose pages may call; "*" is all. Pages of
 	// every other origin but the router's own are refused.
@@ -44,6 +44,7 @@ type Options struct {
 	IdleTimeout   time.Duration // between two requests; 120 s
 	WriteTimeout  time.Duration // of an answer, and of one write to a stream; 15 s
 	Heartbeat     time.Duration // between two comments of an idle stream; 15 s
+	Recheck       time.Duration // between two looks whether the reader of a stream may go on; 10 s
 	MaxConns      int           // connections at once, and as many streams; 10,000
 	// DrainGrace is how long Shutdown lets half-sent requests arrive; 2 s.
 	DrainGrace time.Duration
@@ -70,6 +71,7 @@ func (o Options) withDefaults() Options {
 	fill(&o.IdleTimeout, 2*time.Minute)
 	fill(&o.WriteTimeout, 15*time.Second)
 	fill(&o.Heartbeat, 15*time.Second)
+	fill(&o.Recheck, 10*time.Second)
 	fill(&o.DrainGrace, 2*time.Second)
 	if o.HeaderBytes == 0 {
 		o.HeaderBytes = 16 << 10
@@ -84,9 +86,6 @@ func (o Options) validate() error {
 	var errs []error
 	if o.Backend == nil {
 		errs = append(errs, errors.New("options: Backend is missing"))
-	}
-	if strings.ContainsFunc(o.Token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
-		errs = append(errs, errors.New("options: Token has a character that a header cannot carry; use printable ASCII without spaces"))
 	}
 	for _, origin := range o.CORSOrigins {
 		scheme, host, ok := strings.Cut(origin, "://")
@@ -105,8 +104,7 @@ type Server struct {
 	o      Options
 	fh     *fasthttp.Server
 	routes *node
-	token  [sha256.Size]byte // of Options.Token
-	calls  sync.Pool         // *call
+	calls  sync.Pool // *call
 
 	loopback atomic.Bool  // the listener's address is loopback
 	drainAt  atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
@@ -135,9 +133,21 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("httpapi: %w", err)
 	}
-	s := &Server{o: o, token: sha256.Sum256([]byte(o.Token)), conns: map[*conn]struct{}{},
+	if o.Guard == nil {
+		var err error
+		if o.Guard, err = access.New(access.Options{Off: true}); err != nil {
+			return nil, fmt.Errorf("httpapi: %w", err)
+		}
+	}
+	rs := append(routes(), mounted(o.Mounts)...)
+	for _, r := range rs {
+		if err := r.needs.validate(); err != nil {
+			return nil, fmt.Errorf("httpapi: %s %s: %w", r.method, r.path, err)
+		}
+	}
+	s := &Server{o: o, conns: map[*conn]struct{}{},
 		idle: make(chan struct{}), down: make(chan struct{})}
-	s.routes = tree(append(routes(), mounted(o.Mounts)...))
+	s.routes = tree(rs)
 	s.calls.New = func() any { return &call{s: s} }
 	s.work, s.stopWork = context.WithCancel(context.Background())
 	s.wait, s.stopWait = context.WithCancel(s.work)
@@ -171,10 +181,10 @@ func (l fhLogger) Printf(format string, args ...any) { l.log.Debug(fmt.Sprintf(f
 
 // Serve answers on ln until Shutdown has ended or ctx ends, which shuts down with 25 seconds for what is
 // under way. It owns ln. A listener that others than this machine can reach is refused unless there is
-// a token or Insecure says that none is wanted.
+// a token, a key or a policy, or Insecure says that none is wanted.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
 	loopback := isLoopback(ln.Addr())
-	if !loopback && s.o.Token == "" && !s.o.Insecure {
+	if !loopback && s.o.Guard.Off() && !s.o.Insecure {
 		ln.Close()
 		return fmt.Errorf("httpapi: %s can be reached from other machines and no token is set: set MILLRACE_TOKEN, "+
 			"or listen on 127.0.0.1, or say --insecure to serve everybody", ln.Addr())

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -45,6 +46,8 @@ type Reader interface {
 // Options configure a Server. The zero value of a field means its default.
 type Options struct {
 	Backend Backend
+	// May asks whether the client of a socket's context may do something, whenever it is about to; nil: everything.
+	May func(ctx context.Context, a access.Action, k access.Kind, name string) error
 	// Problem tells an error as one JSON object (RFC 9457), and whether it is the router's own fault, to be logged.
 	Problem func(err error) (doc []byte, internal bool)
 	// Render appends an event as structured JSON.
@@ -78,6 +81,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.May == nil {
+		o.May = func(context.Context, access.Action, access.Kind, string) error { return nil }
 	}
 	fill := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

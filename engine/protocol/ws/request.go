@@ -11,6 +11,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/tidwall/gjson"
 )
@@ -244,11 +245,21 @@ func (k *socket) subscribe(ctx context.Context, q *request) (*sub, []byte, error
 	u := &sub{ref: ref, quoted: quote(ref), credit: q.credit, ended: make(chan struct{}), more: make(chan struct{}, 1)}
 	filter := strings.Clone(q.filter)
 	if q.topic != "" {
+		u.kind, u.may, u.name = access.Topic, access.Read, strings.Clone(q.topic)
 		if err = event.CheckName("topic", q.topic); err == nil {
-			u.reader, err = k.s.o.Backend.OpenTopic(ctx, strings.Clone(q.topic), start, filter)
+			err = k.allowed(ctx, u)
 		}
-	} else if err = event.CheckName("subscription", q.subscription); err == nil {
-		u.name = strings.Clone(q.subscription)
+		if err == nil {
+			u.reader, err = k.s.o.Backend.OpenTopic(ctx, u.name, start, filter)
+		}
+	} else {
+		u.kind, u.may, u.name = access.Subscription, access.Consume, strings.Clone(q.subscription)
+		if err = event.CheckName("subscription", q.subscription); err == nil {
+			err = k.allowed(ctx, u)
+		}
+		if err != nil {
+			return nil, nil, err
+		}
 		u.reader, err = k.s.o.Backend.OpenSubscription(ctx, u.name, start, filter)
 		if errors.Is(err, event.ErrConflict) { // not streamed: pulled?
 			u.reader, u.leased = nil, map[string]time.Time{}
@@ -332,6 +343,9 @@ func (k *socket) publish(ctx context.Context, q *request) ([]byte, error) {
 			k.events, k.pos = nil, nil
 		}
 	}()
+	if err := k.s.o.May(ctx, access.Publish, access.Topic, q.topic); err != nil {
+		return nil, err
+	}
 	var err error
 	l := k.s.o.Limits
 	gjson.Parse(q.events).ForEach(func(_, v gjson.Result) bool {

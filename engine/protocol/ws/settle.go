@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -43,6 +44,11 @@ func (k *socket) settle(ctx context.Context, q *request) ([]byte, error) {
 	} else {
 		for _, id := range k.group(q.leases, of) {
 			answer.Lost, answer.Reasons = append(answer.Lost, id), append(answer.Reasons, event.LostUnknown)
+		}
+	}
+	for name := range of {
+		if err := k.s.o.May(ctx, access.Consume, access.Subscription, name); err != nil {
+			return nil, err
 		}
 	}
 	for name, leases := range of {

@@ -71,7 +71,7 @@ func (k *socket) run(draining context.Context) {
 	told := make(chan struct{})
 	stop := context.AfterFunc(draining, func() {
 		defer close(told)
-		k.drain(cancel)
+		k.drain(cancel, context.Cause(draining))
 	})
 	err := k.serve(ctx)
 	var v *violation
@@ -90,14 +90,21 @@ func (k *socket) run(draining context.Context) {
 	k.pumps.Wait()
 }
 
-// drain ends the subscriptions, each with its cursor, and asks the client to go.
-func (k *socket) drain(cancel context.CancelCauseFunc) {
+// drain ends the subscriptions, each with its cursor, and asks the client to go: the router stops, or, where why is
+// event.ErrDenied, the client may not go on.
+func (k *socket) drain(cancel context.CancelCauseFunc, why error) {
 	k.working.Lock() // what is under way is still answered
 	defer k.working.Unlock()
 	k.drained = true
-	cancel(errDraining)
+	code, reason := frames.StatusGoingAway, "the router is shutting down"
+	if errors.Is(why, event.ErrDenied) {
+		code, reason = frames.StatusPolicyViolation, "what was shown to open this socket is not valid any more"
+	} else {
+		why = errDraining
+	}
+	cancel(why)
 	k.pumps.Wait()
-	k.close(frames.StatusGoingAway, "the router is shutting down")
+	k.close(code, reason)
 	k.deadline(time.Now().Add(k.s.o.CloseTimeout))
 	k.reading.Lock()
 	k.ending = true

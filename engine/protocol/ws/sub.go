@@ -10,6 +10,7 @@ import (
 	"time"
 
 	frames "github.com/gobwas/ws"
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -18,7 +19,9 @@ type sub struct {
 	ref    string
 	quoted []byte // ref as JSON
 	reader Reader // nil for a puller; its pump's alone
-	name   string // of the subscription that is pulled
+	name   string // of what is read
+	kind   access.Kind
+	may    access.Action // on it, for as long as it is read
 	cancel context.CancelCauseFunc
 	ended  chan struct{} // closed when the pump has ended
 	cursor string        // thereafter: from where to resume
@@ -57,6 +60,11 @@ func (u *sub) wake() {
 	case u.more <- struct{}{}:
 	default:
 	}
+}
+
+// allowed asks whether the client may read what a subscription reads, or still may.
+func (k *socket) allowed(ctx context.Context, u *sub) error {
+	return k.s.o.May(ctx, u.may, u.kind, u.name)
 }
 
 // allowed waits until events may be sent and says how many. Deliveries that the client holds count against maxLeased
@@ -111,6 +119,9 @@ func (k *socket) pump(ctx context.Context, u *sub) {
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		err = cause
+	}
+	if errors.Is(err, event.ErrDenied) || errors.Is(err, event.ErrNotFound) {
+		u.cursor = "" // it may be behind an event that was read and not sent
 	}
 	k.mu.Lock()
 	if k.subs[u.ref] == u {
@@ -174,6 +185,11 @@ func (k *socket) read(ctx context.Context, u *sub) error {
 			}
 			continue
 		}
+		if err == nil {
+			if err := k.allowed(ctx, u); err != nil { // what he may do can have changed since the batch before
+				return err
+			}
+		}
 		b := k.s.buffers.Get().(*buffers)
 		sent := 0
 		for err == nil {
@@ -232,6 +248,9 @@ func (k *socket) pull(ctx context.Context, u *sub) error {
 			u.leased[leases[i].ID] = leases[i].Deadline
 		}
 		u.mu.Unlock()
+		if err := k.allowed(ctx, u); err != nil { // what he may do can have changed while he waited
+			return errors.Join(err, k.unsent(u, leases))
+		}
 		b := k.s.buffers.Get().(*buffers)
 		for i := range leases {
 			k.delivery(b, u, &leases[i])

@@ -1,0 +1,117 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/egress"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
+)
+
+// A guard is who decides what callers may do, with the file that its policy comes from.
+type guard struct {
+	*access.Guard
+	log   *slog.Logger
+	path  string // of the policy; "" for none
+	audit *auditTopic
+}
+
+// openGuard loads the keys and the policy. Without a token, a policy and keys nothing is guarded, until there is a key.
+func openGuard(_ context.Context, o routerOptions, e *engine.Engine, _ *egress.Dialer) (*guard, error) {
+	if strings.ContainsFunc(o.token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
+		return nil, errors.New("MILLRACE_TOKEN has a character that a header cannot carry; use printable ASCII without spaces")
+	}
+	g := &guard{log: o.log, path: o.accessFile}
+	if o.auditTopic != "" {
+		var err error
+		if g.audit, err = openAuditTopic(e, o.auditTopic, o.log); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	g.Guard, err = access.New(access.Options{
+		Token: o.token, Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
+	})
+	return g, err
+}
+
+// mayOnSocket asks for the client of a WebSocket.
+func (g *guard) mayOnSocket(ctx context.Context, a access.Action, k access.Kind, name string) error {
+	p := httpapi.Caller(ctx)
+	err := p.Check(a, k, name)
+	if err != nil {
+		g.Refused(p, httpapi.CallerAddr(ctx), a, k, name, err)
+	}
+	if errors.Is(err, event.ErrNotFound) {
+		return httpapi.NotFound(k, name)
+	}
+	return err
+}
+
+// state is the guard in one line.
+func (g *guard) state() string {
+	if g.Off() {
+		return "off: whoever reaches this address may do everything; a token, a key or --access turns it on"
+	}
+	var by []string
+	if !g.ByKeysAlone() && g.path == "" {
+		by = append(by, "the token")
+	} else if g.path != "" {
+		by = append(by, g.path)
+	}
+	if n := len(g.ListKeys()); n > 0 {
+		by = append(by, fmt.Sprintf("%d keys", n))
+	}
+	return "on: " + strings.Join(by, ", ")
+}
+
+// keyStore keeps API keys in the engine's store. The keys' secrets are not in it.
+type keyStore struct{ e *engine.Engine }
+
+// Keys returns all keys.
+func (s keyStore) Keys(ctx context.Context) ([]access.Key, error) {
+	var keys []access.Key
+	err := s.e.AccessKeys(ctx, func(id string, doc []byte) error {
+		var k access.Key
+		if err := json.Unmarshal(doc, &k); err != nil || k.ID != id {
+			return fmt.Errorf("the row of API key %.40q is damaged: %w", id, err)
+		}
+		keys = append(keys, k)
+		return nil
+	})
+	return keys, err
+}
+
+// PutKey keeps a key.
+func (s keyStore) PutKey(ctx context.Context, k access.Key) error {
+	doc, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	return s.e.PutAccessKey(ctx, k.ID, doc)
+}
+
+// DeleteKey removes a key.
+func (s keyStore) DeleteKey(ctx context.Context, id string) error {
+	return s.e.PutAccessKey(ctx, id, nil)
+}
+
+var descCallers = describe("access_refusals_total", "Calls that were refused, by why: unauthenticated, expired, denied, or hidden (answered as what does not exist).", "reason")
+
+func (m *metrics) collectCallers(out chan<- prometheus.Metric) {
+	if m.callers == nil {
+		return
+	}
+	for _, r := range m.callers() {
+		out <- prometheus.MustNewConstMetric(descCallers, prometheus.CounterValue, float64(r.Count), r.Reason)
+	}
+}

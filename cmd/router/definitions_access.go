@@ -1,0 +1,149 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
+	"github.com/millrace/millrace/engine/rules"
+)
+
+// What definitions name belongs to somebody as well: whoever defines a subscription must be allowed to do by himself
+// what it will do for him. A context without a principal may do nothing.
+
+// Has says whether something exists.
+func (d *definitions) Has(kind access.Kind, name string) bool {
+	var err error
+	switch kind {
+	case access.Topic:
+		_, err = d.eng.Topic(name)
+	case access.Subscription:
+		_, err = d.eng.Subscription(name)
+	case access.Function:
+		_, err = d.eng.Function(name)
+	}
+	return err == nil
+}
+
+// mayDefine asks, of what a definition names, for what the definition makes of it.
+func (d *definitions) mayDefine(p *access.Principal, kind, name string, doc []byte) error {
+	if kind != kindSubscriptions || p.Everything() {
+		return nil
+	}
+	s, err := rules.ParseSubscription(doc, d.remote(nil)) // without the functions' names, which an error would suggest
+	if err != nil {
+		return strip(kind, name, err)
+	}
+	if err := d.mayUse(p, access.Read, access.Topic, s.Topic, "topic"); err != nil {
+		return err
+	}
+	for _, t := range []struct{ name, at string }{{s.Deliver.Topic, "deliver.topic"}, {s.DeadLetter, "deadLetter"}} {
+		if t.name == "" {
+			continue
+		}
+		if err := mayAt(p, access.Publish, access.Topic, t.name, t.at); err != nil {
+			return err
+		}
+		if !d.Has(access.Topic, t.name) { // it is made
+			if err := mayAt(p, access.Manage, access.Topic, t.name, t.at); err != nil {
+				return err
+			}
+		}
+	}
+	for i, name := range s.Functions {
+		if err := d.mayUse(p, access.Invoke, access.Function, name, fmt.Sprintf("functions[%d]", i)); err != nil {
+			return err
+		}
+	}
+	for i, version := range s.Shadow {
+		name, _, _ := strings.Cut(version, "@")
+		if err := d.mayUse(p, access.Invoke, access.Function, name, fmt.Sprintf("shadow[%d]", i)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mayUse is mayAt of what must be there.
+func (d *definitions) mayUse(p *access.Principal, a access.Action, k access.Kind, name, at string) error {
+	err := mayAt(p, a, k, name, at)
+	if err == nil && !d.Has(k, name) {
+		err = event.At(at, httpapi.NotFound(k, name))
+	}
+	return err
+}
+
+// mayAt asks whether p may do something with what stands at a place of a definition.
+func mayAt(p *access.Principal, a access.Action, k access.Kind, name, at string) error {
+	err := p.Check(a, k, name)
+	if errors.Is(err, event.ErrNotFound) {
+		err = httpapi.NotFound(k, name)
+	}
+	if err != nil {
+		return event.At(at, err)
+	}
+	return nil
+}
+
+// mayRun asks whether p may make a function of a module that is named by its digest: what somebody else has pushed is
+// not there for him.
+func (d *definitions) mayRun(p *access.Principal, settings map[string]json.RawMessage) error {
+	var digest string
+	if p.Everything() || json.Unmarshal(settings["wasm"], &digest) != nil {
+		return nil
+	}
+	for _, f := range d.eng.Functions() {
+		if !p.Sees(access.Function, f.Name) {
+			continue
+		}
+		if f.Digest == digest {
+			return nil
+		}
+		for _, v := range f.Versions {
+			if v.Digest == digest {
+				return nil
+			}
+		}
+	}
+	return event.Invalid("module", fmt.Sprintf("%.90q is no version of a function that you may see; push the module itself", digest))
+}
+
+// discreet replaces an error that names what p may not see. Names are quoted in errors.
+func (d *definitions) discreet(p *access.Principal, err error) error {
+	if err == nil || p.Everything() {
+		return err
+	}
+	text := err.Error()
+	names := func(k access.Kind, name string) bool {
+		return !p.Sees(k, name) && strings.Contains(text, strconv.Quote(name))
+	}
+	for _, t := range d.eng.Topics() {
+		if names(access.Topic, t.Name) {
+			return errOthers
+		}
+	}
+	for _, s := range d.eng.Subscriptions() {
+		if names(access.Subscription, s.Name) {
+			return errOthers
+		}
+	}
+	for _, f := range d.eng.Functions() {
+		if names(access.Function, f.Name) {
+			return errOthers
+		}
+	}
+	return err
+}
+
+var errOthers = event.Bad(event.ErrConflict, "", "this would not fit what others have defined, which is not for you to see; ask whoever runs the router")
+
+// visible leaves out of a topic's users those that p may not see.
+func visible(p *access.Principal, subscriptions []string) []string {
+	return slices.DeleteFunc(append([]string{}, subscriptions...), func(name string) bool { return !p.Sees(access.Subscription, name) })
+}
