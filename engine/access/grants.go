@@ -76,6 +76,7 @@ type grant struct {
 type reach struct {
 	what actions
 	on   pattern
+	from string // the grant, for Explain
 }
 
 // grants is what a set of roles allows together.
@@ -86,17 +87,24 @@ type grants struct {
 	limits   Limits
 }
 
-func (g *grants) allow(bit actions, k Kind, name string) bool {
+func (g *grants) allow(bit actions, k Kind, name string) bool { return g.which(bit, k, name) != nil }
+
+// which returns what allows one of the actions of bit; nil if nothing does.
+func (g *grants) which(bit actions, k Kind, name string) *reach {
 	for i := range g.reach[k] {
 		if r := &g.reach[k][i]; r.what&bit != 0 && (r.on == "*" || r.on.match(name)) {
-			return true
+			return r
 		}
 	}
-	return false
+	return nil
 }
 
-// add compiles one more grant in.
-func (g *grants) add(gr grant) {
+// add compiles one more grant of a role in.
+func (g *grants) add(role string, gr grant) {
+	from := "role " + role
+	if gr.at != "" {
+		from += " (" + gr.at + ")"
+	}
 	var what actions
 	for _, a := range gr.allow {
 		what |= a.bit()
@@ -112,7 +120,7 @@ func (g *grants) add(gr grant) {
 		}
 		for _, on := range gr.patterns[k] {
 			g.anywhere |= here
-			g.reach[k] = append(g.reach[k], reach{here, on})
+			g.reach[k] = append(g.reach[k], reach{here, on, from})
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -41,17 +40,21 @@ type Guard struct {
 	token  [sha256.Size]byte
 	asked  bool // a token is set
 	rules  atomic.Pointer[inForce]
-	change sync.Mutex // held while rules or keys change
+	change sync.Mutex    // held while rules or keys change
+	wake   chan struct{} // has Run look at what is due
 	keys   keyring
 	audit  auditor
 }
 
 // inForce is what the policy in force comes to; it is replaced as a whole.
 type inForce struct {
-	policy *Policy
-	roles  map[string]*role
-	era    *era
-	token  *Principal
+	policy  *Policy
+	roles   map[string]*role
+	era     *era
+	token   *Principal  // who shows Options.Token
+	sources []*source   // of tokens
+	tokens  *tokenCache // nil: no issuers
+	certs   *tokenCache // nil: no certificates
 }
 
 // New returns a Guard with the store's keys loaded.
@@ -62,7 +65,7 @@ func New(o Options) (*Guard, error) {
 	if strings.HasPrefix(o.Token, keyPrefix) {
 		return nil, fmt.Errorf("access: Token begins with %s, which is how API keys begin: choose another", keyPrefix)
 	}
-	g := &Guard{o: o, anyone: anyone(), asked: o.Token != "", token: sha256.Sum256([]byte(o.Token))}
+	g := &Guard{o: o, anyone: anyone(), asked: o.Token != "", token: sha256.Sum256([]byte(o.Token)), wake: make(chan struct{}, 1)}
 	g.audit.init(o)
 	if err := g.keys.load(context.Background(), o.Keys); err != nil {
 		return nil, fmt.Errorf("access: cannot read the API keys: %w", err)
@@ -80,16 +83,37 @@ func (g *Guard) Off() bool { return g.o.Off && len(*g.keys.byID.Load()) == 0 }
 // there were keys and none of an admin.
 func (g *Guard) ByKeysAlone() bool { return g.o.Off }
 
-// SetPolicy puts p in force, nil for the built-in roles alone. Whoever is connected is Ended and comes in again.
+// SetPolicy puts p in force, nil for the built-in roles alone. Whoever is connected is Ended and comes in again. Keys
+// that were fetched from a URL that p has too stay in use.
 func (g *Guard) SetPolicy(p *Policy) error {
 	g.change.Lock()
 	defer g.change.Unlock()
 	next := &inForce{policy: p, roles: p.all(), era: new(era)}
+	last := g.rules.Load()
+	if p != nil {
+		for _, is := range p.issuers {
+			if is.url != "" && g.o.HTTP == nil {
+				return fmt.Errorf("access: issuer %s has its keys at a URL, and nothing here fetches them: name a file", is.name)
+			}
+			next.sources = append(next.sources, newSource(is, g.wake, last))
+		}
+		if len(p.issuers) > 0 {
+			next.tokens = new(tokenCache)
+		}
+		if len(p.certs) > 0 {
+			next.certs = new(tokenCache)
+		}
+	}
 	next.token = next.principal("token", "", []string{"admin"})
-	last := g.rules.Swap(next)
+	g.rules.Store(next)
 	g.keys.compile(next)
 	if last != nil {
 		last.era.ended.Store(true)
+		g.Changed(nil, "policy", "", fmt.Sprintf("in force: %d roles, %d issuers, %d certificates", len(next.roles), len(next.sources), len(p.certRules())))
+	}
+	select {
+	case g.wake <- struct{}{}:
+	default:
 	}
 	return nil
 }
@@ -109,23 +133,29 @@ func (g *Guard) Authenticate(ctx context.Context, c Credentials) (*Principal, er
 }
 
 func (g *Guard) authenticate(ctx context.Context, c Credentials) (*Principal, error) {
-	now := g.rules.Load()
+	f, now := g.rules.Load(), g.o.Now()
 	switch {
 	case c.Bearer == "" && c.Certificate == nil:
 		return nil, errNothing
 	case c.Bearer == "":
-		return nil, errNothing
+		return f.certificate(c.Certificate, now)
 	case strings.HasPrefix(c.Bearer, keyPrefix):
-		return g.keys.find(c.Bearer, g.o.Now())
+		return g.keys.find(c.Bearer, now)
 	case len(c.Bearer) > maxBearer:
 		return nil, errLong
 	}
 	// Digests are compared, so that not even the length of the token shows.
 	sum := sha256.Sum256([]byte(c.Bearer))
 	if g.asked && subtle.ConstantTimeCompare(sum[:], g.token[:]) == 1 {
-		return now.token, nil
+		return f.token, nil
 	}
-	return nil, errUnknown
+	if f.tokens == nil || !looksLikeJWT(c.Bearer) {
+		return nil, errUnknown
+	}
+	if p := f.tokens.get(&sum, now.UnixNano()); p != nil {
+		return p, nil
+	}
+	return f.authenticateJWT(ctx, strings.Clone(c.Bearer), sum, now)
 }
 
 const maxBearer = 16 << 10
@@ -147,7 +177,7 @@ func (f *inForce) principal(name, tenant string, roles []string) *Principal {
 		}
 		p.all = p.all || r.all
 		for _, gr := range r.grants {
-			p.grants.add(gr)
+			p.grants.add(r.name, gr)
 		}
 		if first {
 			p.Limits, first = r.limits, false
@@ -156,26 +186,4 @@ func (f *inForce) principal(name, tenant string, roles []string) *Principal {
 		p.Limits = Limits{raise(p.Limits.Rate, r.limits.Rate), raise(p.Limits.Burst, r.limits.Burst), raise(p.Limits.Conns, r.limits.Conns)}
 	}
 	return p
-}
-
-// A Policy is what a policy file says; see ParsePolicy. It does not change.
-type Policy struct{ roles []role }
-
-// all returns every role by name, the built-in ones included.
-func (p *Policy) all() map[string]*role {
-	roles := map[string]*role{}
-	for _, r := range builtin() {
-		roles[r.name] = &r
-	}
-	if p != nil {
-		for i := range p.roles {
-			roles[p.roles[i].name] = &p.roles[i]
-		}
-	}
-	return roles
-}
-
-// ParsePolicy reads a policy file.
-func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), getenv func(string) (string, bool)) (*Policy, error) {
-	return nil, errors.New("access: policy files are not read yet")
 }

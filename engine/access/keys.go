@@ -71,6 +71,7 @@ type held struct {
 	key       Key
 	principal *Principal
 	used      atomic.Int64 // unix seconds of the last use
+	kept      atomic.Int64 // of used, what the store has
 }
 
 // keyring is the keys in memory, replaced as a whole: keys change rarely and are asked for all the time.
@@ -94,6 +95,7 @@ func (r *keyring) load(ctx context.Context, store KeyStore) error {
 		h := &held{key: k}
 		if !k.Used.IsZero() {
 			h.used.Store(k.Used.Unix())
+			h.kept.Store(k.Used.Unix())
 		}
 		byID[k.ID] = h
 	}
@@ -114,6 +116,7 @@ func (r *keyring) compile(f *inForce) {
 func (h *held) with(k Key, f *inForce) *held {
 	n := &held{key: k, principal: f.principal("key:"+k.Name, k.Tenant, k.Roles)}
 	n.used.Store(h.used.Load())
+	n.kept.Store(h.kept.Load())
 	if !k.Expires.IsZero() {
 		n.principal.expires = k.Expires.UnixNano()
 	}
@@ -320,6 +323,7 @@ func (g *Guard) RotateKey(ctx context.Context, by *Principal, id string, grace t
 	} else { // who came in with the old secret stays
 		n := &held{key: k, principal: h.principal}
 		n.used.Store(h.used.Load())
+		n.kept.Store(h.used.Load())
 		g.keys.swap(id, n)
 	}
 	g.Changed(by, "key", id, fmt.Sprintf("rotated: the old secret is good for another %s", grace))
