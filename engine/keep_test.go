@@ -123,6 +123,46 @@ func TestWhatCannotBeKeptStays(t *testing.T) {
 	w.info("s")
 }
 
+// What must not go with undelivered events stays if an event came by the time the change is written; what is kept by
+// name may go.
+func TestLosslessChangeRefusesWhatCameMeanwhile(t *testing.T) {
+	for where, publish := range map[string][]string{"behind": {"rest-1", "rest-2"}, "parked": {"park-1"}} {
+		w := newWorld(t, Options{})
+		s := push("s", "orders", "", &recorder{answer: func(event.Delivery) error { return errors.New("not now") }})
+		s.Retry = event.RetryPolicy{Attempts: event.Unlimited, Schedule: []time.Duration{time.Hour}}
+		w.apply(specOf(s))
+		without := specOf(push("t", "orders", "", &recorder{}))
+		without.Lossless = true
+		if where == "behind" {
+			if err := w.e.Pause(t.Context(), "s"); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.publish("orders", publish...)
+		if where == "parked" {
+			eventually(t, "it is parked", func() bool { return w.info("s").Parked == 1 && w.info("s").Outstanding == 0 })
+		}
+		err := w.e.Apply(t.Context(), without)
+		if want := fmt.Sprintf("has %d undelivered", len(publish)); !errors.Is(err, event.ErrConflict) || !strings.Contains(err.Error(), "subscriptions.s") || !strings.Contains(err.Error(), want) {
+			t.Fatalf("%s: %v, want: %s", where, err, want)
+		}
+		w.info("s") // still there
+		without.Keep = []string{"s"}
+		w.apply(without)
+		if got := w.ids("s.dead"); len(got) != len(publish) {
+			t.Errorf("%s: kept %q", where, got)
+		}
+	}
+	w := newWorld(t, Options{})
+	sink := &recorder{}
+	w.apply(specOf(push("s", "orders", "", sink)))
+	w.publish("orders", "a")
+	eventually(t, "all is delivered", func() bool { return w.settled("s") && len(sink.ids()) == 1 })
+	without := specOf(push("t", "orders", "", &recorder{}))
+	without.Lossless = true
+	w.apply(without)
+}
+
 // failingAt refuses one commit, and all after it, once it is armed.
 type failingAt struct {
 	storage.Store

@@ -10,10 +10,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/examples/quickstart"
 )
 
@@ -164,6 +166,55 @@ func TestReload(t *testing.T) {
 		return status == 404
 	})
 	p.must(200, "GET", "/v1/topics/copies", "", "")
+}
+
+// Every field of a topic that rules can set is looked at when they change: one that is not would be read, shown, and
+// never put in force.
+func TestEveryChangeOfATopicCounts(t *testing.T) {
+	base := func() event.Topic {
+		return event.Topic{Name: "orders", Partitions: 2, Dedupe: time.Minute, Schema: []byte("{}"), Retain: event.Retain{Bytes: 1, Age: 1, Events: 1}, Trace: event.Trace{Keep: 1, Sample: 0.5}}
+	}
+	if other := base(); !sameTopic(base(), other) {
+		t.Error("a topic differs from itself")
+	}
+	other := base()
+	other.Owner = event.Owner{File: "elsewhere.yaml", Line: 1}
+	if !sameTopic(base(), other) {
+		t.Error("where a topic is written counts")
+	}
+	var change func(path string, at func(*event.Topic) reflect.Value)
+	change = func(path string, at func(*event.Topic) reflect.Value) {
+		other := base()
+		v := at(&other)
+		switch v.Kind() {
+		case reflect.Struct:
+			for i := range v.NumField() {
+				change(path+"."+v.Type().Field(i).Name, func(t *event.Topic) reflect.Value { return at(t).Field(i) })
+			}
+			return
+		case reflect.String:
+			v.SetString("x")
+		case reflect.Slice:
+			v.SetBytes([]byte("true"))
+		case reflect.Float64:
+			v.SetFloat(0.25)
+		case reflect.Uint8:
+			v.SetUint(1)
+		case reflect.Int, reflect.Int64:
+			v.SetInt(7)
+		default:
+			t.Fatalf("%s is a %s: teach this test to change it", path, v.Kind())
+		}
+		if sameTopic(base(), other) {
+			t.Errorf("a change of %s is none", path)
+		}
+	}
+	topic := reflect.TypeFor[event.Topic]()
+	for i := range topic.NumField() {
+		if name := topic.Field(i).Name; name != "Owner" {
+			change(name, func(t *event.Topic) reflect.Value { return reflect.ValueOf(t).Elem().Field(i) })
+		}
+	}
 }
 
 func TestPushedFunctionWaitsForItsVersion(t *testing.T) {

@@ -62,6 +62,16 @@ func (p *process) publish(t *testing.T, topic string, n int) {
 	}
 }
 
+// revisionRows counts what the store has of revisions: a row for each and one for each small file.
+func revisionRows(t *testing.T, p *process) (n int) {
+	t.Helper()
+	const revisions = 21 // engine's table
+	if err := p.r.store.Scan(t.Context(), revisions, nil, nil, func(_, _ []byte) error { n++; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 func TestAppliedRulesAreRevisions(t *testing.T) {
 	p := startProcess(t, "")
 	p.must(201, "POST", "/v1/topics", "application/json", `{"name": "orders"}`)
@@ -132,6 +142,22 @@ func TestAppliedRulesAreRevisions(t *testing.T) {
 	if status, text := p.call("POST", "/v1/rules/rollback", "application/json", `{"to": "77"}`); status != 404 || !strings.Contains(text, "router rules revisions") {
 		t.Errorf("%d %s", status, text)
 	}
+}
+
+// Rules that are refused when they are put in force leave nothing behind.
+func TestRefusedRulesLeaveNoFiles(t *testing.T) {
+	p := startProcess(t, "")
+	const full = "version: 1\ntopics: {orders: {}, slow.dead: {retain: {events: 1}, whenFull: reject}}\n"
+	p.applied(t, "", full+"subscriptions:\n  slow: {topic: orders, deliver: {pull: {}}, deadLetter: slow.dead}\n  other: {topic: slow.dead, deliver: {pull: {}}}\n")
+	p.publish(t, "orders", 5)
+	before := revisionRows(t, p)
+	if status, text := p.put(t, "?undelivered=keep", "", full+"subscriptions:\n  other: {topic: slow.dead, deliver: {pull: {}}}\n"); status/100 == 2 {
+		t.Fatalf("five letters fit where one does: %d %s", status, text)
+	}
+	if after := revisionRows(t, p); after != before {
+		t.Errorf("%d rows of revisions, before %d", after, before)
+	}
+	p.must(200, "GET", "/v1/subscriptions/slow", "", "")
 }
 
 // Of those who change the same revision at once one wins, and the others are told.

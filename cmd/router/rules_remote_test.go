@@ -219,6 +219,17 @@ func TestOfflineStart(t *testing.T) {
 	until(t, "older rules are refused after a start too", func() bool { return strings.Contains(p.ready(), "older than") })
 	p.stop()
 
+	// What was kept of another URL is not taken, and is the floor all the same.
+	url := p.o.rules
+	p.o.rules = s.URL + "/rules.bundle?secret=2"
+	if r, err := openRouter(t.Context(), p.o); err == nil || !strings.Contains(err.Error(), "older than") {
+		if r != nil {
+			_ = r.close(t.Context())
+		}
+		t.Errorf("older rules from another URL: %v", err)
+	}
+	p.o.rules = url
+
 	s.Close()
 	p.log.Reset()
 	p.start()
