@@ -23,7 +23,7 @@ func (s *Store) stop(what string, err error) {
 }
 
 func (g guardFS) check(name string, err error) error {
-	if err != nil && strings.HasSuffix(name, ".log") {
+	if err != nil && strings.HasSuffix(name, ".log") && !g.outside(name) {
 		g.s.stop("writing "+name+" failed", err)
 	}
 	return err
@@ -35,8 +35,8 @@ func (g guardFS) Unwrap() vfs.FS { return g.FS }
 // OpenDir implements vfs.FS.
 func (g guardFS) OpenDir(name string) (vfs.File, error) {
 	f, err := g.FS.OpenDir(name)
-	if err != nil {
-		return nil, err
+	if err != nil || g.outside(name) {
+		return f, err
 	}
 	return guardDir{f, g.s, name}, nil
 }
@@ -46,7 +46,7 @@ func (g guardFS) Create(name string, category vfs.DiskWriteCategory) (vfs.File, 
 	if err := g.s.degraded(); err != nil {
 		g.s.stop("", err) // Pebble would try its flushes over and over
 	}
-	if strings.HasPrefix(g.PathBase(name), "marker.manifest.") {
+	if strings.HasPrefix(g.PathBase(name), "marker.manifest.") && !g.outside(name) {
 		// The marker names a MANIFEST whose own directory entry Pebble syncs only together with the marker's.
 		// A power cut may keep the one and lose the other.
 		dir := g.PathDir(name)
@@ -68,7 +68,7 @@ func (g guardFS) file(name string, f vfs.File, err error) (vfs.File, error) {
 	if g.check(name, err) != nil {
 		return nil, err
 	}
-	if strings.HasSuffix(name, ".log") {
+	if strings.HasSuffix(name, ".log") && !g.outside(name) {
 		f = guardLog{f, g, name}
 	}
 	return f, nil

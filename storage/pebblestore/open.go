@@ -158,6 +158,9 @@ func Open(ctx context.Context, o Options) (_ *Store, err error) {
 // openDB makes Pebble's directory or checks the one that is there, and opens it.
 func (s *Store) openDB() (err error) {
 	f := s.files
+	if err := removeSnapshot(f.fs, f.dir); err != nil { // of a process that was killed
+		return err
+	}
 	if !f.ready {
 		// Nothing was ever acknowledged here: what a making that was cut short has left behind goes.
 		if err := f.fs.RemoveAll(f.db); err != nil && !errors.Is(err, vfsNotExist) {

@@ -40,6 +40,8 @@ type Store struct {
 	fresh      []freshBlock // the publisher's
 	freshBytes int64
 
+	snapshotting sync.Mutex // held while there is a Snapshot
+
 	dropped atomic.Int64 // bytes that rings let go of and that may still take space on the disk
 
 	closing  chan struct{} // Close was called
