@@ -26,7 +26,8 @@ type Engine struct {
 	start time.Time     // wall clock and monotonic reading at Open
 	skew  time.Duration // what the wall clock is ahead by and is not believed
 
-	secret [32]byte // of the store: seeds what functions see as random, signs leases
+	secret   [32]byte // of the store: seeds what functions see as random
+	leaseKey [32]byte // signs leases: the secret, or what comes of it with the last fork
 
 	applying sync.Mutex
 	plan     atomic.Pointer[Plan]
@@ -90,6 +91,9 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	err := e.replies.load(ctx, o.Store)
 	if err == nil {
 		err = e.loadTopics(ctx)
+	}
+	if err == nil {
+		err = e.loadForks(ctx)
 	}
 	if err != nil {
 		stop()

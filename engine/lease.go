@@ -65,7 +65,7 @@ func (s *subscription) epoch(p event.Partition) uint64 { return s.topic.parts[p]
 func (e *Engine) seal(b []byte) []byte {
 	m, ok := e.macs.Get().(hash.Hash)
 	if !ok {
-		m = hmac.New(sha256.New, e.secret[:])
+		m = hmac.New(sha256.New, e.leaseKey[:])
 	}
 	m.Reset()
 	_, _ = m.Write([]byte("lease\x00"))

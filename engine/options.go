@@ -25,6 +25,8 @@ type Options struct {
 	Now func() time.Time
 	// Secret is that of a new store, from which comes what functions see as random; the zero value makes a random one.
 	Secret [32]byte
+	// Fork is a number that a restoration from a backup drew, 0 where there was none; the store remembers it.
+	Fork uint32
 	// AcceptClock believes a wall clock that is over a year ahead of the last event.
 	AcceptClock bool
 

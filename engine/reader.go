@@ -169,10 +169,10 @@ func (r *Reader) Cursor() string {
 // Close ends the reader; it holds nothing that must be given back.
 func (r *Reader) Close() {}
 
-// cursor: the topic's incarnation, the number of partitions, the next offset of each; uvarints, base64url.
+// cursor: the topic's incarnation and last fork, the number of partitions, the next offset of each; uvarints, base64url.
 func (t *topic) cursor(offsets []event.Offset) string {
 	b := make([]byte, 0, 32)
-	b = binary.AppendUvarint(b, uint64(t.serial))
+	b = binary.AppendUvarint(b, uint64(t.lastFork())<<32|uint64(t.serial))
 	b = binary.AppendUvarint(b, uint64(len(offsets)))
 	for _, off := range offsets {
 		b = binary.AppendUvarint(b, off)
@@ -221,8 +221,11 @@ func (t *topic) parseCursor(s string) ([]event.Offset, error) {
 	if err != nil {
 		return nil, err
 	}
-	if serial != uint64(t.serial) || len(offsets) != len(t.parts) {
+	if uint32(serial) != t.serial || len(offsets) != len(t.parts) {
 		return nil, event.Bad(event.ErrGone, "cursor", fmt.Sprintf("it is of another topic, or of one of the name %q that was deleted and made again", t.name))
+	}
+	if err := t.checkFork(uint32(serial>>32), offsets); err != nil {
+		return nil, err
 	}
 	for i, off := range offsets {
 		switch b := t.parts[i].log.Bounds(); {

@@ -196,11 +196,16 @@ func (s *subscription) observe(w *sender, took time.Duration) {
 }
 
 // appendDeliveryID writes <subscription>:<topic>@<incarnation>:<position>:<n>, and :<replay> where one delivers it
-// again: a receiver that drops repeats has to take it.
+// again: a receiver that drops repeats has to take it. What was appended after a restoration from a backup has
+// <incarnation>.<fork>.
 func (s *subscription) appendDeliveryID(b []byte, j job) []byte {
 	b = append(append(b, s.name...), ':')
 	b = append(append(b, s.topic.name...), '@')
-	b = append(strconv.AppendUint(b, uint64(s.topic.serial), 10), ':')
+	b = strconv.AppendUint(b, uint64(s.topic.serial), 10)
+	if f := s.topic.forkOf(j.it.rec.Position()); f != 0 {
+		b = strconv.AppendUint(append(b, '.'), uint64(f), 16)
+	}
+	b = append(b, ':')
 	b = append(j.it.rec.Position().Append(b), ':')
 	b = strconv.AppendInt(b, int64(j.n), 10)
 	if j.it.parked != nil && j.it.parked.replay != "" {

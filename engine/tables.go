@@ -9,7 +9,7 @@ import (
 
 // The engine's tables. Numbers in keys are big-endian, so that keys sort as numbers do.
 const (
-	tableMeta        storage.Table = 1  // "secret" → 32 bytes; "serial" → u32, the last number given
+	tableMeta        storage.Table = 1  // "secret" → 32 bytes; "serial" → u32, the last number given; "forks" → []fork as JSON
 	tableDefinitions storage.Table = 2  // kind, NUL, name → a definition that the API owns, as JSON
 	tableTopics      storage.Table = 3  // name → topicRow as JSON
 	tableSubs        storage.Table = 4  // name → subRow as JSON

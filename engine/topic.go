@@ -32,6 +32,7 @@ type topic struct {
 	of      string // see topicRow; guarded by Engine.applying
 	def     atomic.Pointer[topicDef]
 	parts   []*partition
+	forks   []topicFork   // oldest first; set before anything runs
 	started bool          // its readers run; guarded by Engine.applying
 	ended   chan struct{} // closed when the topic is deleted: its readers end
 	letters letterBook
