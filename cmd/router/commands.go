@@ -18,6 +18,7 @@ func commands(p *program) []*cobra.Command {
 		deadLettersCommand(p),
 		replayCommand(p),
 		schedulesCommand(p),
+		keysCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
 		invokeCommand(p),

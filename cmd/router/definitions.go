@@ -175,8 +175,7 @@ func (d *definitions) Create(ctx context.Context, kind string, doc []byte) ([]by
 	if d.exists(kind, head.Name) {
 		return nil, event.Bad(event.ErrConflict, "name", fmt.Sprintf("%s %q exists; PATCH changes it", strings.TrimSuffix(kind, "s"), head.Name))
 	}
-	shown, err := d.set(ctx, kind, head.Name, doc)
-	return shown, d.discreet(access.From(ctx), err)
+	return d.set(ctx, kind, head.Name, doc)
 }
 
 func (d *definitions) exists(kind, name string) bool {
@@ -204,7 +203,7 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 	name = strings.Clone(name) // it may be a request's, and the definition stays
 	next[kind][name] = doc
 	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
-		return nil, strip(kind, name, err)
+		return nil, d.discreet(access.From(ctx), strip(kind, name, err))
 	}
 	d.turn(func() { d.api = next })
 	return d.show(kind, name, access.From(ctx))
@@ -271,8 +270,7 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 	if err != nil {
 		return nil, err
 	}
-	shown, err := d.set(ctx, kind, name, doc)
-	return shown, d.discreet(access.From(ctx), err)
+	return d.set(ctx, kind, name, doc)
 }
 
 // Delete removes a definition of the API's; a topic with its events.
@@ -373,8 +371,7 @@ func (d *definitions) setFunction(ctx context.Context, name string, doc []byte) 
 	if bytes.Equal(doc, d.api[kindFunctions][name]) {
 		return d.show(kindFunctions, name, access.From(ctx))
 	}
-	shown, err := d.set(ctx, kindFunctions, name, doc)
-	return shown, d.discreet(access.From(ctx), err)
+	return d.set(ctx, kindFunctions, name, doc)
 }
 
 // Rollback puts a version of a function in force that was before: the one that to names, which may be

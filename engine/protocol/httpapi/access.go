@@ -50,6 +50,26 @@ func (n needs) validate() error {
 	return errors.New("does not say which action it is, on what, and where that is named")
 }
 
+// changes says whether a call is one for the audit log. Keys say so themselves.
+func (r *route) changes() bool {
+	switch {
+	case r.method == "GET":
+		return false
+	case r.may == access.Admin:
+		return r.path == "/v1/rules" || r.path == "/v1/rules/rollback"
+	}
+	return r.may == access.Manage || r.may == access.Deploy || r.may == access.Operate
+}
+
+// changed tells the audit log what the call has done.
+func (c *call) changed() {
+	kind := c.kind.String()
+	if c.route.may == access.Admin {
+		kind = "rules"
+	}
+	c.s.o.Guard.Changed(c.principal, kind, strings.Clone(c.name), c.route.method+" "+c.route.path)
+}
+
 // RouteInfo is a route as tests and documents see it.
 type RouteInfo struct {
 	Method, Path string

@@ -85,6 +85,7 @@ func create(kind string, of access.Kind) func(*call) error {
 		}
 		shown, err := c.s.o.Backend.Create(c.context(), kind, doc)
 		if err != nil {
+			c.name = "" // what does not exist is not what was to be made
 			return err
 		}
 		var made struct{ Name string }

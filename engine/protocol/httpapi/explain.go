@@ -33,11 +33,11 @@ func (c *call) explain() error {
 		return event.Invalid("?event", err.Error())
 	}
 	sub := strings.Clone(c.params[0])
+	if !c.principal.Everything() && !c.s.o.Backend.Has(access.Subscription, sub) {
+		return NotFound(access.Subscription, sub)
+	}
 	if err := c.may(access.Read, access.Topic, topic); err != nil {
 		return err
-	}
-	if !c.s.o.Backend.Has(access.Subscription, sub) { // else the topic is what may be missing
-		c.kind, c.name = access.Subscription, sub
 	}
 	x, err := c.s.o.Backend.Explain(c.s.work, sub, topic, pos)
 	if err != nil {

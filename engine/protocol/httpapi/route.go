@@ -64,6 +64,11 @@ func routes() []*route {
 		{method: "POST", path: "/v1/rules/diff", handle: (*call).diffRules, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 		{method: "GET", path: "/v1/rules/revisions", handle: (*call).rulesRevisions, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 		{method: "POST", path: "/v1/rules/rollback", handle: (*call).rollbackRules, query: []string{"author", "message", "undelivered"}, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "GET", path: "/v1/keys", handle: (*call).keys, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/keys", handle: (*call).createKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "GET", path: "/v1/keys/{id}", handle: (*call).showKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "DELETE", path: "/v1/keys/{id}", handle: (*call).revokeKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "POST", path: "/v1/keys/{id}/rotate", handle: (*call).rotateKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi, needs: needs{in: Known}},
 		{method: "GET", path: "/healthz", handle: (*call).healthz, needs: needs{in: Anyone}},
 		{method: "GET", path: "/readyz", handle: (*call).readyz, needs: needs{in: Anyone}},
@@ -171,7 +176,13 @@ func (c *call) serve() error {
 	if n, _ := sizeOf(c.h.size); n != int64(len(c.ctx.Request.Body())) && c.h.length > 0 {
 		return badFraming("the body has not the %d bytes that Content-Length says", n)
 	}
-	return c.unseen(c.route.handle(c))
+	if err := c.route.handle(c); err != nil {
+		return c.unseen(err)
+	}
+	if c.route.changes() {
+		c.changed()
+	}
+	return nil
 }
 
 // closes says whether the connection ends with this request: the client says so in a list that fasthttp reads as one
