@@ -84,7 +84,6 @@ type grants struct {
 	router   bool    // the whole router
 	anywhere actions // everything that is allowed on something
 	reach    [kinds][]reach
-	limits   Limits
 }
 
 func (g *grants) allow(bit actions, k Kind, name string) bool { return g.which(bit, k, name) != nil }

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+	"unsafe"
 )
 
 // Credentials are what somebody shows.
@@ -36,7 +37,7 @@ type Options struct {
 // A Guard authenticates. All methods are safe for concurrent use.
 type Guard struct {
 	o      Options
-	anyone *Principal
+	anyone atomic.Pointer[Principal] // who comes in while nothing is guarded
 	token  [sha256.Size]byte
 	asked  bool // a token is set
 	rules  atomic.Pointer[inForce]
@@ -65,7 +66,8 @@ func New(o Options) (*Guard, error) {
 	if strings.HasPrefix(o.Token, keyPrefix) {
 		return nil, fmt.Errorf("access: Token begins with %s, which is how API keys begin: choose another", keyPrefix)
 	}
-	g := &Guard{o: o, anyone: anyone(), asked: o.Token != "", token: sha256.Sum256([]byte(o.Token)), wake: make(chan struct{}, 1)}
+	g := &Guard{o: o, asked: o.Token != "", token: sha256.Sum256([]byte(o.Token)), wake: make(chan struct{}, 1)}
+	g.anyone.Store(anyone())
 	g.audit.init(o)
 	if err := g.keys.load(context.Background(), o.Keys); err != nil {
 		return nil, fmt.Errorf("access: cannot read the API keys: %w", err)
@@ -122,8 +124,9 @@ func (g *Guard) SetPolicy(p *Policy) error {
 // bearer token that is not good is refused whatever the certificate says. A key and a token seen before cost no
 // allocation and take no lock.
 func (g *Guard) Authenticate(ctx context.Context, c Credentials) (*Principal, error) {
-	if g.Off() {
-		return g.anyone, nil
+	// Loaded before it is asked whether there is a key: who comes in beside the first one is Ended by it.
+	if p := g.anyone.Load(); g.Off() {
+		return p, nil
 	}
 	p, err := g.authenticate(ctx, c)
 	if err != nil {
@@ -145,7 +148,7 @@ func (g *Guard) authenticate(ctx context.Context, c Credentials) (*Principal, er
 		return nil, errLong
 	}
 	// Digests are compared, so that not even the length of the token shows.
-	sum := sha256.Sum256([]byte(c.Bearer))
+	sum := sha256.Sum256(bytesOf(c.Bearer))
 	if g.asked && subtle.ConstantTimeCompare(sum[:], g.token[:]) == 1 {
 		return f.token, nil
 	}
@@ -157,6 +160,10 @@ func (g *Guard) authenticate(ctx context.Context, c Credentials) (*Principal, er
 	}
 	return f.authenticateJWT(ctx, strings.Clone(c.Bearer), sum, now)
 }
+
+// bytesOf is s without a copy; it must not be written to. A conversion allocates where it cannot be told that what
+// takes the bytes lets go of them, as of hashes in assembly.
+func bytesOf(s string) []byte { return unsafe.Slice(unsafe.StringData(s), len(s)) }
 
 const maxBearer = 16 << 10
 

@@ -184,7 +184,7 @@ func kindOf(key any) (kty, curve string, err error) {
 		return "OKP", "", nil
 	case []byte:
 		// A secret in a set that others can read is none; and this is how an RSA key becomes an HMAC secret.
-		return "", "", errors.New("is a shared secret, which is not taken from a key set; name it with secret:")
+		return "", "", errors.New("is a shared secret, which a key set must not hold; a policy names one with its key secret")
 	}
 	return "", "", errors.New("is a private key, or of a kind that is not read: publish public keys only")
 }

@@ -42,7 +42,7 @@ type Key struct {
 	ID     string // names the key; no secret
 	Name   string // whose or what for; principal "key:<Name>"
 	Prefix string // "mrk_<id>_", what may be shown of the key
-	// Hash is the SHA-256 of the whole key. A fast hash will do: slow ones (bcrypt, argon2) are for passwords, which
+	// Hash is the SHA-256 of the secret and its checksum. A fast hash will do: slow ones (bcrypt, argon2) are for passwords, which
 	// people choose and which can be guessed; 256 random bits cannot, at any speed, and a hash that costs 100 ms for
 	// every request would be a way to stop the router.
 	Hash     [sha256.Size]byte
@@ -133,21 +133,17 @@ var (
 	errKeyOld  = fmt.Errorf("%w: the API key is past its life; ask for a new one", errExpired)
 )
 
-// find returns whose key it is.
+// find returns whose key it is. What a good key need not pass, its form and its checksum, is looked at once it is not
+// good, to say why.
 func (r *keyring) find(text string, now time.Time) (*Principal, error) {
-	if err := checkKey(text); err != nil {
-		return nil, err
+	if len(text) != keyLen || text[secretAt-1] != '_' {
+		return nil, errKeyForm
 	}
-	sum := sha256.Sum256([]byte(text))
 	h := (*r.byID.Load())[text[len(keyPrefix):secretAt-1]]
-	if h == nil {
-		return nil, errKey
-	}
-	good := subtle.ConstantTimeCompare(sum[:], h.key.Hash[:])
-	if now.Before(h.key.Grace) {
-		good |= subtle.ConstantTimeCompare(sum[:], h.key.Previous[:])
-	}
-	if good != 1 {
+	if h == nil || !h.good(hashOf(text), now) {
+		if err := checkKey(text); err != nil {
+			return nil, err
+		}
 		return nil, errKey
 	}
 	if h.principal.expires != 0 && now.UnixNano() >= h.principal.expires {
@@ -158,6 +154,18 @@ func (r *keyring) find(text string, now time.Time) (*Principal, error) {
 		h.used.Store(s)
 	}
 	return h.principal, nil
+}
+
+// hashOf is the SHA-256 of a whole key's secret and checksum: 49 bytes, which is one block of it.
+func hashOf(text string) digest { return sha256.Sum256(bytesOf(text[secretAt:])) }
+
+// good reports whether sum is that of the secret, or of the one before within its grace.
+func (h *held) good(sum digest, now time.Time) bool {
+	good := subtle.ConstantTimeCompare(sum[:], h.key.Hash[:])
+	if !h.key.Grace.IsZero() && now.Before(h.key.Grace) {
+		good |= subtle.ConstantTimeCompare(sum[:], h.key.Previous[:])
+	}
+	return good == 1
 }
 
 // checkKey holds text to the form of a key.
@@ -175,7 +183,7 @@ func checkKey(text string) error {
 			return errKeyForm
 		}
 	}
-	n := crc32.ChecksumIEEE([]byte(text[:keyLen-checksumLen]))
+	n := checksum(text[:keyLen-checksumLen])
 	for i := keyLen - 1; i >= keyLen-checksumLen; i-- {
 		if text[i] != base62[n%62] {
 			return errKeyTypo
@@ -190,8 +198,11 @@ func newSecret(id string) string {
 	var b [32]byte
 	rand.Read(b[:])
 	text := keyPrefix + id + "_" + inBase62(new(big.Int).SetBytes(b[:]), secretLen)
-	return text + inBase62(big.NewInt(int64(crc32.ChecksumIEEE([]byte(text)))), checksumLen)
+	return text + inBase62(big.NewInt(int64(checksum(text))), checksumLen)
 }
+
+// checksum is of all that stands before it.
+func checksum(s string) uint32 { return crc32.ChecksumIEEE(bytesOf(s)) }
 
 func inBase62(n *big.Int, width int) string {
 	out := make([]byte, width)
@@ -234,12 +245,15 @@ func (g *Guard) CreateKey(ctx context.Context, by *Principal, want Key) (Key, st
 		id = newID()
 	}
 	text := newSecret(id)
-	k := Key{ID: id, Name: want.Name, Prefix: text[:secretAt], Hash: sha256.Sum256([]byte(text)), Roles: slices.Clone(want.Roles),
+	k := Key{ID: id, Name: want.Name, Prefix: text[:secretAt], Hash: hashOf(text), Roles: slices.Clone(want.Roles),
 		Tenant: want.Tenant, Created: now, Expires: want.Expires}
 	if err := g.keys.store.PutKey(ctx, k); err != nil {
 		return Key{}, "", fmt.Errorf("cannot keep the new API key: %w", err)
 	}
 	g.keep(k)
+	if len(*g.keys.byID.Load()) == 1 {
+		g.anyone.Swap(anyone()).ended.Store(true)
+	}
 	g.Changed(by, "key", id, "created: name "+k.Name+", roles "+strings.Join(k.Roles, " "))
 	return k, text, nil
 }
@@ -311,7 +325,7 @@ func (g *Guard) RotateKey(ctx context.Context, by *Principal, id string, grace t
 	text := newSecret(id)
 	k := h.current()
 	k.Previous, k.Grace = k.Hash, now.Add(grace)
-	k.Hash, k.Rotated = sha256.Sum256([]byte(text)), now
+	k.Hash, k.Rotated = hashOf(text), now
 	if grace == 0 {
 		k.Previous, k.Grace = [sha256.Size]byte{}, time.Time{}
 	}
