@@ -29,6 +29,7 @@ var arrows = []struct {
 	{"engine/event", nil},
 	{"engine/access", []string{"engine/event"}},
 	{"engine/egress", []string{"engine/event"}},
+	{"engine/edge", nil},
 	{"filters", []string{"engine/event"}},
 	{"filters/...", []string{"engine/event"}},
 	{"plugins", []string{"engine/event", "plugins/meter"}},

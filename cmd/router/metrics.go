@@ -28,6 +28,7 @@ type metrics struct {
 	store     func() storage.Stats
 	streams   func() streamStats
 	callers   func() []access.Refusal // refused, by reason
+	edge      func() edgeStats
 	rules     func() (counts loadCounts, state rulesState, ok bool)
 	revision  func() (id, source string) // of the rules; set with rules
 	refusals  func() map[string]uint64   // of targets, by reason
@@ -148,6 +149,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectFunctions(e, out)
 	m.collectShadows(e, out)
 	m.collectStreams(out)
+	m.collectEdge(out)
 	m.collectRules(out)
 	m.collectEgress(out)
 	m.collectCallers(out)

@@ -19,6 +19,7 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/edge"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
@@ -40,7 +41,8 @@ type routerOptions struct {
 	auditTopic  string // "" for none
 	insecure    bool
 	egress      string // file of the policy of targets; "" for none
-	private     bool   // targets on loopback and private networks are allowed
+	edge        edgeOptions
+	private     bool // targets on loopback and private networks are allowed
 	autoCreate  bool
 	corsOrigins []string
 	hosts       []string
@@ -65,7 +67,9 @@ type router struct {
 	http   *httpapi.Server
 	ws     *ws.Server
 	guard  *guard
-	ln     net.Listener
+	edge   *edge.Edge // nil without TLS
+	faces  []httpapi.Face
+	ln     net.Listener // of the first of them
 }
 
 // drainTime is how long a router that is told to stop lets requests and sends finish.
@@ -111,7 +115,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	}); err != nil {
 		return r, err
 	}
-	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Observer: m.observer(), Log: o.log}); err != nil {
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
 	}
 	r.dialer, m.refusals = dialer, dialer.Refusals
@@ -141,19 +145,25 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		}
 	}
 	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic}
-	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Log: o.log}); err != nil {
+	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err
 	}
-	if r.http, err = httpapi.New(httpapi.Options{
+	if r.edge, err = openEdge(o); err != nil {
+		return r, err
+	}
+	if err := r.listen(ctx); err != nil {
+		return r, err
+	}
+	if r.http, err = httpapi.New(r.edgeServer(httpapi.Options{
 		Backend: b, Guard: r.guard.Guard, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
 		Mounts: mounts(r.ws),
-	}); err != nil {
+	})); err != nil {
 		return r, err
 	}
+	m.edge = r.edgeStats
 	debug.FreeOSMemory() // what compiling functions took is not needed again
-	r.ln, err = net.Listen("tcp", o.listen)
-	return r, err
+	return r, nil
 }
 
 // mounts are the protocols beside HTTP's own on the one listener.
@@ -180,7 +190,13 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	g, failed := errgroup.WithContext(serving)
-	g.Go(func() error { return r.http.Serve(serving, r.ln) })
+	g.Go(func() error { return r.http.ServeFaces(serving, r.faces...) })
+	if r.edge != nil {
+		g.Go(func() error {
+			r.edge.Watch(serving, nil)
+			return nil
+		})
+	}
 	switch {
 	case r.defs.path == "": // none, or what was applied over the API
 	case r.defs.afar != nil:
@@ -237,8 +253,10 @@ func (r *router) close(ctx context.Context) error {
 	if r.store != nil {
 		errs = append(errs, r.store.Close())
 	}
-	if r.ln != nil && r.http == nil {
-		errs = append(errs, r.ln.Close())
+	if r.http == nil {
+		for _, f := range r.faces {
+			errs = append(errs, f.Listener.Close())
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -28,10 +28,16 @@ With a URL the rules come from afar: one file or a bundle, signed with 'router r
 is asked for every --rules-poll; the last good one is kept in the data directory, so that a start needs no network.
 MILLRACE_RULES_TOKEN is sent as a bearer token.
 
-Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
+Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.
+
+With --tls-cert or --acme-host it speaks HTTPS. Certificates, and the authorities of --client-ca, are read again when
+their files change; what cannot be used is logged and the old stays. With --admin-listen everything that changes or looks
+into the router itself is answered there, and at --listen is as if it did not exist.`,
 		Example: `  router serve --rules millrace.yaml --data ./data
   router serve --rules https://config.example.com/rules.bundle --rules-key pub.pem
-  MILLRACE_TOKEN=secret router serve --listen 0.0.0.0:8080`,
+  MILLRACE_TOKEN=secret router serve --listen 0.0.0.0:8080
+  MILLRACE_TOKEN=secret router serve --listen :443 --tls-cert fullchain.pem --tls-key privkey.pem --http-redirect :80
+  MILLRACE_TOKEN=secret router serve --listen :443 --acme-host events.example.com --admin-listen 127.0.0.1:8081`,
 		Args: cobra.NoArgs,
 	}
 	var o routerOptions
@@ -53,6 +59,7 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 	f.BoolVar(&o.insecure, "insecure", false, "listen beyond loopback without a token")
 	f.StringVar(&o.auditTopic, "audit-topic", "", "store refusals and changes as events in this `topic` as well; only the router writes to it")
 	f.BoolVar(&o.acceptClock, "accept-clock", false, "believe a wall clock that has moved on by more than a year")
+	o.edge.flags(f)
 	f.StringVar(&profile, "cpuprofile", "", "write a CPU profile to `file` until the router ends")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		bytes := defaultMemory()
@@ -67,6 +74,9 @@ Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.`,
 		}
 		o.memory = splitMemory(bytes)
 		if err := checkRemoteFlags(cmd, o); err != nil {
+			return err
+		}
+		if err := o.edge.check(cmd); err != nil {
 			return err
 		}
 		if o.rulesOwner != "" && o.rulesOwner != ownerFile && o.rulesOwner != ownerAPI {
@@ -149,7 +159,6 @@ func (p *program) serve(cmd *cobra.Command, o routerOptions) error {
 	if rulesText == "" {
 		rulesText = "none; topics and subscriptions are made over the API"
 	}
-	limits := fmt.Sprintf("%s an event, %s a request, %d events a request", sizeText(1<<20), sizeText(16<<20), 10_000)
-	fmt.Fprintf(p.stdout, "rules   %s\ndata    %s\nmemory  %s\nlimits  %s\naccess  %s\nlisten  http://%s\n", rulesText, o.data, o.memory, limits, r.guard.state(), r.ln.Addr())
+	fmt.Fprintf(p.stdout, "rules   %s\ndata    %s\nmemory  %s\naccess  %s\n%s", rulesText, o.data, o.memory, r.guard.state(), r.shown())
 	return r.run(cmd.Context(), hangup)
 }

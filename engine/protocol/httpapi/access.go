@@ -3,10 +3,8 @@ package httpapi
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -117,20 +115,6 @@ func (c *call) credentials(h *fasthttp.RequestHeader) (access.Credentials, bool)
 	return cred, true
 }
 
-// addr is the client's address; the zero value where there is none, as before the body is read.
-func (c *call) addr() netip.Addr {
-	if c.ctx == nil {
-		return netip.Addr{}
-	}
-	if a, ok := c.ctx.RemoteAddr().(*net.TCPAddr); ok {
-		return a.AddrPort().Addr().Unmap()
-	}
-	return netip.Addr{}
-}
-
-// certificate is what the client has shown and the listener verified, nil for none.
-func (c *call) certificate() *x509.Certificate { return nil }
-
 // authenticate finds out who asks.
 func (c *call) authenticate(h *fasthttp.RequestHeader) error {
 	cred, ok := c.credentials(h)
@@ -139,7 +123,7 @@ func (c *call) authenticate(h *fasthttp.RequestHeader) error {
 		c.principal, err = c.s.o.Guard.Authenticate(c.s.work, cred)
 	}
 	if ok && err == nil {
-		return nil
+		return c.limit(c.principal)
 	}
 	c.principal = nil
 	if err != nil && !errors.Is(err, access.ErrUnauthenticated) {
@@ -171,7 +155,7 @@ func (c *call) allowed() error {
 func (c *call) may(a access.Action, k access.Kind, name string) error {
 	c.kind, c.name = k, name
 	err := c.principal.Check(a, k, name)
-	if err != nil && c.ctx != nil { // else the body is not read yet: the call comes here again
+	if err != nil && !c.early { // else the body is not read yet: the call comes here again
 		c.s.o.Guard.Refused(c.principal, c.addr(), a, k, name, err)
 	}
 	if errors.Is(err, event.ErrNotFound) {

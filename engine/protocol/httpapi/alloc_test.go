@@ -7,6 +7,7 @@ package httpapi
 import (
 	"bufio"
 	"context"
+	"net/netip"
 	"strings"
 	"testing"
 
@@ -34,6 +35,7 @@ func handlerOf(tb testing.TB, send string) func() {
 		tb.Fatal(err)
 	}
 	ctx := &fasthttp.RequestCtx{}
+	ctx.Init2(&conn{s: s, on: s.nowhere, peer: netip.MustParseAddr("192.0.2.1"), counted: &bucket{}}, nil, true)
 	if err := ctx.Request.Read(bufio.NewReaderSize(strings.NewReader(send), 16<<10)); err != nil {
 		tb.Fatal(err)
 	}

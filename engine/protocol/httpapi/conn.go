@@ -2,9 +2,12 @@ package httpapi
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -15,8 +18,11 @@ import (
 // A listener hands out conns, and waits where fasthttp would give up.
 type listener struct {
 	net.Listener
-	s     *Server
-	close func() error // once
+	s        *Server
+	face     Face
+	routes   *node        // that the face answers
+	loopback bool         // only this machine can reach it
+	close    func() error // once
 }
 
 // Close may be called again: fasthttp closes what Shutdown has closed.
@@ -28,11 +34,11 @@ func (l *listener) Accept() (net.Conn, error) {
 	for {
 		nc, err := l.Listener.Accept()
 		if err == nil {
-			c := &conn{Conn: nc, s: l.s, fresh: true}
-			l.s.mu.Lock()
-			l.s.conns[c] = struct{}{}
-			l.s.mu.Unlock()
-			return c, nil
+			if c := l.newConn(nc); l.s.enter(c) {
+				return c, nil
+			}
+			pause = 5 * time.Millisecond
+			continue
 		}
 		if !passing(err) {
 			return nil, err
@@ -61,8 +67,17 @@ func passing(err error) bool {
 // A conn is a client's connection. Reads and the fields without a lock belong to the goroutine that
 // serves it.
 type conn struct {
-	net.Conn
-	s *Server
+	net.Conn           // tls, else raw
+	raw      net.Conn  // of the operating system
+	tls      *tls.Conn // nil on a plain face
+	s        *Server
+	on       *listener
+	peer     netip.Addr             // whoever is at the other end; not valid on a unix socket
+	counted  *bucket                // of peer, where its connections are counted; nil without a peer
+	holds    atomic.Pointer[bucket] // of the principal whose connection this counts as
+
+	shaken bool              // the TLS handshake was tried
+	leaf   *x509.Certificate // that the client showed and the handshake verified; nil if none
 
 	fresh   bool // what is read next begins a request
 	idle    bool // nothing was read since the last answer
@@ -71,6 +86,18 @@ type conn struct {
 	unseen  bool // the head of the request came in several reads, or behind another request
 	body    chunks
 	framing error // of the body; nothing is read any more
+
+	known    bool // somebody who may come in was on this connection
+	incoming arriving
+	reserved atomic.Int64 // of the server's bodies
+
+	// Of the request that is being answered. It is judged twice if its body is large.
+	from    netip.Addr // who sent it, behind proxies
+	client  *bucket    // of from
+	asked   bool       // it was taken from what its address may send
+	strange bool       // and from what strangers may
+	limited bool       // and from what its principal may
+	refusal error      // why its body was not read; nil if it was
 
 	linger  atomic.Bool // the peer may still be sending what nobody will read
 	pending atomic.Pointer[takeover]
@@ -97,7 +124,12 @@ func connState(nc net.Conn, state fasthttp.ConnState) {
 // Read also looks at what fasthttp does not tell: how a request line ends (RFC 9112, 2.2), and whether a chunked body
 // ends where everybody else sees its end.
 func (c *conn) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
+	if c.tls != nil && !c.shaken {
+		if err := c.handshake(); err != nil {
+			return 0, err
+		}
+	}
+	n, err := c.readBody(p)
 	if c.idle = false; n == 0 {
 		return n, err
 	}
@@ -170,9 +202,7 @@ func (c *conn) Close() error {
 	if t := c.pending.Swap(nil); t != nil { // it was never begun
 		t.never()
 	}
-	c.s.mu.Lock()
-	delete(c.s.conns, c)
-	c.s.mu.Unlock()
+	c.s.leave(c)
 	return c.Conn.Close()
 }
 

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -19,6 +20,7 @@ type headers struct {
 	contentType, contentEncoding          string
 	connection                            string
 	prefer, idempotencyKey, lastEventID   string
+	forwarded, forwardedFor               string   // of proxies
 	accessMethod, accessHeaders, webHook  string   // of OPTIONS
 	ce                                    []header // ce-*
 	length, encoding, hosts, types, auths int      // how many of Content-Length, Transfer-Encoding, …
@@ -99,6 +101,10 @@ func (h *headers) take(name []byte, value string) {
 		case strings.EqualFold(n, "prefer"):
 			h.prefer = joined(h.prefer, value)
 		}
+	case 9:
+		if strings.EqualFold(n, "forwarded") {
+			h.forwarded = joined(h.forwarded, value)
+		}
 	case 10:
 		if strings.EqualFold(n, "connection") {
 			h.connection = joined(h.connection, value)
@@ -120,8 +126,11 @@ func (h *headers) take(name []byte, value string) {
 			h.length++
 		}
 	case 15:
-		if strings.EqualFold(n, "idempotency-key") {
+		switch {
+		case strings.EqualFold(n, "idempotency-key"):
 			once(&h.idempotencyKey, &h.types)
+		case strings.EqualFold(n, "x-forwarded-for"):
+			h.forwardedFor = joined(h.forwardedFor, value)
 		}
 	case 16:
 		if strings.EqualFold(n, "content-encoding") {
@@ -177,7 +186,7 @@ func isTokenByte(c byte) bool {
 }
 
 // admit decides from the request line and the headers alone whether a request may go on.
-func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
+func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers, loopback bool) *refusal {
 	if p := h.Protocol(); string(p) != "HTTP/1.1" && string(p) != "HTTP/1.0" {
 		return badFraming("the protocol is %.20q; this server speaks HTTP/1.1 and HTTP/1.0", p)
 	}
@@ -198,7 +207,7 @@ func (s *Server) admit(h *fasthttp.RequestHeader, hd *headers) *refusal {
 			return badFraming("the request target %.60q is not a path, nor a URL of the Host %.60q: this server is no proxy", uri, hd.host)
 		}
 	}
-	if bad := s.admitHost(hd); bad != nil {
+	if bad := s.admitHost(hd, loopback); bad != nil {
 		bad.close = true
 		return bad
 	}
@@ -243,8 +252,8 @@ func wellFormedHost(v string) bool {
 
 // admitHost keeps pages away whose host name was made to resolve to this machine (DNS rebinding).
 // See docs/http.md.
-func (s *Server) admitHost(hd *headers) *refusal {
-	if len(s.o.Hosts) == 0 && !s.loopback.Load() || hd.hosts == 0 { // HTTP/1.0 without Host is no browser
+func (s *Server) admitHost(hd *headers, loopback bool) *refusal {
+	if len(s.o.Hosts) == 0 && !loopback || hd.hosts == 0 { // HTTP/1.0 without Host is no browser
 		return nil
 	}
 	name := hd.host
@@ -301,26 +310,52 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfi
 		return fasthttp.RequestConfig{}
 	}
 	c := s.calls.Get().(*call)
+	c.ctx, c.early = requestOf(h), true
 	defer func() { c.reset(); s.calls.Put(c) }()
-	if s.judge(c, h) != nil {
-		h.SetContentLength(0) // serve judges alike, for what judge looks at does not change; it answers and closes
+	nc := connOf(c.ctx)
+	if nc == nil {
+		return fasthttp.RequestConfig{}
+	}
+	if nc.refusal = s.admitBody(c, h, nc); nc.refusal != nil {
+		h.SetContentLength(0) // serve judges again, and answers with this
 		h.SetConnectionClose()
 		h.Del("Expect")
 	}
 	return fasthttp.RequestConfig{ReadTimeout: s.o.BodyTimeout}
 }
 
+// admitBody decides whether a large body is read.
+func (s *Server) admitBody(c *call, h *fasthttp.RequestHeader, nc *conn) error {
+	if nc.on.face.Serves == Redirect {
+		return &last{errRedirect}
+	}
+	if err := s.judge(c, h); err != nil {
+		return err
+	}
+	n := int64(h.ContentLength())
+	if err := s.shed(max(n, 0)); err != nil {
+		return &last{err}
+	}
+	if err := nc.expect(n); err != nil {
+		return &last{err}
+	}
+	return nil
+}
+
 // judge is everything that is decided before a body is read; it fills in c.h and c.route. It looks at the
 // raw headers, the request line and whether the server drains, and so comes to the same when asked again.
 func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
-	if bad := s.admit(h, &c.h); bad != nil {
+	if bad := s.admit(h, &c.h, c.on().loopback); bad != nil {
 		return bad
 	}
 	size, err := sizeOf(c.h.size)
 	if err != nil {
 		return err
 	}
-	if err = c.find(h); err == nil && size > int64(s.o.Limits.Body) {
+	if err = c.find(h); unknown(err) {
+		err = cmp.Or(c.stranger(), err)
+	}
+	if err == nil && size > int64(s.o.Limits.Body) {
 		err = bodyTooLarge(s.o.Limits.Body)
 	}
 	if err == nil && s.draining() && (c.route == nil || c.route.in != Anyone) {

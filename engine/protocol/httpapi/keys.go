@@ -178,7 +178,7 @@ func (s *Server) mayLose(k access.Key) error {
 		}
 	}
 	switch {
-	case others == 0 && !s.loopback.Load() && !s.o.Insecure:
+	case others == 0 && !s.onLoopback() && !s.o.Insecure:
 		return event.Bad(event.ErrConflict, "key", "it is the last: without it everybody who reaches this address could do everything; make another first")
 	case others > 0 && admins == 0 && isAdmin(k):
 		return event.Bad(event.ErrConflict, "key", "it is the last of an admin: nobody could manage the others; make another first, or start the router with MILLRACE_TOKEN")

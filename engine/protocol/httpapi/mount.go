@@ -36,7 +36,7 @@ type Mount struct {
 func mounted(mounts []Mount) []*route {
 	rs := make([]*route, 0, len(mounts))
 	for _, m := range mounts {
-		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, stream: m.Stream, needs: needs{may: m.May, of: m.Of, in: m.In}, handle: func(c *call) error {
+		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, stream: m.Stream, mounted: true, needs: needs{may: m.May, of: m.Of, in: m.In}, handle: func(c *call) error {
 			return m.Serve(c.ctx, func(serve func(context.Context, net.Conn, []byte)) error {
 				return c.takeOver(&takeover{serve: serve, never: func() {}})
 			})
@@ -88,7 +88,7 @@ func (c *call) takeOver(t *takeover) error {
 			return
 		}
 		ahead := buffered(hijacked, nc)
-		if w, ok := nc.Conn.(interface{ SetWriteBuffer(int) error }); ok {
+		if w, ok := nc.raw.(interface{ SetWriteBuffer(int) error }); ok {
 			_ = w.SetWriteBuffer(streamUnread)
 		}
 		go func() {

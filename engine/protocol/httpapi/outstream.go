@@ -11,11 +11,15 @@ import (
 type outStream struct {
 	s      *Server
 	origin string // allowed to read it
+	hsts   string // to tell; "" is not
 	out    []byte // not written yet
 }
 
 func (c *call) outStream() outStream {
 	st := outStream{s: c.s}
+	if nc := connOf(c.ctx); nc != nil && nc.tls != nil {
+		st.hsts = c.s.hsts
+	}
 	if c.h.origin != "" && c.s.allowsOrigin(c.h.origin) {
 		st.origin = strings.Clone(c.h.origin)
 	}
@@ -26,6 +30,9 @@ func (c *call) outStream() outStream {
 func (st *outStream) begin(contentType string) {
 	st.out = append(append(append(st.out[:0], "HTTP/1.1 200 OK\r\nServer: millrace\r\nContent-Type: "...), contentType...),
 		"\r\nCache-Control: no-store\r\nX-Accel-Buffering: no\r\nConnection: close\r\n"...)
+	if st.hsts != "" {
+		st.out = append(append(append(st.out, "Strict-Transport-Security: "...), st.hsts...), "\r\n"...)
+	}
 	if st.origin != "" {
 		st.out = append(append(append(st.out, "Access-Control-Allow-Origin: "...), st.origin...), "\r\nVary: Origin\r\n"...)
 	}

@@ -5,4 +5,4 @@ package httpapi
 import "net"
 
 // hungUp cannot tell here: a request whose client has gone waits until its time is over.
-func hungUp(net.Conn) bool { return false }
+func hungUp(net.Conn, bool) bool { return false }

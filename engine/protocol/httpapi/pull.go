@@ -65,7 +65,7 @@ func (c *call) lease(name string, max int, wait time.Duration) ([]event.Lease, e
 		leases, err = c.s.o.Backend.Pull(ctx, name, max, wait)
 		stop()
 		revoked := c.still()
-		if nc, ok := c.ctx.Conn().(*conn); len(leases) > 0 && (revoked != nil || ok && hungUp(nc.Conn)) {
+		if nc, ok := c.ctx.Conn().(*conn); len(leases) > 0 && (revoked != nil || ok && nc.hungUp()) {
 			ids := make([]string, len(leases))
 			for i := range leases {
 				ids[i] = leases[i].ID

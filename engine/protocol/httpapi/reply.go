@@ -33,7 +33,7 @@ func (c *call) attended(wait time.Duration) (context.Context, func()) {
 	var check *time.Timer
 	check = time.AfterFunc(time.Hour, func() {
 		switch {
-		case hungUp(nc.Conn):
+		case nc.hungUp():
 			cancel()
 		case ctx.Err() == nil:
 			check.Reset(peerCheck)

@@ -13,11 +13,12 @@ import (
 
 // A route is one call of the API. The table is equal to the paths and methods of openapi.json.
 type route struct {
-	method string
-	path   string // {topic} and the like stand for one segment
-	handle func(*call) error
-	stream bool // takes ?access_token=
-	query  []string
+	method  string
+	path    string // {topic} and the like stand for one segment
+	handle  func(*call) error
+	stream  bool // takes ?access_token=
+	mounted bool // another package answers
+	query   []string
 	needs
 }
 
@@ -90,6 +91,15 @@ func routes() []*route {
 	return rs
 }
 
+// administers reports whether the call changes or looks into the router itself, rather than using it.
+func (r *route) administers() bool {
+	switch r.may {
+	case access.Admin, access.Manage, access.Deploy, access.Operate:
+		return true
+	}
+	return false
+}
+
 // A node is one segment of the routes' paths.
 type node struct {
 	next   map[string]*node
@@ -140,6 +150,7 @@ type call struct {
 	route  *route
 	allow  string
 	params [2]string // what stands for {…}, decoded
+	early  bool      // the body is not read yet: the request will be judged again
 
 	asking
 	publishing
@@ -154,10 +165,20 @@ func (c *call) reset() {
 
 // serve judges, finds the route and answers.
 func (c *call) serve() error {
-	if nc, ok := c.ctx.Conn().(*conn); ok && nc.bareLF {
+	nc := connOf(c.ctx)
+	if nc == nil {
+		return fmt.Errorf("the connection is a %T, not this server's", c.ctx.Conn())
+	}
+	if nc.bareLF {
 		return badFraming("the request line ends with LF alone; lines end with CRLF (RFC 9112, 2.2)")
 	}
+	if nc.on.face.Serves == Redirect {
+		return c.redirect(nc)
+	}
 	err := c.s.judge(c, &c.ctx.Request.Header)
+	if nc.refusal != nil {
+		err = nc.refusal
+	}
 	if c.closes() {
 		c.ctx.SetConnectionClose()
 	}
@@ -173,10 +194,20 @@ func (c *call) serve() error {
 	if err := c.checkQuery(); err != nil {
 		return err
 	}
-	if n, _ := sizeOf(c.h.size); n != int64(len(c.ctx.Request.Body())) && c.h.length > 0 {
+	n, _ := sizeOf(c.h.size)
+	if n != int64(len(c.ctx.Request.Body())) && c.h.length > 0 {
 		return badFraming("the body has not the %d bytes that Content-Length says", n)
 	}
-	if err := c.route.handle(c); err != nil {
+	if nc.incoming.began.IsZero() { // a large one was let in before it was read
+		if err := c.s.shed(n); err != nil {
+			return err
+		}
+	}
+	err = c.route.handle(c)
+	if c.route.mounted && c.route.in == Anyone {
+		err = c.strangerEnds(err)
+	}
+	if err != nil {
 		return c.unseen(err)
 	}
 	if c.route.changes() {
@@ -219,7 +250,7 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 			}
 		}
 	}
-	n, params := c.s.routes, 0
+	n, params := c.on().routes, 0
 	var bad error
 	for rest := path; rest != ""; {
 		seg := rest[1:]
@@ -258,6 +289,11 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 	}
 	if method == "OPTIONS" && (found || path == "*" || path == "/") {
 		return nil
+	}
+	if c.route == nil || c.route.in != Anyone || c.route.mounted {
+		if err := c.arrive(); err != nil {
+			return err
+		}
 	}
 	if c.route == nil || c.route.in != Anyone {
 		if err := c.authenticate(h); err != nil {

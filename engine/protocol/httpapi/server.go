@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -49,6 +50,18 @@ type Options struct {
 	// DrainGrace is how long Shutdown lets half-sent requests arrive; 2 s.
 	DrainGrace time.Duration
 
+	Clients ClientLimits
+	// BodyBytes is what bodies over HeaderBytes may take together while they are read and answered, a body's limit at
+	// least; 256 MiB. Past it, and while memory is short, large bodies are refused with 503.
+	BodyBytes int64
+
+	HSTS time.Duration // for which browsers are told, over TLS, to come by TLS only; a year; below zero: not told
+	// Secure says to which hosts a Redirect face may send; nil: none. SecurePort is where it sends them; 443.
+	Secure     func(host string) bool
+	SecurePort int
+	// Challenge answers an ACME authority on a Redirect face; nil: none does.
+	Challenge func(ctx context.Context, host, path string) (answer []byte, ok bool)
+
 	// Mounts are calls that other packages answer, on this listener and behind the same checks.
 	Mounts []Mount
 }
@@ -79,6 +92,15 @@ func (o Options) withDefaults() Options {
 	if o.MaxConns == 0 {
 		o.MaxConns = 10_000
 	}
+	if o.BodyBytes == 0 {
+		o.BodyBytes = 256 << 20
+	}
+	o.BodyBytes = max(o.BodyBytes, int64(o.Limits.Body))
+	fill(&o.HSTS, 365*24*time.Hour)
+	if o.SecurePort == 0 {
+		o.SecurePort = 443
+	}
+	o.Clients = o.Clients.withDefaults()
 	return o
 }
 
@@ -96,7 +118,7 @@ func (o Options) validate() error {
 	if o.HeaderBytes < 1<<10 || o.HeaderBytes > 1<<20 {
 		errs = append(errs, fmt.Errorf("options: HeaderBytes is %d; allowed are 1024 to 1048576", o.HeaderBytes))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, o.Clients.validate())...)
 }
 
 // A Server answers HTTP. Its methods may be called from several goroutines.
@@ -104,10 +126,16 @@ type Server struct {
 	o      Options
 	fh     *fasthttp.Server
 	routes *node
-	calls  sync.Pool // *call
+	public *node  // of faces that answer no administration
+	hsts   string // the header's value; "" is none
 
-	loopback atomic.Bool  // the listener's address is loopback
-	drainAt  atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
+	limits   *limiter
+	bodies   bodies
+	pressure *pressure
+
+	calls sync.Pool // *call
+
+	drainAt atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
 
 	bundles    atomic.Int64 // calls that hold one
 	sseReaders atomic.Int64
@@ -124,7 +152,8 @@ type Server struct {
 	streams int           // hijacked connections being served
 	idle    chan struct{} // closed while draining when streams is 0
 	down    chan struct{} // closed when Shutdown has ended
-	ln      *listener     // nil before Serve
+	faces   []*listener   // nil before Serve
+	nowhere *listener     // of a call without a connection
 }
 
 // New returns a server that is ready to Serve.
@@ -146,8 +175,14 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	s := &Server{o: o, conns: map[*conn]struct{}{},
+		limits: newLimiter(o.Clients), bodies: bodies{budget: o.BodyBytes}, pressure: newPressure(),
 		idle: make(chan struct{}), down: make(chan struct{})}
-	s.routes = tree(rs)
+	s.nowhere = &listener{s: s}
+	if o.HSTS > 0 {
+		s.hsts = fmt.Sprintf("max-age=%d", int64(o.HSTS/time.Second))
+	}
+	s.routes, s.public = tree(rs), tree(slices.DeleteFunc(slices.Clone(rs), func(r *route) bool { return r.administers() }))
+	s.nowhere.routes = s.routes
 	s.calls.New = func() any { return &call{s: s} }
 	s.work, s.stopWork = context.WithCancel(context.Background())
 	s.wait, s.stopWait = context.WithCancel(s.work)
@@ -158,7 +193,7 @@ func New(o Options) (*Server, error) {
 		ConnState:                    connState,
 		Logger:                       fhLogger{o.Log},
 		Name:                         "millrace",
-		Concurrency:                  o.MaxConns,
+		Concurrency:                  2*o.MaxConns + 64, // enter counts: fasthttp would answer before a handshake, and wait
 		ReadBufferSize:               o.HeaderBytes,
 		ReadTimeout:                  o.HeaderTimeout,
 		WriteTimeout:                 o.WriteTimeout,
@@ -178,44 +213,6 @@ func New(o Options) (*Server, error) {
 type fhLogger struct{ log *slog.Logger }
 
 func (l fhLogger) Printf(format string, args ...any) { l.log.Debug(fmt.Sprintf(format, args...)) }
-
-// Serve answers on ln until Shutdown has ended or ctx ends, which shuts down with 25 seconds for what is
-// under way. It owns ln. A listener that others than this machine can reach is refused unless there is
-// a token, a key or a policy, or Insecure says that none is wanted.
-func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
-	loopback := isLoopback(ln.Addr())
-	if !loopback && s.o.Guard.Off() && !s.o.Insecure {
-		ln.Close()
-		return fmt.Errorf("httpapi: %s can be reached from other machines and no token is set: set MILLRACE_TOKEN, "+
-			"or listen on 127.0.0.1, or say --insecure to serve everybody", ln.Addr())
-	}
-	s.mu.Lock()
-	if s.draining() || s.ln != nil {
-		s.mu.Unlock()
-		ln.Close()
-		return errors.New("httpapi: this server has been shut down or serves already")
-	}
-	s.ln = &listener{Listener: ln, s: s, close: sync.OnceValue(ln.Close)}
-	s.loopback.Store(loopback)
-	s.mu.Unlock()
-
-	failed := make(chan error, 1)
-	go func() { failed <- s.fh.Serve(s.ln) }()
-	select {
-	case err := <-failed:
-		if err == nil || s.draining() { // Shutdown closed the listener
-			<-s.down
-			return nil
-		}
-		return errors.Join(fmt.Errorf("httpapi: accept on %s: %w", ln.Addr(), err), s.Shutdown(ctx))
-	case <-ctx.Done():
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 25*time.Second)
-		defer cancel()
-		err := s.Shutdown(end)
-		<-failed
-		return err
-	}
-}
 
 // Shutdown refuses new work with 503, ends streams at a cursor from which their clients resume, lets
 // requests finish and closes. Requests that are still half sent after the grace get 503 as well. When ctx
@@ -244,8 +241,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	s.stopWait()
 
 	s.mu.Lock()
-	if s.ln != nil { // fasthttp may not know it yet
-		_ = s.ln.Close()
+	for _, l := range s.faces { // fasthttp may not know them yet
+		_ = l.Close()
 	}
 	s.mu.Unlock()
 	err := s.fh.ShutdownWithContext(ctx)
@@ -258,10 +255,11 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.stopWork()
 		s.mu.Lock()
 		for c := range s.conns {
-			_ = c.Conn.Close()
+			_ = c.raw.Close() // TLS would say goodbye first, and wait for one who does not read
 		}
 		s.mu.Unlock()
 	}
+	s.limits.turned.Wait()
 	s.awaitLingering(ctx)
 	if err != nil {
 		return fmt.Errorf("httpapi: shutdown: %w", err)
@@ -333,6 +331,7 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 			s.o.Log.Error("panic while answering a request", "method", string(ctx.Method()), "panic", p, "stack", string(debug.Stack()))
 			ctx.Response.Reset()
 			c.problem(fmt.Errorf("panic: %v", p))
+			s.finish(ctx)
 			return // c may be in any state: not back to the pool
 		}
 		c.reset()
@@ -341,22 +340,47 @@ func (s *Server) handle(ctx *fasthttp.RequestCtx) {
 	if err := c.serve(); err != nil {
 		c.problem(err)
 	}
+	s.finish(ctx)
+}
+
+// idleBody is the largest buffer for bodies that a connection keeps between two requests, in bytes.
+const idleBody = 64 << 10
+
+// finish ends a request that has its answer.
+func (s *Server) finish(ctx *fasthttp.RequestCtx) {
+	nc := connOf(ctx)
+	if nc == nil {
+		return
+	}
+	if nc.tls != nil && s.hsts != "" {
+		ctx.Response.Header.Set("Strict-Transport-Security", s.hsts)
+	}
+	ctx.Request.ReleaseBody(idleBody) // fasthttp would keep it for as long as the connection lasts
+	nc.requestEnds()
 }
 
 // readFailed answers a request that fasthttp could not read; the connection closes after it.
 func (s *Server) readFailed(ctx *fasthttp.RequestCtx, err error) {
 	linger(ctx)
+	defer s.finish(ctx)
 	var small *fasthttp.ErrSmallBuffer
 	var timeout net.Error
+	refused := func(kind limitKind) { s.limits.refused[kind].Add(1) }
+	nc := connOf(ctx)
 	switch {
+	case nc != nil && nc.refusal != nil:
+		err = nc.refusal
 	case s.draining():
 		err = errDraining
 	case errors.As(err, &small):
+		refused(limitHeader)
 		err = refuse(fasthttp.StatusRequestHeaderFieldsTooLarge,
 			"the request line and headers are longer than %d bytes; send large attributes in structured mode (application/cloudevents+json)", s.o.HeaderBytes)
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
+		refused(limitBody)
 		err = bodyTooLarge(s.o.Limits.Body)
 	case errors.As(err, &timeout) && timeout.Timeout():
+		refused(limitSlow)
 		err = refuse(fasthttp.StatusRequestTimeout, "the request did not arrive in time: %s for the headers, %s for a body", s.o.HeaderTimeout, s.o.BodyTimeout)
 	default:
 		// fasthttp's words may quote what was sent; the kind is enough.

@@ -1,0 +1,182 @@
+package httpapi
+
+import (
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+)
+
+// len is the number of buckets.
+func (t *table[K]) len() (n int) {
+	for i := range t.shards {
+		n += len(t.shards[i].m)
+	}
+	return n
+}
+
+func TestRate(t *testing.T) {
+	var d drawn
+	r := newRate(10, 3)
+	second := int64(time.Second)
+	for i := range 3 {
+		if wait := d.take(second, r); wait != 0 {
+			t.Fatalf("take %d waits %s", i, wait)
+		}
+	}
+	if wait := d.take(second, r); wait != 100*time.Millisecond {
+		t.Errorf("past the burst it waits %s", wait)
+	}
+	if n, full := d.left(second, r); n != 0 || full != 300*time.Millisecond {
+		t.Errorf("left %d, full in %s", n, full)
+	}
+	if wait := d.take(second+int64(100*time.Millisecond), r); wait != 0 {
+		t.Errorf("after 100 ms it waits %s", wait)
+	}
+	for range 3 { // a long pause gives the burst and no more
+		d.take(100*second, r)
+	}
+	if d.take(100*second, r) == 0 {
+		t.Error("a pause gives more than the burst")
+	}
+	if newRate(0, 5).bounds() || newRate(-1, 5).bounds() {
+		t.Error("no rate bounds")
+	}
+	if r := newRate(1e9, 0); r.each != 1 || r.burst() < 1 {
+		t.Errorf("the highest rate is %+v", r)
+	}
+}
+
+// However many ask at once, no more than the burst get one.
+func TestRateUnderConcurrency(t *testing.T) {
+	var d drawn
+	r := newRate(1, 100)
+	var got [8]int
+	var wg sync.WaitGroup
+	for g := range got {
+		wg.Go(func() {
+			for range 1000 {
+				if d.take(0, r) == 0 {
+					got[g]++
+				}
+			}
+		})
+	}
+	wg.Wait()
+	total := 0
+	for _, n := range got {
+		total += n
+	}
+	if total != 100 {
+		t.Errorf("%d were given of 100", total)
+	}
+}
+
+// A table is bounded whatever comes, lets go of idle buckets, keeps those with connections and those that owe most.
+func TestTableIsBounded(t *testing.T) {
+	tab := newTable[addrKey]()
+	r := newRate(1, 10)
+	key := func(i uint64) addrKey {
+		return keyOf(netip.AddrFrom4([4]byte{byte(i >> 24), byte(i >> 16), byte(i >> 8), byte(i)}))
+	}
+	pinned := tab.get(key(1), 0)
+	pinned.conns.Add(1)
+	guilty := tab.get(key(2), 0)
+	for range 10 {
+		guilty.requests.take(0, r)
+	}
+	for i := uint64(10); i < 3*maxBuckets; i++ {
+		tab.get(key(i*2654435761%(1<<32)+3), 0).requests.take(0, r)
+	}
+	if n := tab.len(); n > maxBuckets {
+		t.Errorf("%d buckets, the bound is %d", n, maxBuckets)
+	}
+	if tab.get(key(1), 0) != pinned {
+		t.Error("a bucket with connections was let go")
+	}
+	if tab.get(key(2), 0) != guilty {
+		t.Error("the bucket that owes most was let go before those that owe little")
+	}
+}
+
+func TestAddressKeys(t *testing.T) {
+	a := func(s string) addrKey { return keyOf(netip.MustParseAddr(s)) }
+	if a("2001:db8::1") != a("2001:db8:0:0:ffff::2") || a("2001:db8::1") == a("2001:db8:0:1::1") {
+		t.Error("an IPv6 address does not count as its /64")
+	}
+	if a("192.0.2.1") == a("192.0.2.2") || a("192.0.2.1") != a("::ffff:192.0.2.1") {
+		t.Error("an IPv4 address does not count as itself")
+	}
+}
+
+func TestBucketsAllocateOnce(t *testing.T) {
+	tab := newTable[string]()
+	addrs := newTable[addrKey]()
+	r := newRate(1e6, 1000)
+	k := keyOf(netip.MustParseAddr("192.0.2.7"))
+	if n := testing.AllocsPerRun(100, func() {
+		tab.get("key:ci", 0).requests.take(0, r)
+		addrs.get(k, 0).requests.take(0, r)
+	}); n != 0 {
+		t.Errorf("%v allocations a request", n)
+	}
+}
+
+func TestClientOf(t *testing.T) {
+	trusted := func(a netip.Addr) bool { return netip.MustParsePrefix("10.0.0.0/8").Contains(a) }
+	for _, x := range []struct {
+		peer, value string
+		rfc         bool
+		want        string
+	}{
+		{"10.0.0.1", "198.51.100.7", false, "198.51.100.7"},
+		{"10.0.0.1", "203.0.113.9, 198.51.100.7", false, "198.51.100.7"}, // the left one is the client's own word
+		{"10.0.0.1", "203.0.113.9, 198.51.100.7, 10.9.9.9", false, "198.51.100.7"},
+		{"198.51.100.1", "203.0.113.9", false, "198.51.100.1"}, // no proxy of ours
+		{"10.0.0.1", "", false, "10.0.0.1"},
+		{"10.0.0.1", "unknown", false, "10.0.0.1"},
+		{"10.0.0.1", "203.0.113.9, nonsense", false, "10.0.0.1"},
+		{"10.0.0.1", "203.0.113.9, nonsense, 10.0.0.2", false, "10.0.0.2"},
+		{"10.0.0.1", "198.51.100.7:1234", false, "198.51.100.7"},
+		{"10.0.0.1", "[2001:db8::1]:80", false, "2001:db8::1"},
+		{"10.0.0.1", "2001:db8::1", false, "2001:db8::1"},
+		{"10.0.0.1", "::ffff:198.51.100.7", false, "198.51.100.7"},
+		{"10.0.0.1", "198.51.100.7,", false, "10.0.0.1"},
+		{"10.0.0.1", "fe80::1%eth0", false, "10.0.0.1"},
+		{"10.0.0.1", "10.0.0.2, 10.0.0.3", false, "10.0.0.2"},
+		{"10.0.0.1", `for=203.0.113.9, for="[2001:db8::1]:4711";proto=https`, true, "2001:db8::1"},
+		{"10.0.0.1", `proto=https; For=198.51.100.7`, true, "198.51.100.7"},
+		{"10.0.0.1", `for="_hidden", for=198.51.100.7;by=10.0.0.1, for=10.0.0.2`, true, "198.51.100.7"},
+		{"10.0.0.1", `for=203.0.113.9, for=_hidden`, true, "10.0.0.1"},
+		{"10.0.0.1", `for="203.0.113.9, for=198.51.100.7`, true, "198.51.100.7"}, // a quote left open swallows nothing
+		{"10.0.0.1", "198.51.100.7", true, "10.0.0.1"},
+	} {
+		if got := clientOf(netip.MustParseAddr(x.peer), x.value, x.rfc, trusted); got != netip.MustParseAddr(x.want) {
+			t.Errorf("%s with %q: %s, want %s", x.peer, x.value, got, x.want)
+		}
+	}
+}
+
+// FuzzForwarded: whatever the client's part of the header is, the address is the one that our proxy has added.
+func FuzzForwarded(f *testing.F) {
+	for _, s := range []string{"", "203.0.113.9", `for="`, `for="[::1]:80";by=x`, "10.0.0.1, unknown", "[", "::1%x", `a=b;for=1.2.3.4, "`, ",,,"} {
+		f.Add(s, true)
+		f.Add(s, false)
+	}
+	peer, client := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("198.51.100.7")
+	trusted := func(a netip.Addr) bool { return a == peer }
+	f.Fuzz(func(t *testing.T, value string, rfc bool) {
+		added := client.String()
+		if rfc {
+			added = "for=" + added
+		}
+		if got := clientOf(peer, value+", "+added, rfc, trusted); got != client {
+			t.Fatalf("%q: %s", value, got)
+		}
+		if got := clientOf(client, value, rfc, trusted); got != client {
+			t.Fatalf("a stranger's %q: %s", value, got)
+		}
+		clientOf(peer, value, rfc, func(netip.Addr) bool { return rand.N(2) == 0 })
+	})
+}
