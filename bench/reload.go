@@ -121,7 +121,17 @@ func reloads(ctx context.Context, l *lab, r *routerProcess, dir string, to *gaps
 	err := phase("rules-stall", during)
 	took := time.Since(start)
 	if err == nil {
-		err = phase("rules-stall-none", func(ctx context.Context) error { return sleep(ctx, took) })
+		err = phase("rules-stall-none", func(ctx context.Context) error { // but for the reloads the same, asking for metrics included
+			for end := time.Now().Add(took); time.Now().Before(end); {
+				if err := sleep(ctx, 50*time.Millisecond); err != nil {
+					return err
+				}
+				if _, err := r.metrics(ctx); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
 	}
 	put("rules-reload-parse", median(parse))
 	put("rules-reload", median(apply))

@@ -55,6 +55,8 @@ type Program struct {
 	root   *node
 	fields *fields
 	hidden *strings.Replacer // of values that are not shown; nil: none
+
+	required []equality // for an Index
 }
 
 // Compile compiles a filter. The error is an *Error.
@@ -74,6 +76,7 @@ func compile(src string, machine bool) (*Program, error) {
 	if p.root, err = assemble(root, src, machine); err != nil {
 		return nil, err
 	}
+	p.required = equalities(p.root)
 	return p, nil
 }
 

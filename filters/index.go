@@ -36,7 +36,7 @@ type indexKey struct {
 
 // equality is one that a program requires.
 type equality struct {
-	field  int // of the index
+	field  int // of the program
 	values []value
 	kid    int // of the program's root; −1: the root itself
 }
@@ -45,45 +45,36 @@ type equality struct {
 func NewIndex(programs []*Program) *Index {
 	all, links := union(programs)
 	x := &Index{fields: all, entries: make([]entry, len(programs))}
-	required := make([][]equality, len(programs))
-	counts := map[spot]int{}
+	counts := make(map[spot]int, len(programs))
 	for i, p := range programs {
 		x.entries[i].link = links[i]
 		if p == nil {
 			continue
 		}
 		x.entries[i].root = p.root
-		required[i] = equalities(p.root, links[i])
-		for _, q := range required[i] {
+		for _, q := range p.required {
 			for _, v := range q.values {
-				counts[spotOf(q.field, v)]++
+				counts[spotOf(int(links[i][q.field]), v)]++
 			}
 		}
 	}
 	byField := map[int]int{}
-	for i := range programs {
-		best, least := -1, 0
-		for j, q := range required[i] {
-			n := 0
-			for _, v := range q.values {
-				n += counts[spotOf(q.field, v)]
-			}
-			// Among equals an attribute wins: it needs no look at the data.
-			if best < 0 || n < least || n == least && all.list[q.field].origin < all.list[required[i][best].field].origin {
-				best, least = j, n
-			}
+	for i, p := range programs {
+		best, field := -1, 0
+		if p != nil {
+			best, field = p.selective(all, links[i], counts)
 		}
 		if best < 0 {
 			x.rest = append(x.rest, int32(i))
 			continue
 		}
-		q := required[i][best]
+		q := p.required[best]
 		x.entries[i].root = without(x.entries[i].root, q.kid)
-		at, ok := byField[q.field]
+		at, ok := byField[field]
 		if !ok {
 			at = len(x.keys)
-			byField[q.field] = at
-			x.keys = append(x.keys, indexKey{field: q.field})
+			byField[field] = at
+			x.keys = append(x.keys, indexKey{field: field})
 		}
 		for _, v := range q.values {
 			x.keys[at].add(v, int32(i))
@@ -92,37 +83,54 @@ func NewIndex(programs []*Program) *Index {
 	return x
 }
 
+// selective is the place among p's required equalities of the one that it shares with the fewest other programs, −1 if it
+// requires none, and that one's field in the index.
+func (p *Program) selective(all *fields, link []int32, counts map[spot]int) (best, field int) {
+	best, least := -1, 0
+	for j, q := range p.required {
+		n, at := 0, int(link[q.field])
+		for _, v := range q.values {
+			n += counts[spotOf(at, v)]
+		}
+		// Among equals an attribute wins: it needs no look at the data.
+		if best < 0 || n < least || n == least && all.list[at].origin < all.list[field].origin {
+			best, field, least = j, at, n
+		}
+	}
+	return best, field
+}
+
 // equalities lists what a condition requires.
-func equalities(root *node, link []int32) []equality {
-	if q, ok := equalityOf(root, link); ok {
+func equalities(root *node) []equality {
+	if q, ok := equalityOf(root); ok {
 		q.kid = -1
 		return []equality{q}
 	}
 	var out []equality
 	if root.op == opAnd {
 		for i, k := range root.kids {
-			if q, ok := equalityOf(k, link); ok {
+			if q, ok := equalityOf(k); ok {
 				q.kid = i
 				out = append(out, q)
 			}
 		}
 	}
-	return out
+	return slices.Clip(out)
 }
 
-func equalityOf(n *node, link []int32) (equality, bool) {
+func equalityOf(n *node) (equality, bool) {
 	switch {
 	case n.op == opIs && n.kids[0].op == opField:
-		return equality{field: int(link[n.kids[0].field]), values: []value{{kind: boolean, b: true}}}, true
+		return equality{field: n.kids[0].field, values: []value{{kind: boolean, b: true}}}, true
 	case n.op == opRelate && n.rel == equal:
 		for i, k := range n.kids {
 			c := n.kids[1-i]
 			if k.op == opField && c.op == opConst && c.val.kind != null {
-				return equality{field: int(link[k.field]), values: []value{c.val}}, true
+				return equality{field: k.field, values: []value{c.val}}, true
 			}
 		}
 	case n.op == opIn && !n.negated && n.kids[0].op == opField:
-		return equality{field: int(link[n.kids[0].field]), values: n.set.list}, true
+		return equality{field: n.kids[0].field, values: n.set.list}, true
 	}
 	return equality{}, false
 }

@@ -136,8 +136,14 @@ type field struct {
 // fields numbers what a program, or all programs of an index, read: each thing once.
 type fields struct {
 	list   []field
-	byName map[string]int
+	byName map[fieldID]int
 	tree   *tree
+}
+
+// fieldID is the same for fields that read the same.
+type fieldID struct {
+	reading reading
+	label   string
 }
 
 // loose reports whether a field is a text that may stand for a number or a boolean.
@@ -145,11 +151,11 @@ func (f field) loose() bool {
 	return f.origin == fromExtension || f.origin == fromHeader || f.origin == fromQuery
 }
 
-func newFields() *fields { return &fields{byName: map[string]int{}, tree: newTree()} }
+func newFields() *fields { return &fields{byName: map[fieldID]int{}, tree: newTree()} }
 
 // add returns the number of a field.
 func (fs *fields) add(f field) int {
-	id := fmt.Sprintf("%d %s", f.reading, f.label)
+	id := fieldID{f.reading, f.label}
 	if n, ok := fs.byName[id]; ok {
 		return n
 	}
@@ -188,11 +194,19 @@ func isWord(s string) bool {
 func union(programs []*Program) (*fields, [][]int32) {
 	all := newFields()
 	links := make([][]int32, len(programs))
+	n := 0
+	for _, p := range programs {
+		if p != nil {
+			n += len(p.fields.list)
+		}
+	}
+	slab := make([]int32, n)
 	for i, p := range programs {
 		if p == nil {
 			continue
 		}
-		links[i] = make([]int32, len(p.fields.list))
+		n := len(p.fields.list)
+		links[i], slab = slab[:n:n], slab[n:]
 		for j, f := range p.fields.list {
 			links[i][j] = int32(all.add(f))
 		}

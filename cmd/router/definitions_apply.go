@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"reflect"
 	"slices"
@@ -80,12 +81,12 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 	return d.eng.Apply(ctx, spec, a.ops...)
 }
 
-// revision names what the rules file and the API define together, as far as it is shown: two routers with the
-// same definitions have the same one.
+// revision names what the rules file and the API define together, variables aside: two routers with the same
+// definitions have the same one. It is made from digests, for it is asked for at every change.
 func revision(set *rules.Set, api owned) string {
 	h := sha256.New()
 	if set != nil {
-		_, _ = h.Write(set.JSON(false))
+		_, _ = io.WriteString(h, set.Revision)
 	}
 	for _, kind := range slices.Sorted(maps.Keys(api)) {
 		for _, name := range slices.Sorted(maps.Keys(api[kind])) {
