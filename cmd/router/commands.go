@@ -26,6 +26,7 @@ func commands(p *program) []*cobra.Command {
 		explainCommand(p),
 		doctorCommand(p),
 		egressCommand(p),
+		webhooksCommand(p),
 		benchCommand(p),
 		verifyCommand(p),
 		versionCommand(p),

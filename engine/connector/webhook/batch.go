@@ -123,6 +123,9 @@ func (s *Sink) postBatch(ctx context.Context, ds []event.Delivery) (n int, faile
 		return len(ds), nil, err
 	}
 	defer s.release(l)
+	if err := s.authorize(ctx, l, deadline); err != nil {
+		return len(ds), nil, err
+	}
 	wire, body, n, err := s.target.buildBatch(l, ds, int(s.fits.Load()), s.o.Now().Unix())
 	if err != nil {
 		return n, nil, err

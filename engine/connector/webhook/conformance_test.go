@@ -58,7 +58,7 @@ func target1(t *testing.T, format string, https bool) sinktest.Target {
 	}
 	if https {
 		r.Server = httptest.NewTLSServer(h)
-		o.TLS = r.Client().Transport.(*http.Transport).TLSClientConfig
+		o.TLSConfig = r.Client().Transport.(*http.Transport).TLSClientConfig
 	} else {
 		r.Server = httptest.NewServer(h)
 	}

@@ -301,7 +301,7 @@ func TestTLSErrorsAreNamed(t *testing.T) {
 	}
 	conf := r.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
 	conf.ServerName = "other.test"
-	s = open(t, Options{URL: r.URL, TLS: conf})
+	s = open(t, Options{URL: r.URL, TLSConfig: conf})
 	if err := s.Deliver(context.Background(), delivery("i", order)); err == nil || !strings.Contains(err.Error(), "not other.test") {
 		t.Errorf("other name: %v", err)
 	}

@@ -3,7 +3,6 @@ package webhook
 import (
 	"bufio"
 	"context"
-	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/tls"
 	"errors"
@@ -43,7 +42,8 @@ type lane struct {
 
 	br     *bufio.Reader
 	resp   fasthttp.Response
-	macs   []hash.Hash // one a secret
+	macs   []hash.Hash // one a key; nil for those that sign with ed25519
+	auth   string      // the value of Authorization; "": none
 	sum    [sha256.Size]byte
 	signed []byte // what is signed before the body
 	head   []byte
@@ -64,8 +64,8 @@ type lane struct {
 
 func newLane(t *target) *lane {
 	l := &lane{}
-	for _, key := range t.keys {
-		l.macs = append(l.macs, hmac.New(sha256.New, key))
+	for _, k := range t.keys {
+		l.macs = append(l.macs, k.mac())
 	}
 	return l
 }
@@ -131,11 +131,16 @@ func (l *lane) dial(ctx context.Context, s *Sink, deadline time.Time) error {
 		l.br = bufio.NewReaderSize(raw, headerLimit)
 	}
 	if s.tls != nil {
+		config, err := s.tls()
+		if err != nil {
+			l.hangUp()
+			return fmt.Errorf("TLS: %w", err)
+		}
 		if err := l.until(ctx, deadline); err != nil {
 			l.hangUp()
 			return err
 		}
-		c := tls.Client(raw, s.tls)
+		c := tls.Client(raw, config)
 		// Not HandshakeContext: the deadline bounds it, interrupt ends it, and no goroutine is needed.
 		if err := c.Handshake(); err != nil {
 			l.hangUp()
@@ -184,6 +189,9 @@ func (l *lane) exchange(ctx context.Context, wire []byte, deadline time.Time, re
 		}
 	}
 	if err := l.readHeader(); err != nil {
+		if err == io.EOF {
+			err = l.alert()
+		}
 		l.hangUp()
 		switch {
 		case err == io.EOF && reused && !isTimeout(sent):
@@ -200,6 +208,17 @@ func (l *lane) exchange(ctx context.Context, wire []byte, deadline time.Time, re
 		l.hangUp()
 	}
 	return nil
+}
+
+// alert is why TLS ended, which the reader of headers takes for an end: in TLS 1.3 a receiver refuses a client's
+// certificate, or the lack of one, only after the handshake. It stays what the connection says to every read.
+func (l *lane) alert() error {
+	if c, ok := l.conn.(*tls.Conn); ok {
+		if _, err := c.Read(make([]byte, 1)); err != nil {
+			return err
+		}
+	}
+	return io.EOF
 }
 
 // readHeader reads up to the end of the headers of the final answer. Headers past headerLimit leave the

@@ -25,17 +25,20 @@ type Dialer interface {
 type Options struct {
 	URL     string            `yaml:"url" rules:"required" about:"Where to: http or https; no user, no fragment."`                                                                // http or https; no user, no fragment
 	Format  string            `yaml:"format" enum:"structured,binary,data" about:"A CloudEvent in JSON; the data as body and the attributes as ce-* headers; or the data alone."` // Structured, Binary or Data; Structured
-	Secrets []string          `yaml:"secrets" about:"whsec_…: the first signs first, all are sent while rotating; none: unsigned. Give references."`                              // whsec_…; all sign, the first first; none: unsigned
+	Secrets []string          `yaml:"secrets" about:"whsec_… (HMAC), or whsk_… (ed25519): the first signs first, all are sent while rotating; none: unsigned. Give references."`  // whsec_… or whsk_…; all sign, the first first; none: unsigned
 	Headers map[string]string `yaml:"headers" about:"Sent besides the router's own. Never shown."`                                                                                // sent besides the router's own
 	Timeout time.Duration     `yaml:"timeout" about:"Of one attempt, connecting included."`                                                                                       // of one attempt, connecting included; 15 s
 	Batch   Batch             `yaml:"batch" about:"Several events in one request."`                                                                                               // several events in one request; zero: one each
 	Reply   bool              `yaml:"reply" about:"An answer of 2xx is the reply to the event, where its producer asked for one."`                                                // an answer of 2xx is the reply to the event, where its producer asked for one
 
+	Auth Auth              `yaml:"auth" about:"How the router shows the receiver who it is, besides signatures: one of basic, oauth2, oidc."` // one of its fields, or none
+	TLS  egress.TLSOptions `yaml:"tls" about:"How TLS connections to the receiver are made."`                                                 // besides those of the process
+
 	Dialer    Dialer           `yaml:"-"` // required
 	Now       func() time.Time `yaml:"-"` // for timestamps; time.Now
 	UserAgent string           `yaml:"-"` // "millrace"
 	MaxConns  int              `yaml:"-"` // connections open at once; a Deliver beyond waits; 64
-	TLS       *tls.Config      `yaml:"-"` // https: certificates to trust and the like; cloned
+	TLSConfig *tls.Config      `yaml:"-"` // https: what to begin with where Dialer has none of its own; cloned
 }
 
 // The formats.
@@ -88,7 +91,7 @@ func (o Options) Validate() error {
 		fault("secrets", "has %d; want at most %d", len(o.Secrets), maxSecrets)
 	}
 	for i, s := range o.Secrets {
-		if _, err := ParseSecret(s); err != nil {
+		if _, err := parseSigner(s); err != nil {
 			fault(fmt.Sprintf("secrets[%d]", i), "%v", err)
 		}
 	}
@@ -96,6 +99,10 @@ func (o Options) Validate() error {
 		fault("timeout", "is %s; want above 0 and at most %s", o.Timeout, maxTimeout)
 	}
 	o.Batch.check(o, fault)
+	o.Auth.check(o, fault)
+	if _, err := egress.NewTLS(o.TLS); err != nil {
+		below(fault, "tls", err)
+	}
 	if o.MaxConns < 0 {
 		fault("MaxConns", "is %d; want 1 or more", o.MaxConns)
 	}
@@ -151,7 +158,7 @@ func checkHeader(lower string) string {
 	for _, own := range []struct{ prefix, why string }{
 		{"webhook-", "is the router's own: id, timestamp and signature of Standard Webhooks; drop it"},
 		{"ce-", "is an attribute of the event (CloudEvents); set it where the event is made or in a function"},
-		{"proxy-", "is for proxies, of which the router uses none; drop it"},
+		{"proxy-", "is for the proxy, which the process's egress policy names with its user and password; drop it"},
 	} {
 		if strings.HasPrefix(lower, own.prefix) {
 			return own.why

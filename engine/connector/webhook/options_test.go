@@ -38,7 +38,7 @@ batch: {events: 50, bytes: 4096, wait: 20ms}
 		t.Errorf("%+v", o)
 	}
 	// Keys of the process, and those that this build does not act on, are not keys of the file.
-	for _, key := range []string{"dialer: {}", "maxconns: 1", "useragent: x", "tls: {}"} {
+	for _, key := range []string{"dialer: {}", "maxconns: 1", "useragent: x", "tlsconfig: {}"} {
 		dec := yaml.NewDecoder(strings.NewReader(key))
 		dec.KnownFields(true)
 		if err := dec.Decode(&o); err == nil {

@@ -2,7 +2,6 @@ package webhook
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net/http"
@@ -11,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -32,16 +32,16 @@ func (s *Sink) failed(ctx context.Context, err error) error {
 	if isTimeout(err) || errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s (timeout): %w", s.o.Timeout, err)
 	}
-	var plain tls.RecordHeaderError
-	if errors.As(err, &plain) {
-		err = fmt.Errorf("%w; is it an http:// address?", err)
-	}
+	err = egress.Words(err)
 	return &event.RetryAfter{Err: fmt.Errorf("webhook %s: %w", s.target.name, err)}
 }
 
 // outcome is what the answer in l means.
 func (s *Sink) outcome(l *lane) error {
 	code := l.resp.StatusCode()
+	if s.auth != nil {
+		s.auth.answered(l.auth, code)
+	}
 	if code >= 200 && code <= 299 {
 		return nil
 	}

@@ -16,6 +16,9 @@ const hidden = "(hidden)"
 // values of configured headers and, of the URL, path and query: any of them may hold secrets. Nothing is sent.
 func (s *Sink) Preview(d event.Delivery) (event.Request, error) {
 	l := newLane(s.target)
+	if s.auth != nil {
+		l.auth = hidden // nothing is fetched
+	}
 	var wire []byte
 	var err error
 	if s.o.Batch.several() {
@@ -36,7 +39,7 @@ func (s *Sink) Preview(d event.Delivery) (event.Request, error) {
 		name, value, _ := strings.Cut(line, ": ")
 		h := event.Header{Name: name, Value: value}
 		own := slices.ContainsFunc(sortedNames(s.o.Headers), func(n string) bool { return strings.EqualFold(n, name) && s.o.Headers[n] == value })
-		if own || strings.EqualFold(name, "webhook-signature") {
+		if own || strings.EqualFold(name, "webhook-signature") || s.auth != nil && strings.EqualFold(name, "authorization") {
 			h.Value, h.Hidden = hidden, true
 		}
 		r.Headers = append(r.Headers, h)

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"crypto/ed25519"
 	"encoding/base64"
 	"fmt"
 	"net"
@@ -18,7 +19,8 @@ const keepBuffer = 256 << 10
 type target struct {
 	prefix []byte // request line and the headers that never change
 	format string
-	keys   [][]byte
+	keys   []key
+	signed int // bytes that the signatures take in the header
 	https  bool
 	addr   string // host:port to dial
 	host   string // for TLS
@@ -64,11 +66,12 @@ func newTarget(o Options) (*target, error) {
 	}
 	t.prefix = appendHeader(b, "User-Agent", agent)
 	for _, s := range o.Secrets {
-		key, err := ParseSecret(s)
+		k, err := parseSigner(s)
 		if err != nil {
 			return nil, err
 		}
-		t.keys = append(t.keys, key)
+		t.keys = append(t.keys, k)
+		t.signed += k.size() + 1
 	}
 	return t, nil
 }
@@ -130,7 +133,7 @@ func (t *target) leaveRoom(l *lane, id int) int {
 	if cap(l.buf) > t.keep {
 		l.buf = nil
 	}
-	room := len(t.prefix) + id + 256 + len(t.keys)*(sigSize+1)
+	room := len(t.prefix) + id + 256 + t.signed + len(l.auth)
 	l.buf = grow(l.buf[:0], room)
 	return room
 }
@@ -147,6 +150,9 @@ func (t *target) precede(l *lane, room int, contentType, id string, ts int64) []
 
 // finish appends what depends on the body, and the end of the headers.
 func (t *target) finish(l *lane, b []byte, id string, ts int64, body []byte) []byte {
+	if l.auth != "" {
+		b = appendHeader(b, "Authorization", l.auth)
+	}
 	b = appendHeader(b, "webhook-id", id)
 	b = append(b, "webhook-timestamp: "...)
 	b = strconv.AppendInt(b, ts, 10)
@@ -155,11 +161,16 @@ func (t *target) finish(l *lane, b []byte, id string, ts int64, body []byte) []b
 		l.signed = append(append(l.signed[:0], id...), '.')
 		l.signed = append(strconv.AppendInt(l.signed, ts, 10), '.')
 		b = append(b, "webhook-signature:"...)
-		for _, h := range l.macs {
+		for i, h := range l.macs {
+			b = append(b, ' ')
+			if h == nil {
+				b = l.sign1a(b, t.keys[i].private, body)
+				continue
+			}
 			h.Reset()
 			h.Write(l.signed)
 			h.Write(body)
-			b = append(b, " v1,"...)
+			b = append(b, version1...)
 			b = base64.StdEncoding.AppendEncode(b, h.Sum(l.sum[:0]))
 		}
 		b = append(b, "\r\n"...)
@@ -167,6 +178,19 @@ func (t *target) finish(l *lane, b []byte, id string, ts int64, body []byte) []b
 	b = append(b, "Content-Length: "...)
 	b = strconv.AppendInt(b, int64(len(body)), 10)
 	return append(b, "\r\n\r\n"...)
+}
+
+// sign1a appends an ed25519 signature over what l.signed and body are together. The algorithm reads its message twice
+// and wants it in one piece.
+func (l *lane) sign1a(b []byte, k ed25519.PrivateKey, body []byte) []byte {
+	n := len(l.signed)
+	l.signed = append(l.signed, body...)
+	b = append(b, version1a...)
+	b = base64.StdEncoding.AppendEncode(b, ed25519.Sign(k, l.signed))
+	if l.signed = l.signed[:n]; cap(l.signed) > keepBuffer {
+		l.signed = append([]byte(nil), l.signed...)
+	}
+	return b
 }
 
 // grow returns b, which is empty, with n bytes of room.

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -11,52 +12,28 @@ import (
 	"time"
 )
 
-// SecretPrefix begins every secret of Standard Webhooks.
-const SecretPrefix = "whsec_"
-
-// Bytes of a decoded secret (Standard Webhooks, "Signature scheme").
-const (
-	minSecret = 24
-	maxSecret = 64
-)
-
-// sigSize is the length of one signature: "v1," and the base64 of 32 bytes.
-const sigSize = 3 + 44
-
 // DefaultTolerance is how far a delivery's timestamp may lie from the receiver's clock.
 const DefaultTolerance = 5 * time.Minute
 
 // ErrUnverified is what every error of Verify wraps.
 var ErrUnverified = errors.New("webhook not verified")
 
-// ParseSecret returns the key of a secret such as whsec_<base64 of 24 to 64 bytes>. The error never shows
-// the secret.
-func ParseSecret(s string) ([]byte, error) {
-	b, ok := strings.CutPrefix(s, SecretPrefix)
-	if !ok {
-		return nil, fmt.Errorf("secret of %d characters does not begin with %s; make one with: echo %s$(openssl rand -base64 32)", len(s), SecretPrefix, SecretPrefix)
-	}
-	key, err := base64.StdEncoding.DecodeString(b)
-	if err != nil {
-		// Senders differ in whether they pad.
-		if key, err = base64.RawStdEncoding.DecodeString(b); err != nil {
-			return nil, fmt.Errorf("secret is not base64 after %s", SecretPrefix)
-		}
-	}
-	if len(key) < minSecret || len(key) > maxSecret {
-		return nil, fmt.Errorf("secret has %d bytes after decoding; want %d to %d", len(key), minSecret, maxSecret)
-	}
-	return key, nil
-}
-
-// Sign returns the webhook-signature of Standard Webhooks, "v1,<base64>", for one secret: HMAC-SHA256
-// over id.ts.body, ts in Unix seconds. It is "" where ParseSecret refuses the secret.
+// Sign returns the webhook-signature of Standard Webhooks for one key over id.ts.body, ts in Unix seconds:
+// "v1,<base64>" (HMAC-SHA256) for whsec_…, "v1a,<base64>" (ed25519) for whsk_…. It is "" for what is neither.
 func Sign(secret, id string, ts int64, body []byte) string {
-	key, err := ParseSecret(secret)
+	k, err := parseSigner(secret)
 	if err != nil {
 		return ""
 	}
-	return "v1," + base64.StdEncoding.EncodeToString(mac(key, id, strconv.FormatInt(ts, 10), body))
+	at := strconv.FormatInt(ts, 10)
+	if k.private != nil {
+		return version1a + base64.StdEncoding.EncodeToString(ed25519.Sign(k.private, message(id, at, body)))
+	}
+	return version1 + base64.StdEncoding.EncodeToString(mac(k.shared, id, at, body))
+}
+
+func message(id, ts string, body []byte) []byte {
+	return append([]byte(id+"."+ts+"."), body...)
 }
 
 func mac(key []byte, id, ts string, body []byte) []byte {
@@ -67,7 +44,7 @@ func mac(key []byte, id, ts string, body []byte) []byte {
 }
 
 // Verify checks the three headers of Standard Webhooks against the body as it arrived: one of the
-// signatures must be that of one of the secrets, and timestamp within tolerance of now (0:
+// signatures must be that of one of the secrets (whsec_…, or whpk_… and whsk_… for v1a), and timestamp within tolerance of now (0:
 // DefaultTolerance). Comparing takes the same time whatever was sent. Errors wrap ErrUnverified, say what
 // to look at, and show neither secrets nor the right signature.
 func Verify(secrets []string, id, timestamp, signature string, body []byte, now time.Time, tolerance time.Duration) error {
@@ -90,15 +67,21 @@ func Verify(secrets []string, id, timestamp, signature string, body []byte, now 
 	if err != nil || strconv.FormatInt(ts, 10) != timestamp {
 		return bad("header webhook-timestamp is %.30q; want Unix seconds", timestamp)
 	}
-	good, known := 0, false
+	good, known, versions := 0, false, "v1"
 	for _, secret := range secrets {
-		key, err := ParseSecret(secret)
+		k, err := parseVerifier(secret)
 		if err != nil {
 			return bad("%v", err)
 		}
-		want := []byte("v1," + base64.StdEncoding.EncodeToString(mac(key, id, timestamp, body)))
+		if k.shared == nil {
+			versions = "v1a"
+			g, is := verify1a(k.public, signature, message(id, timestamp, body))
+			good, known = good+g, known || is
+			continue
+		}
+		want := []byte(version1 + base64.StdEncoding.EncodeToString(mac(k.shared, id, timestamp, body)))
 		for s := range strings.SplitSeq(signature, " ") {
-			known = known || strings.HasPrefix(s, "v1,")
+			known = known || strings.HasPrefix(s, version1)
 			if hmac.Equal([]byte(s), want) {
 				good++
 			}
@@ -107,7 +90,7 @@ func Verify(secrets []string, id, timestamp, signature string, body []byte, now 
 	switch {
 	case good > 0:
 	case !known:
-		return bad("header webhook-signature has no signature of version v1")
+		return bad("header webhook-signature has no signature of version %s", versions)
 	default:
 		return bad("no signature matches; is it the sender's secret, and the body byte for byte as it arrived?")
 	}
@@ -122,4 +105,26 @@ func Verify(secrets []string, id, timestamp, signature string, body []byte, now 
 		return bad("sent in the future: at %s Unix seconds, now is %d, %s are allowed; is a clock wrong?", timestamp, now.Unix(), tolerance)
 	}
 	return nil
+}
+
+// maxSigned bounds the ed25519 signatures that are tried: each costs tens of microseconds.
+const maxSigned = 16
+
+// verify1a counts the signatures of a header that are key's, and says whether there are any of version v1a.
+func verify1a(key ed25519.PublicKey, header string, message []byte) (good int, known bool) {
+	tried := 0
+	for s := range strings.SplitSeq(header, " ") {
+		text, ok := strings.CutPrefix(s, version1a)
+		if !ok {
+			continue
+		}
+		known = true
+		if tried++; tried > maxSigned {
+			break
+		}
+		if sig, err := base64.StdEncoding.DecodeString(text); err == nil && len(sig) == ed25519.SignatureSize && ed25519.Verify(key, message, sig) {
+			good++
+		}
+	}
+	return good, known
 }

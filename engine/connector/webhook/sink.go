@@ -16,7 +16,8 @@ import (
 type Sink struct {
 	o      Options
 	target *target
-	tls    *tls.Config // nil: http
+	tls    func() (*tls.Config, error) // nil: http
+	auth   authorization               // nil: none
 
 	fits  atomic.Int64  // bytes of a batch's body at most; less than the options say where the receiver refused that (413)
 	slots chan struct{} // one for each lane in use; its capacity is MaxConns
@@ -48,18 +49,12 @@ func OpenSink(ctx context.Context, o Options) (*Sink, error) {
 	s := &Sink{o: o, target: t, slots: make(chan struct{}, o.MaxConns)}
 	s.fits.Store(o.Batch.Bytes)
 	if t.https {
-		s.tls = o.TLS.Clone()
-		if s.tls == nil {
-			s.tls = &tls.Config{}
+		if s.tls, err = tlsOf(o, t.host); err != nil {
+			return nil, err
 		}
-		if s.tls.ServerName == "" {
-			s.tls.ServerName = t.host
-		}
-		s.tls.MinVersion = max(s.tls.MinVersion, tls.VersionTLS12)
-		s.tls.NextProtos = []string{"http/1.1"}
-		if s.tls.ClientSessionCache == nil {
-			s.tls.ClientSessionCache = tls.NewLRUClientSessionCache(8)
-		}
+	}
+	if s.auth, err = o.Auth.open(o); err != nil {
+		return nil, err
 	}
 	return s, nil
 }
@@ -87,6 +82,9 @@ func (s *Sink) deliver(ctx context.Context, d *event.Delivery) error {
 		return err
 	}
 	defer s.release(l)
+	if err := s.authorize(ctx, l, deadline); err != nil {
+		return err
+	}
 	wire, err := s.target.build(l, d, s.o.Now().Unix())
 	if err != nil {
 		return err
