@@ -129,7 +129,7 @@ func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
 	}
 	hint := "--allow-private-targets allows it"
 	if r.Source != "" {
-		hint = "a rule of allow with cidrs in " + r.Source + " allows it"
+		hint = "its range under allow in " + r.Source + " allows it"
 	}
 	return &BlockedError{Host: t.host, Addr: a, Range: s.prefix, Why: s.name + ", " + s.by, Hint: hint, reason: reasonSpecial}
 }

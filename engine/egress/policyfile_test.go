@@ -64,7 +64,7 @@ func TestPolicyLists(t *testing.T) {
 		{"https://a.partner.example/", "", ""},
 		{"https://partner.example/", "unlisted", "no rule of allow"},
 		{"https://x.bad.partner.example/", "denied", "x.bad.partner.example, as *.bad.partner.example (denied by deny[0] at conf/egress.yaml:10:5): not allowed as a target; its operator decides"},
-		{"https://lo.partner.example/", "special", "lo.partner.example has the address 127.0.0.1, in 127.0.0.0/8 (Loopback, RFC 1122 section 3.2.1.3): not allowed as a target; a rule of allow with cidrs in conf/egress.yaml allows it"},
+		{"https://lo.partner.example/", "special", "lo.partner.example has the address 127.0.0.1, in 127.0.0.0/8 (Loopback, RFC 1122 section 3.2.1.3): not allowed as a target; its range under allow in conf/egress.yaml allows it"},
 		{"https://denied.partner.example/", "denied", "denied.partner.example has the address 93.184.1.1, in 93.184.0.0/16 (denied by deny[1] at conf/egress.yaml:11:5)"},
 		{"http://lan.example/", "", ""},
 		{"http://10.1.2.3/", "", ""},
