@@ -40,7 +40,7 @@ func isToken(name string) bool {
 // and one whose variable is not set here is left out of the set. ${file:…} is refused. Errors are those of Parse.
 func Pack(ctx context.Context, path string, o Options) (bundle []byte, set *Set, err error) {
 	p := newParser(o)
-	p.packing, p.bundled = true, true
+	p.packing, p.bundled, p.whole = true, true, true
 	if set, err = p.parse(ctx, path); err != nil {
 		return nil, nil, err
 	}

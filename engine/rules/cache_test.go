@@ -2,6 +2,8 @@ package rules
 
 import (
 	"fmt"
+	"os"
+	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
@@ -77,5 +79,82 @@ func TestCache(t *testing.T) {
 	delete(env, "X")
 	if _, err := ParseBytes("rules.yaml", []byte(cachedRules), o); err == nil || !strings.Contains(err.Error(), `"X" is not set`) {
 		t.Errorf("a variable that is gone: %v", err)
+	}
+}
+
+// Files that did not change are not read again, and what is wrong between them and others is said as if they were.
+func TestCacheOfFiles(t *testing.T) {
+	dir := t.TempDir()
+	files := map[string]string{
+		"a.yaml": "version: 1\ntopics: {t: {}}\nfunctions: {f: {wasm: pushed}}\n",
+		"b.yaml": "subscriptions:\n  one: {topic: t, filter: data.n == 1, functions: [f], deliver: {webhook: {url: \"https://example.com/\"}}}\n  two: {topic: t, deliver: {topic: out}}\n",
+		"c.yaml": "subscriptions:\n  three: {topic: t, deliver: {pull: {}}}\n",
+		"d.yaml": "subscriptions:\n  four: {topic: t, deliver: {stream: {retain: {age: 1d}}}}\n",
+	}
+	write := func(changed map[string]string) {
+		t.Helper()
+		for name, text := range files {
+			if other, ok := changed[name]; ok {
+				text = other
+			}
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	o := testOptions()
+	o.Cache = &Cache{}
+	same := func(what string) {
+		t.Helper()
+		plain := o
+		plain.Cache = nil
+		want, wantErr := Parse(t.Context(), dir, plain)
+		got, err := Parse(t.Context(), dir, o)
+		if fmt.Sprint(err) != fmt.Sprint(wantErr) {
+			t.Errorf("%s: with a cache: %v\nwithout: %v", what, err, wantErr)
+		}
+		if err != nil || wantErr != nil {
+			return
+		}
+		if string(got.JSON(true)) != string(want.JSON(true)) || got.Revision != want.Revision || !reflect.DeepEqual(got.Files, want.Files) || !reflect.DeepEqual(got.Sources, want.Sources) {
+			t.Errorf("%s: with a cache:\n%s\nwithout:\n%s", what, got.JSON(true), want.JSON(true))
+		}
+		for i, b := range want.Subscriptions {
+			if a := got.Subscriptions[i]; a.Fingerprint != b.Fingerprint || !reflect.DeepEqual(a.Subscription, b.Subscription) {
+				t.Errorf("%s: with a cache %+v, without %+v", what, a, b)
+			}
+		}
+	}
+	write(nil)
+	same("read first")
+	if n := len(o.Cache.files); n != 2 { // not a, which has more than subscriptions, nor d, whose bounds a topic may contradict
+		t.Fatalf("%d files are remembered", n)
+	}
+	for what, changed := range map[string]map[string]string{
+		"nothing":                       nil,
+		"a subscription":                {"c.yaml": "subscriptions:\n\n  three: {topic: t, filter: data.n == 2, deliver: {pull: {}}}\n"},
+		"one more":                      {"c.yaml": files["c.yaml"] + "  five: {topic: t, deliver: {pull: {}}}\n"},
+		"one moved":                     {"c.yaml": "# a line\n" + files["c.yaml"]},
+		"one taken twice":               {"d.yaml": files["c.yaml"]},
+		"one taken twice, read first":   {"a.yaml": files["a.yaml"] + files["c.yaml"]},
+		"a function that goes":          {"a.yaml": "version: 1\ntopics: {t: {}}\n"},
+		"a topic that was implied":      {"d.yaml": "topics: {out: {}}\n"},
+		"a topic with a schema":         {"a.yaml": "version: 1\ntopics: {t: {schema: {properties: {m: {}}, additionalProperties: false}}}\nfunctions: {f: {wasm: pushed}}\n"},
+		"a topic in other letters":      {"d.yaml": "topics: {T: {}}\n"},
+		"dead letters in other letters": {"d.yaml": "topics: {Three.dead: {}}\n"},
+		"a circle":                      {"c.yaml": "subscriptions:\n  three: {topic: out, deliver: {topic: t}}\n"},
+		"a circle of dead letters":      {"c.yaml": "subscriptions:\n  three: {topic: two.dead, deliver: {pull: {}}, deadLetter: t}\n"},
+		"nonsense":                      {"c.yaml": "subscriptions: ["},
+	} {
+		write(changed)
+		same(what)
+		same(what + ", again")
+		write(nil)
+		same("as before " + what)
+	}
+	first := o.Cache.subs["one"]
+	got, err := Parse(t.Context(), dir, o)
+	if err != nil || got.Subscriptions[0].Program != first.done.Program || got.Subscriptions[0].Owner.Line != 2 {
+		t.Errorf("read again: %+v, %v", got, err)
 	}
 }

@@ -37,6 +37,7 @@ type functionDef struct{ Function }
 // file reads one rules file and adds what it defines.
 func (p *parser) file(src *source) {
 	p.attach(src.name, src.text)
+	from, faults := len(p.subscriptions), p.count
 	root := p.read(src)
 	if root == nil {
 		p.partial = true
@@ -87,6 +88,7 @@ func (p *parser) file(src *source) {
 			p.host(key, n.items[i])
 		}
 	}
+	p.stretched(src, f, from, faults)
 }
 
 // definition reads a document of the API; nil after a fault.

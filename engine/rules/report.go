@@ -25,27 +25,30 @@ const (
 
 // parser gathers definitions and faults over all files of one Parse.
 type parser struct {
-	o        Options
-	api      bool                       // one definition of the API: faults are at fields
-	siblings func(path string) []string // files beside path, for suggestions; nil: not known
-	files    map[string]bool            // read
-	read1    map[string]attached        // by path
-	sources  map[string][]byte          // by their names in a bundle
-	packing  bool                       // a bundle is made: variables are those of the router that takes it
-	bundled  bool                       // the rules are a bundle, or will be: they read no other files
-	unset    int                        // variables that only the bundle's router has
-	revision hash.Hash
-	secrets  map[string]bool    // values that no message may carry
-	referred map[*node][]string // what a node's references stand for; nil: nothing yet
-	faults   []fault
-	kept     map[fault]bool // those in faults
-	perFile  map[string]int
-	count    int      // kept or not
-	looks    int      // left of maxLooks
-	partial  bool     // a file was not understood: what it defines is not known
-	expanded int      // bytes that references stand for
-	names    []string // of functions, sorted, once a suggestion needs them
-	scratch  []byte   // of sum
+	o         Options
+	api       bool                       // one definition of the API: faults are at fields
+	siblings  func(path string) []string // files beside path, for suggestions; nil: not known
+	files     map[string]bool            // read
+	read1     map[string]attached        // by path
+	sources   map[string][]byte          // by their names in a bundle
+	packing   bool                       // a bundle is made: variables are those of the router that takes it
+	bundled   bool                       // the rules are a bundle, or will be: they read no other files
+	unset     int                        // variables that only the bundle's router has
+	revision  hash.Hash
+	secrets   map[string]bool    // values that no message may carry
+	referred  map[*node][]string // what a node's references stand for; nil: nothing yet
+	faults    []fault
+	kept      map[fault]bool // those in faults
+	perFile   map[string]int
+	count     int       // kept or not
+	looks     int       // left of maxLooks
+	partial   bool      // a file was not understood: what it defines is not known
+	expanded  int       // bytes that references stand for
+	names     []string  // of functions, sorted, once a suggestion needs them
+	scratch   []byte    // of sum
+	stretches []stretch // files of subscriptions alone, for the Cache
+	unread    bool      // a file was not read, for it is what it was: faults are counted only
+	whole     bool      // read every file
 
 	topics        []*topicDef
 	functions     []*functionDef
@@ -122,7 +125,7 @@ func (p *parser) badAt(n *node, below, format string, args ...any) {
 }
 
 // full reports whether another fault of n's file would only be counted: to make it fine is in vain then.
-func (p *parser) full(n *node) bool { return p.perFile[n.src.name] >= maxKept }
+func (p *parser) full(n *node) bool { return p.unread || p.perFile[n.src.name] >= maxKept }
 
 func (p *parser) report(n *node, path, detail string) {
 	p.count++
@@ -175,6 +178,9 @@ func (p *parser) foreign(n *node, err error) {
 // err is nil where nothing is wrong, else all that is, in the order of the files.
 func (p *parser) err() error {
 	if len(p.faults) == 0 {
+		if p.unread && p.count > 0 {
+			return errUnread
+		}
 		return nil
 	}
 	slices.SortStableFunc(p.faults, func(a, b fault) int {

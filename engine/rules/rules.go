@@ -116,7 +116,14 @@ type Subscription struct {
 // Parse reads a rules file, or all *.yaml and *.yml of a folder (not of folders in it). The error is a
 // *event.Faults of kind event.ErrInvalid, or an error about path itself.
 func Parse(ctx context.Context, path string, o Options) (*Set, error) {
-	return newParser(o).parse(ctx, path)
+	p := newParser(o)
+	s, err := p.parse(ctx, path)
+	if err != nil && p.unread && ctx.Err() == nil { // what is wrong is known, but not where
+		p = newParser(o)
+		p.whole = true
+		return p.parse(ctx, path)
+	}
+	return s, err
 }
 
 func (p *parser) parse(ctx context.Context, path string) (*Set, error) {
@@ -148,7 +155,9 @@ func (p *parser) parse(ctx context.Context, path string) (*Set, error) {
 			return nil, event.Bad(event.ErrTooLarge, path, fmt.Sprintf("the rules have over %d bytes; at most %d are allowed in all", total, maxSources))
 		}
 		p.files[name], p.sources[rulesName(name)] = true, b
-		p.file(&source{name: name, dir: filepath.Dir(name), text: b})
+		if src := (&source{name: name, dir: filepath.Dir(name), text: b}); !p.sameFile(src) {
+			p.file(src)
+		}
 	}
 	return p.finish()
 }
