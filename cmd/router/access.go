@@ -20,26 +20,37 @@ import (
 // A guard is who decides what callers may do, with the file that its policy comes from.
 type guard struct {
 	*access.Guard
-	log   *slog.Logger
-	path  string // of the policy; "" for none
-	audit *auditTopic
+	log    *slog.Logger
+	token  bool        // MILLRACE_TOKEN is set
+	policy *policyFile // nil: none
+	audit  *auditTopic // nil: none
 }
 
 // openGuard loads the keys and the policy. Without a token, a policy and keys nothing is guarded, until there is a key.
-func openGuard(_ context.Context, o routerOptions, e *engine.Engine, _ *egress.Dialer) (*guard, error) {
+func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv func(string) (string, bool)) (*guard, error) {
 	if strings.ContainsFunc(o.token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
 		return nil, errors.New("MILLRACE_TOKEN has a character that a header cannot carry; use printable ASCII without spaces")
 	}
-	g := &guard{log: o.log, path: o.accessFile}
+	if strings.HasPrefix(o.token, "mrk_") {
+		return nil, errors.New("MILLRACE_TOKEN is an API key, which clients show; unset it where the router starts, or choose a token of its own")
+	}
+	g := &guard{log: o.log, token: o.token != ""}
 	if o.auditTopic != "" {
 		var err error
 		if g.audit, err = openAuditTopic(e, o.auditTopic, o.log); err != nil {
 			return nil, err
 		}
 	}
+	var policy *access.Policy
 	var err error
+	if o.accessFile != "" {
+		g.policy = &policyFile{path: o.accessFile, getenv: getenv}
+		if policy, err = g.policy.load(); err != nil {
+			return nil, err
+		}
+	}
 	g.Guard, err = access.New(access.Options{
-		Token: o.token, Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
+		Token: o.token, Policy: policy, HTTP: jwksFetcher(dialer), Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
 	})
 	return g, err
 }
@@ -63,10 +74,11 @@ func (g *guard) state() string {
 		return "off: whoever reaches this address may do everything; a token, a key or --access turns it on"
 	}
 	var by []string
-	if !g.ByKeysAlone() && g.path == "" {
-		by = append(by, "the token")
-	} else if g.path != "" {
-		by = append(by, g.path)
+	if g.token {
+		by = append(by, "MILLRACE_TOKEN")
+	}
+	if g.policy != nil {
+		by = append(by, g.policy.path)
 	}
 	if n := len(g.ListKeys()); n > 0 {
 		by = append(by, fmt.Sprintf("%d keys", n))

@@ -19,6 +19,7 @@ func commands(p *program) []*cobra.Command {
 		replayCommand(p),
 		schedulesCommand(p),
 		keysCommand(p),
+		accessCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
 		invokeCommand(p),

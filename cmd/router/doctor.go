@@ -210,5 +210,6 @@ func (e *examination) server(ctx context.Context, c *client) {
 	default:
 		res.Body.Close()
 		e.find("server", "good", "", "ready at %s", c.base.Redacted())
+		e.access(ctx, c)
 	}
 }

@@ -131,7 +131,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err := r.defs.open(ctx); err != nil {
 		return r, err
 	}
-	if r.guard, err = openGuard(ctx, o, r.engine, dialer); err != nil {
+	if r.guard, err = openGuard(o, r.engine, dialer, getenv); err != nil {
 		return r, err
 	}
 	m.callers = r.guard.Refusals
@@ -216,6 +216,16 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 		defer signal.Stop(again)
 		g.Go(func() error {
 			r.policy.watch(serving, r.dialer, again, cmp.Or(r.o.look, time.Second), r.o.log)
+			return nil
+		})
+	}
+	g.Go(func() error { return r.guard.Run(serving) })
+	if r.guard.policy != nil {
+		again := make(chan os.Signal, 1)
+		signal.Notify(again, syscall.SIGHUP)
+		defer signal.Stop(again)
+		g.Go(func() error {
+			r.guard.policy.watch(serving, r.guard.Guard, again, cmp.Or(r.o.look, time.Second), r.o.log)
 			return nil
 		})
 	}

@@ -28,7 +28,8 @@ With a URL the rules come from afar: one file or a bundle, signed with 'router r
 is asked for every --rules-poll; the last good one is kept in the data directory, so that a start needs no network.
 MILLRACE_RULES_TOKEN is sent as a bearer token.
 
-Beyond loopback it listens only with a token (MILLRACE_TOKEN) or --insecure.
+Access control is on where MILLRACE_TOKEN is set, --access names a policy, or there is an API key ('router keys create').
+Beyond loopback it listens only with one of them or --insecure.
 
 With --tls-cert or --acme-host it speaks HTTPS. Certificates, and the authorities of --client-ca, are read again when
 their files change; what cannot be used is logged and the old stays. With --admin-listen everything that changes or looks
@@ -56,7 +57,8 @@ into the router itself is answered there, and at --listen is as if it did not ex
 	f.BoolVar(&o.autoCreate, "auto-create-topics", false, "make unknown topics when they are published to (on without rules)")
 	f.StringArrayVar(&o.corsOrigins, "cors-origin", nil, "allow pages of this `origin` to call; may be repeated")
 	f.StringArrayVar(&o.hosts, "host", nil, "allow this `name` in the Host header; may be repeated")
-	f.BoolVar(&o.insecure, "insecure", false, "listen beyond loopback without a token")
+	f.BoolVar(&o.insecure, "insecure", false, "listen beyond loopback without access control")
+	f.StringVar(&o.accessFile, "access", "", "policy `file` of who may do what, read again when it changes; turns access control on")
 	f.StringVar(&o.auditTopic, "audit-topic", "", "store refusals and changes as events in this `topic` as well; only the router writes to it")
 	f.BoolVar(&o.acceptClock, "accept-clock", false, "believe a wall clock that has moved on by more than a year")
 	o.edge.flags(f)

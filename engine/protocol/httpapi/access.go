@@ -133,7 +133,11 @@ func (c *call) authenticate(h *fasthttp.RequestHeader) error {
 	if c.route != nil && c.route.stream {
 		how += ", or ?access_token=<token>"
 	}
-	return refuse(fasthttp.StatusUnauthorized, "%s", how).with("WWW-Authenticate", `Bearer realm="millrace"`)
+	if cred.Bearer == "" {
+		return refuse(fasthttp.StatusUnauthorized, "%s", how).with("WWW-Authenticate", `Bearer realm="millrace"`)
+	}
+	// RFC 6750, 3.1. What is wrong with a key is said to who has it: nobody learns from it that another exists.
+	return refuse(fasthttp.StatusUnauthorized, "%s; %s", err, how).with("WWW-Authenticate", `Bearer realm="millrace", error="invalid_token"`)
 }
 
 // allowed asks for what the path names.

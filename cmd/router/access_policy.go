@@ -1,0 +1,120 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/egress"
+)
+
+// maxPolicy bounds a policy file and each file that it names, in bytes.
+const maxPolicy = 4 << 20
+
+// A policyFile is the file of a process's access policy (--access) and what of it has been read.
+type policyFile struct {
+	path   string
+	getenv func(string) (string, bool)
+	files  []string // that it named when it was last read, itself first
+	stamp  string   // of those
+}
+
+// load reads the policy.
+func (f *policyFile) load() (*access.Policy, error) {
+	files := []string{f.path}
+	f.stamp = stampsOf(f.files) // before it is read: what changes meanwhile is seen by the next look
+	text, err := readSmall(f.path)
+	if err != nil {
+		return nil, fmt.Errorf("--access: %w", err)
+	}
+	p, err := access.ParsePolicy(f.path, text, func(name string) ([]byte, error) {
+		files = append(files, name)
+		return readSmall(name)
+	}, f.getenv)
+	if err != nil {
+		return nil, err
+	}
+	f.files = files
+	f.stamp = stampsOf(files)
+	return p, nil
+}
+
+func readSmall(path string) ([]byte, error) {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxPolicy+1))
+	if err == nil && len(text) > maxPolicy {
+		err = fmt.Errorf("%s: has over %d bytes", path, maxPolicy)
+	}
+	return text, err
+}
+
+// watch reads the policy again when it, or a file that it names, changes or a signal asks for it, until ctx ends. A bad
+// one changes nothing.
+func (f *policyFile) watch(ctx context.Context, g *access.Guard, hangup <-chan os.Signal, every time.Duration, log *slog.Logger) {
+	ticker := time.NewTicker(every)
+	defer ticker.Stop()
+	seen := f.stamp
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangup:
+		case <-ticker.C:
+			now := stampsOf(f.files)
+			if now == f.stamp {
+				continue
+			}
+			if now != seen { // whoever writes it may not be done; it is read once it stays the same for a tick
+				seen = now
+				continue
+			}
+		}
+		p, err := f.load()
+		if err == nil {
+			err = g.SetPolicy(p)
+		}
+		if err != nil {
+			log.Error("the access policy was not reloaded; that before is in force", "path", f.path, "error", err)
+			continue
+		}
+		g.Changed(nil, "policy", f.path, "reloaded")
+	}
+}
+
+// jwksFetcher fetches the keys of issuers through the process's dialer.
+func jwksFetcher(dialer *egress.Dialer) func(ctx context.Context, url string, max int64) ([]byte, error) {
+	client := dialer.Client()
+	return func(ctx context.Context, url string, max int64) ([]byte, error) {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		if err != nil {
+			return nil, err
+		}
+		req.Header.Set("Accept", "application/json")
+		req.Header.Set("User-Agent", "millrace/"+thisBuild().Version)
+		resp, err := client.Do(req)
+		if err != nil {
+			return nil, err
+		}
+		defer resp.Body.Close()
+		if resp.StatusCode != http.StatusOK {
+			return nil, fmt.Errorf("the answer is %d", resp.StatusCode)
+		}
+		body, err := io.ReadAll(io.LimitReader(resp.Body, max+1))
+		if err == nil && int64(len(body)) > max {
+			err = errors.New("the answer is too long")
+		}
+		return body, err
+	}
+}
