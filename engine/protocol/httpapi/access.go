@@ -115,15 +115,22 @@ func (c *call) credentials(h *fasthttp.RequestHeader) (access.Credentials, bool)
 	return cred, true
 }
 
-// authenticate finds out who asks.
+// authenticate finds out who asks, and whether he asks too much.
 func (c *call) authenticate(h *fasthttp.RequestHeader) error {
+	if err := c.identify(h); err != nil {
+		return err
+	}
+	return c.limit(c.principal)
+}
+
+func (c *call) identify(h *fasthttp.RequestHeader) error {
 	cred, ok := c.credentials(h)
 	var err error
 	if ok {
 		c.principal, err = c.s.o.Guard.Authenticate(c.s.work, cred)
 	}
 	if ok && err == nil {
-		return c.limit(c.principal)
+		return nil
 	}
 	c.principal = nil
 	if err != nil && !errors.Is(err, access.ErrUnauthenticated) {
@@ -278,7 +285,7 @@ func (se *session) hold(ctx context.Context) (_ context.Context, stop func()) {
 
 // still asks again after a call has waited.
 func (c *call) still() error {
-	if err := c.authenticate(&c.ctx.Request.Header); err != nil {
+	if err := c.identify(&c.ctx.Request.Header); err != nil {
 		return err
 	}
 	return c.allowed()

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -48,15 +49,17 @@ func TestPullGivesBackWhatNobodyTakes(t *testing.T) {
 	f := newFake("workers")
 	_, base := serve(t, Options{Backend: f})
 	nc := waitingPull(t, f, base)
+	var lent atomic.Bool
 	f.pulled = func() { // between the lease and the answer
 		f.pulled = nil
 		_ = nc.Close()
+		lent.Store(true)
 	}
 	f.put(t, "workers", "job", 1)
 	until(t, "the lease is given back", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
-		return len(f.leases) == 0
+		return lent.Load() && len(f.leases) == 0
 	})
 	if _, body := do(t, "POST", base+"/v1/subscriptions/workers/pull", ""); !strings.Contains(body, "workers/0") {
 		t.Errorf("another consumer got %s", body)
