@@ -20,6 +20,7 @@ func commands(p *program) []*cobra.Command {
 		schedulesCommand(p),
 		keysCommand(p),
 		accessCommand(p),
+		sourcesCommand(p),
 		receiveCommand(p),
 		functionsCommand(p),
 		invokeCommand(p),

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/js"
@@ -30,6 +31,8 @@ type definitions struct {
 	afar  *remoteRules // path is its URL; nil: the rules are files
 	owner string       // ownerFile or ownerAPI: whose rules are taken where both have some; "" refuses to start
 	log   *slog.Logger
+
+	sources func([]hooks.Source) // puts them in force; nil: this process takes no webhooks in
 
 	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
 	// and is held by readers, and by writers while they turn them.
@@ -118,7 +121,7 @@ func (d *definitions) parseOptions() rules.Options {
 
 // remote are the options for what comes over the API: it may not read the router's environment and files.
 func (d *definitions) remote(functions []string) rules.Options {
-	return rules.Options{Sinks: d.o.Sinks, Functions: functions, Now: d.o.Now}
+	return rules.Options{Sinks: d.o.Sinks, Schemes: d.o.Schemes, Functions: functions, Now: d.o.Now}
 }
 
 // ownerOf is the rules file's definition of a name, if it has one of its own.

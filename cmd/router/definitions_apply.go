@@ -78,7 +78,11 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 	spec.Revision = revision(set, api)
 	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
 	spec.Keep, spec.Kept, spec.Lossless = a.keep, a.kept, a.lossless
-	return d.eng.Apply(ctx, spec, a.ops...)
+	if err := d.eng.Apply(ctx, spec, a.ops...); err != nil {
+		return err
+	}
+	d.applySources(set)
+	return nil
 }
 
 // revision names what the rules file and the API define together, variables aside: two routers with the same

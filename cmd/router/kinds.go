@@ -6,6 +6,8 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/connector/webhook"
 	"github.com/millrace/millrace/engine/egress"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/abi/extism"
@@ -22,6 +24,25 @@ func sinkKinds(dialer *egress.Dialer) map[string]rules.SinkKind {
 			o.Dialer, o.UserAgent, o.MaxConns = dialer, "millrace/"+thisBuild().Version, maxSinkConns
 			return webhook.OpenSink(ctx, o)
 		}),
+	}
+}
+
+// sourceSchemes is every way in which this binary can verify webhooks: a new one is its file in hooks and a line here.
+// invoke runs functions that verify; nil where there are none to run.
+func sourceSchemes(invoke hooks.Invoke) map[string]rules.SchemeKind {
+	return map[string]rules.SchemeKind{
+		"github":   rules.SchemeOf("GitHub's signature of the body.", hooks.GitHub.Open),
+		"stripe":   rules.SchemeOf("Stripe's signature of time and body.", hooks.Stripe.Open),
+		"slack":    rules.SchemeOf("Slack's signature of time and body. `url_verification` is answered.", hooks.Slack.Open),
+		"shopify":  rules.SchemeOf("Shopify's signature of the body.", hooks.Shopify.Open),
+		"standard": rules.SchemeOf("[Standard Webhooks](https://www.standardwebhooks.com): id, time and body, v1 and v1a.", hooks.Standard.Open),
+		"twilio":   rules.SchemeOf("Twilio's signature of URL and form.", hooks.Twilio.Open),
+		"meta":     rules.SchemeOf("Meta's signature of the body, for WhatsApp, Instagram, Messenger and Pages. The GET that asks with `hub.challenge` is answered.", hooks.Meta.Open),
+		"hmac":     rules.SchemeOf("Any header that has an HMAC of the body, or of a text made of the webhook.", hooks.HMAC.Open),
+		"basic":    rules.SchemeOf("A user and a password. Nothing is signed.", hooks.Basic.Open),
+		"bearer":   rules.SchemeOf("A token. Nothing is signed.", hooks.Bearer.Open),
+		"none":     rules.SchemeOf("Nothing is verified: whoever knows the address may send.", hooks.None.Open),
+		"function": rules.SchemeOf("A function's verdict.", func(o hooks.Function) (event.Verifier, error) { return o.Open(invoke) }),
 	}
 }
 

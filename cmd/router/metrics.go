@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -27,6 +28,7 @@ type metrics struct {
 	engine    func() *engine.Engine
 	store     func() storage.Stats
 	streams   func() streamStats
+	sources   func() (list []hooks.Stats, unknown uint64)
 	callers   func() []access.Refusal // refused, by reason
 	edge      func() edgeStats
 	rules     func() (counts loadCounts, state rulesState, ok bool)
@@ -154,6 +156,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectEgress(out)
 	m.collectCallers(out)
 	collectSchedules(e, out)
+	m.collectSources(out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/protocol/ws"
 )
 
@@ -22,7 +23,7 @@ func TestMountsAreDescribed(t *testing.T) {
 	if err := json.Unmarshal(text, &doc); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range mounts(&ws.Server{}) {
+	for _, m := range mounts(&ws.Server{}, &hooks.Server{}) {
 		if doc.Paths[m.Path][strings.ToLower(m.Method)] == nil {
 			t.Errorf("openapi.json does not describe %s %s", m.Method, m.Path)
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/edge"
 	"github.com/millrace/millrace/engine/egress"
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
 	"github.com/millrace/millrace/engine/rules"
@@ -66,6 +67,7 @@ type router struct {
 	dialer *egress.Dialer
 	http   *httpapi.Server
 	ws     *ws.Server
+	hooks  *hooks.Server
 	guard  *guard
 	edge   *edge.Edge // nil without TLS
 	faces  []httpapi.Face
@@ -119,8 +121,12 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	r.dialer, m.refusals = dialer, dialer.Refusals
-	r.defs = &definitions{eng: r.engine, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
-		o: rules.Options{Sinks: sinkKinds(dialer), Getenv: getenv, ReadFile: o.files}}
+	if r.hooks, err = hooks.New(hooks.Options{Receive: r.engine.Receive, Log: o.log}); err != nil {
+		return r, err
+	}
+	m.sources = r.hooks.Stats
+	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
+		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(invokeWith(r.engine)), Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
 			return r, err
@@ -157,7 +163,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if r.http, err = httpapi.New(r.edgeServer(httpapi.Options{
 		Backend: b, Guard: r.guard.Guard, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
-		Mounts: mounts(r.ws),
+		Mounts: mounts(r.ws, r.hooks),
 	})); err != nil {
 		return r, err
 	}
@@ -167,10 +173,10 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 }
 
 // mounts are the protocols beside HTTP's own on the one listener.
-func mounts(sockets *ws.Server) []httpapi.Mount {
-	return []httpapi.Mount{
+func mounts(sockets *ws.Server, inbound *hooks.Server) []httpapi.Mount {
+	return append([]httpapi.Mount{
 		{Method: "GET", Path: "/v1/ws", Stream: true, In: httpapi.Known, Serve: sockets.Serve},
-	}
+	}, sourceMounts(inbound)...)
 }
 
 // streams are the figures of connections that stay open.

@@ -17,6 +17,7 @@ import (
 	"github.com/gobwas/ws/wsutil"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
 )
@@ -207,7 +208,7 @@ func TestTwoTenants(t *testing.T) {
 			t.Errorf("questions has %s, which is no route", call)
 		}
 	}
-	for _, m := range mounts(&ws.Server{}) {
+	for _, m := range mounts(&ws.Server{}, &hooks.Server{}) {
 		if m.In == httpapi.InPath {
 			t.Errorf("%s %s names something and is not asked about it here", m.Method, m.Path)
 		}

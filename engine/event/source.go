@@ -15,7 +15,10 @@ type Source struct {
 	Headers []string // kept as extensions; in lower case
 	RawForm bool     // a form stays text; else it becomes a JSON object
 	Origins []string // of CloudEvents senders that may deliver here; "*": all
-	Owner   Owner
+	// SignedID says that the id is read from what is signed. Where it is not, whoever saw a webhook could send it again
+	// under another id, so that repeats are told by the signature as well.
+	SignedID bool
+	Owner    Owner
 }
 
 // EventSource is the attribute source of its events.
@@ -23,6 +26,7 @@ func (s Source) EventSource() string { return "/sources/" + s.Name }
 
 // Hook is a webhook as it came in. Everything in it borrows the request.
 type Hook struct {
+	Source   string // its name
 	Method   string
 	URL      string // as the sender wrote it: scheme, host, path and query
 	Query    string // what follows ? in it
@@ -114,7 +118,24 @@ type Verifier interface {
 type Provided struct {
 	Type, Subject, Key, ID, Time string
 
-	SignedID  bool          // what ID reads is covered by the signature
-	Tolerance time.Duration // of the signed timestamp; 0: none is signed
-	Function  string        // that decides; "": none
+	SignsBody     bool
+	SignsQuery    bool
+	SignedHeaders []string      // in lower case
+	Tolerance     time.Duration // of the signed timestamp; 0: none is signed
+	Function      string        // that decides; "": none
+}
+
+// Expressions are those of Type, Subject, Key, ID and Time by the keys of rules, in their order.
+func (p Provided) Expressions() [5]struct{ Key, Text string } {
+	return [5]struct{ Key, Text string }{{"type", p.Type}, {"subject", p.Subject}, {"key", p.Key}, {"id", p.ID}, {"time", p.Time}}
+}
+
+// ExtensionName is the extension that keeps a header: its letters and digits, in lower case.
+func ExtensionName(header string) string {
+	return strings.Map(func(r rune) rune {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			return r
+		}
+		return -1
+	}, strings.ToLower(header))
 }

@@ -11,7 +11,7 @@ import (
 
 // Change is one definition that two sets do not have alike.
 type Change struct {
-	Kind   string      `json:"kind"` // topic, function, subscription, host or schedule
+	Kind   string      `json:"kind"` // topic, function, subscription, host, schedule or source
 	Name   string      `json:"name"`
 	Change string      `json:"change"` // created, changed or removed
 	Keys   []KeyChange `json:"keys,omitempty"`
@@ -56,7 +56,7 @@ func Diff(old, new *Set) []Change {
 	for _, kind := range []struct {
 		name string
 		of   func(*Set) map[string]compared
-	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}, {"schedule", comparedSchedules}} {
+	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}, {"schedule", comparedSchedules}, {"source", comparedHooks}} {
 		was, is := kind.of(old), kind.of(new)
 		names := make([]string, 0, len(was)+len(is))
 		for name := range was {
@@ -132,6 +132,14 @@ func comparedHosts(s *Set) map[string]compared {
 func comparedSchedules(s *Set) map[string]compared {
 	all := make(map[string]compared, len(s.Schedules))
 	for _, x := range s.Schedules {
+		all[x.Name] = compared{effective: x.effective, hidden: x.hidden}
+	}
+	return all
+}
+
+func comparedHooks(s *Set) map[string]compared {
+	all := make(map[string]compared, len(s.Hooks))
+	for _, x := range s.Hooks {
 		all[x.Name] = compared{effective: x.effective, hidden: x.hidden}
 	}
 	return all

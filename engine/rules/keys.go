@@ -1,7 +1,6 @@
 package rules
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -9,19 +8,13 @@ import (
 // A shape is the keys of one mapping.
 type shape struct {
 	keys  []string
-	later []later
 	empty []string // of keys: those whose value may be left empty
 }
 
-// A later key has its meaning already, but this build does not act on it: it is refused in words, unless it
-// says what happens anyway.
-type later struct{ key, accepts string }
-
 var (
 	rulesShape = shape{
-		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules", "tests"},
-		later: []later{{"sources", ""}},
-		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules", "tests"},
+		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules", "sources", "tests"},
+		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules", "sources", "tests"},
 	}
 	topicShape = shape{
 		keys: []string{"partitions", "retain", "whenFull", "dedupe", "schema", "trace"},
@@ -64,7 +57,6 @@ func (p *parser) fields(n *node, s shape) (map[string]*node, bool) {
 			values[key.raw] = value
 		case p.full(n): // what is near to the key would not be read
 			p.count++
-		case p.refuseLater(s, key, value):
 		default:
 			in := ""
 			if n.path != "" && !p.api {
@@ -84,21 +76,4 @@ func (p *parser) keyed(key, value *node) *node {
 	k := *key
 	k.path = value.path
 	return &k
-}
-
-func (p *parser) refuseLater(s shape, key, value *node) bool {
-	i := slices.IndexFunc(s.later, func(l later) bool { return l.key == key.raw })
-	if i < 0 {
-		return false
-	}
-	l := s.later[i]
-	if l.accepts != "" && value.kind == scalar && value.raw == l.accepts {
-		return true
-	}
-	instead := ""
-	if l.accepts != "" {
-		instead = fmt.Sprintf(", or set it to %s", l.accepts)
-	}
-	p.fault(p.keyed(key, value), "key %q is not acted on by this build; remove it%s (allowed now: %s)", l.key, instead, strings.Join(s.keys, ", "))
-	return true
 }

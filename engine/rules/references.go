@@ -27,6 +27,7 @@ func (p *parser) checkReferences() {
 			p.typedFilter(d, t.typed)
 		}
 	}
+	p.checkHookFunctions(known)
 	p.checkCase()
 	subs := p.events()
 	p.checkDeadLetters(subs)
@@ -67,6 +68,14 @@ func (p *parser) checkCase() {
 		}
 		for i := range p.schedules {
 			add(p.schedules[i].Topic, p.scheduleKeys[p.schedules[i].Name])
+		}
+		for i := range p.hooks {
+			add(p.hooks[i].Topic, p.hookKeys[p.hooks[i].Name])
+		}
+	})
+	once("source", func(add func(string, *node)) {
+		for i := range p.hooks {
+			add(p.hooks[i].Name, p.hookKeys[p.hooks[i].Name])
 		}
 	})
 	once("schedule", func(add func(string, *node)) {

@@ -60,6 +60,9 @@ type parser struct {
 	hosts         []Host
 	scheduleKeys  map[string]*node
 	schedules     []Schedule
+	hookKeys      map[string]*node
+	hooks         []Source
+	hookFunctions []*node // that verify
 	testDefs      []*testDef
 	testNames     map[string]*node
 }
@@ -77,7 +80,7 @@ func newParser(o Options) *parser {
 	}
 	return &parser{o: o, files: map[string]bool{}, sources: map[string][]byte{}, read1: map[string]attached{}, revision: sha256.New(),
 		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{}, looks: maxLooks,
-		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}, scheduleKeys: map[string]*node{}, testNames: map[string]*node{}}
+		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}, scheduleKeys: map[string]*node{}, hookKeys: map[string]*node{}, testNames: map[string]*node{}}
 }
 
 // place is where a node lies, as a fault says it.

@@ -36,7 +36,8 @@ const (
 // environment and file system where Getenv and ReadFile are nil; elsewhere a reference is then refused in
 // words, so that who may write a definition over the network does not read the router's files with it.
 type Options struct {
-	Sinks    map[string]SinkKind // what may stand under deliver, besides topic, stream and pull
+	Sinks    map[string]SinkKind   // what may stand under deliver, besides topic, stream and pull
+	Schemes  map[string]SchemeKind // by which sources verify
 	Getenv   func(name string) (string, bool)
 	ReadFile func(path string) ([]byte, error) // of ${file:…}, modules and schemas
 	// Reads is told of every file that rules name, once, before it is read and also where it cannot be; may be nil.
@@ -64,6 +65,7 @@ type Set struct {
 	Tests         []Test
 	Hosts         []Host // limits of hosts that are sent to
 	Schedules     []Schedule
+	Hooks         []Source // whose webhooks become events
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
 	// Sources are the rules files and the modules, scripts and schemas that they name, by their names in a bundle:
@@ -319,7 +321,7 @@ func (p *parser) finish() (*Set, error) {
 		return nil, err
 	}
 	n := len(p.subscriptions)
-	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources, Schedules: p.schedules}
+	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources, Schedules: p.schedules, Hooks: p.hooks}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {
@@ -375,6 +377,9 @@ func (p *parser) finish() (*Set, error) {
 		imply(neededTopic{Topic: event.Topic{Name: d.Subscription.Topic, Owner: d.Owner}})
 	}
 	for _, d := range p.schedules {
+		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
+	}
+	for _, d := range p.hooks {
 		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
 	}
 	for _, d := range p.testDefs {

@@ -1,7 +1,6 @@
 package rules
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -75,34 +74,6 @@ func TestFullExample(t *testing.T) {
 	}
 	if want := []string{"testdata/full.yaml", "testdata/functions/redact.wasm", "testdata/schemas/order.json"}; !reflect.DeepEqual(s.Files, want) {
 		t.Errorf("files %q", s.Files)
-	}
-}
-
-// Every key of later issues in the example is refused in words, at its place, and alone.
-func TestLaterKeys(t *testing.T) {
-	full, err := os.ReadFile("testdata/full.yaml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, c := range []struct{ after, add, key string }{
-		{"", "sources: {github: {topic: code}}\n", "sources"},
-	} {
-		text := string(full)
-		before, after, ok := strings.Cut(text, c.after)
-		if !ok {
-			t.Fatalf("%q is not in the example", c.after)
-		}
-		if c.after == "" {
-			before, after = text, ""
-		}
-		at := before + c.after
-		line, col := strings.Count(at, "\n")+1, len(at)-strings.LastIndex(at, "\n")
-		col += strings.Index(c.add, c.key)
-		_, err := ParseBytes("testdata/full.yaml", []byte(at+c.add+after), fileOptions())
-		want := fmt.Sprintf("testdata/full.yaml:%d:%d: key %q is not acted on by this build; remove it", line, col, c.key)
-		if err == nil || !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") || !errors.Is(err, event.ErrInvalid) {
-			t.Errorf("%s: %v\nwant %s…", c.key, err, want)
-		}
 	}
 }
 

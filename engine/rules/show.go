@@ -461,6 +461,10 @@ func (s *Set) doc(effective bool) *doc {
 		x := &s.Schedules[i]
 		return x.Name, false, x.source, x.effective
 	})
+	section("sources", len(s.Hooks), func(i int) (string, bool, *doc, *doc) {
+		x := &s.Hooks[i]
+		return x.Name, false, x.source, x.effective
+	})
 	return d
 }
 

@@ -36,25 +36,9 @@ func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)
 		defaults = v.WithDefaults()
 	}
 	return SinkKind{options: reflect.TypeFor[O](), defaults: reflect.ValueOf(defaults), read: func(p *parser, kind string, n *node) (func(context.Context) (engine.Sink, error), *doc) {
-		var o O
-		before, unset := len(p.faults), p.unset
-		p.decode(n, reflect.ValueOf(&o).Elem())
-		if len(p.faults) > before {
-			return nil, nil
-		}
-		known := p.unset == unset // else it is only shown
-		if v, ok := any(&o).(interface{ Validate() error }); ok && known {
-			if err := v.Validate(); err != nil {
-				p.foreign(n, err)
-				return nil, nil
-			}
-		}
-		full := o
-		if v, ok := any(&o).(interface{ WithDefaults() O }); ok {
-			full = v.WithDefaults()
-		}
+		o, effective, known := readOptions[O](p, n)
 		if !known {
-			return nil, encode(reflect.ValueOf(full), mask(n), false)
+			return nil, effective
 		}
 		return func(ctx context.Context) (engine.Sink, error) {
 			s, err := open(ctx, o)
@@ -62,8 +46,30 @@ func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)
 				return nil, err
 			}
 			return s, nil
-		}, encode(reflect.ValueOf(full), mask(n), false)
+		}, effective
 	}}
+}
+
+// readOptions reads what a struct of options may be set to, and checks it. known is false where a fault was reported or a
+// value is known elsewhere only: then the options, with their defaults, can be shown at most.
+func readOptions[O any](p *parser, n *node) (o O, effective *doc, known bool) {
+	before, unset := len(p.faults), p.unset
+	p.decode(n, reflect.ValueOf(&o).Elem())
+	if len(p.faults) > before {
+		return o, nil, false
+	}
+	known = p.unset == unset // else it is only shown
+	if v, ok := any(&o).(interface{ Validate() error }); ok && known {
+		if err := v.Validate(); err != nil {
+			p.foreign(n, err)
+			return o, nil, false
+		}
+	}
+	full := o
+	if v, ok := any(&o).(interface{ WithDefaults() O }); ok {
+		full = v.WithDefaults()
+	}
+	return o, encode(reflect.ValueOf(full), mask(n), false), known
 }
 
 // secretKey reports whether what stands under a key is not to be shown.

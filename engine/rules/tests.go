@@ -418,6 +418,9 @@ func (p *parser) checkTests() {
 	for _, d := range p.schedules {
 		topics[d.Topic] = true
 	}
+	for _, d := range p.hooks {
+		topics[d.Topic] = true
+	}
 	delete(topics, "")
 	slices.Sort(subs)
 	known := nameSet(subs)

@@ -17,6 +17,7 @@ import (
 type Mount struct {
 	Method, Path string   // GET answers HEAD too; {name} stands for one segment
 	Query        []string // the parameters it acts on; others are refused
+	AnyQuery     bool     // others are not: whoever calls chooses them
 	// Stream says that the call takes its connection over, as browsers do without headers of their own: the token
 	// may come as ?access_token=.
 	Stream bool
@@ -36,7 +37,7 @@ type Mount struct {
 func mounted(mounts []Mount) []*route {
 	rs := make([]*route, 0, len(mounts))
 	for _, m := range mounts {
-		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, stream: m.Stream, mounted: true, needs: needs{may: m.May, of: m.Of, in: m.In}, handle: func(c *call) error {
+		rs = append(rs, &route{method: m.Method, path: m.Path, query: m.Query, anyQuery: m.AnyQuery, stream: m.Stream, mounted: true, needs: needs{may: m.May, of: m.Of, in: m.In}, handle: func(c *call) error {
 			return m.Serve(c.ctx, func(serve func(context.Context, net.Conn, []byte)) error {
 				return c.takeOver(&takeover{serve: serve, never: func() {}})
 			})

@@ -19,6 +19,8 @@ type route struct {
 	stream  bool // takes ?access_token=
 	mounted bool // another package answers
 	query   []string
+
+	anyQuery bool
 	needs
 }
 
@@ -137,7 +139,7 @@ func tree(rs []*route) *node {
 			}
 		}
 		slices.Sort(methods)
-		n.allow = strings.Join(methods, ", ")
+		n.allow = strings.Join(slices.Compact(methods), ", ")
 	}
 	return root
 }
@@ -287,7 +289,7 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 			}
 		}
 	}
-	if method == "OPTIONS" && (found || path == "*" || path == "/") {
+	if method == "OPTIONS" && (found || path == "*" || path == "/") && c.route == nil {
 		return nil
 	}
 	if c.route == nil || c.route.in != Anyone || c.route.mounted {
@@ -347,7 +349,7 @@ func unhex(c byte) byte {
 
 // checkQuery refuses parameters that the route does not act on, and those given twice.
 func (c *call) checkQuery() error {
-	if bytes.IndexByte(c.ctx.Request.Header.RequestURI(), '?') < 0 {
+	if c.route.anyQuery || bytes.IndexByte(c.ctx.Request.Header.RequestURI(), '?') < 0 {
 		return nil
 	}
 	seen := uint64(0)
