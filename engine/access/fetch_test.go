@@ -158,6 +158,16 @@ func TestUsedIsKeptNowAndThen(t *testing.T) {
 	if store.puts != 1 {
 		t.Errorf("100 requests wrote %d times", store.puts-1)
 	}
+	for range 2 { // that it was used at all is written, and then nothing for an hour
+		g.keepUsed(t.Context(), usedApart)
+		if store.puts != 2 {
+			t.Errorf("%d writes", store.puts)
+		}
+		clk.pass(20 * time.Minute)
+		if _, err := g.Authenticate(t.Context(), Credentials{Bearer: text}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	clk.pass(time.Hour)

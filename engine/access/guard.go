@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -86,7 +87,7 @@ func (g *Guard) Off() bool { return g.o.Off && len(*g.keys.byID.Load()) == 0 }
 func (g *Guard) ByKeysAlone() bool { return g.o.Off }
 
 // SetPolicy puts p in force, nil for the built-in roles alone. Whoever is connected is Ended and comes in again. Keys
-// that were fetched from a URL that p has too stay in use.
+// that were fetched from a URL that p has too stay in use. The caller notes it as Changed: it knows by whom.
 func (g *Guard) SetPolicy(p *Policy) error {
 	g.change.Lock()
 	defer g.change.Unlock()
@@ -111,7 +112,6 @@ func (g *Guard) SetPolicy(p *Policy) error {
 	g.keys.compile(next)
 	if last != nil {
 		last.era.ended.Store(true)
-		g.Changed(nil, "policy", "", fmt.Sprintf("in force: %d roles, %d issuers, %d certificates", len(next.roles), len(next.sources), len(p.certRules())))
 	}
 	select {
 	case g.wake <- struct{}{}:
@@ -129,7 +129,7 @@ func (g *Guard) Authenticate(ctx context.Context, c Credentials) (*Principal, er
 		return p, nil
 	}
 	p, err := g.authenticate(ctx, c)
-	if err != nil {
+	if errors.Is(err, ErrUnauthenticated) { // an issuer whose keys are not there yet refuses nobody
 		g.audit.unauthenticated(c.Addr, err)
 	}
 	return p, err

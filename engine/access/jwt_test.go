@@ -310,6 +310,7 @@ func TestTokenAttacks(t *testing.T) {
 		"exp beyond time":        claim(map[string]any{"exp": 1e300}),
 		"exp negative":           claim(map[string]any{"exp": -1}),
 		"not yet":                claim(map[string]any{"nbf": now.Add(61 * time.Second).Unix()}),
+		"nbf negative":           claim(map[string]any{"nbf": -1}),
 		"nbf is a text":          claim(map[string]any{"nbf": "0"}),
 		"made in the future":     claim(map[string]any{"iat": now.Add(2 * time.Minute).Unix()}),
 		"no subject":             claim(map[string]any{"sub": nil}),
@@ -365,6 +366,10 @@ func TestTokenAttacks(t *testing.T) {
 	}
 	if _, err := g.Authenticate(t.Context(), Credentials{Bearer: ok}); err != nil {
 		t.Fatalf("what the attacks begin with is refused: %v", err)
+	}
+	// Before its keys are looked at: of HS256 there could be one by mistake.
+	if _, err := g.Authenticate(t.Context(), Credentials{Bearer: attacks["HS256 with the RSA key in PEM"]}); err == nil || !strings.Contains(err.Error(), "another algorithm than this issuer's") {
+		t.Errorf("an algorithm that the policy does not have: %v", err)
 	}
 	for name, token := range attacks {
 		p, err := g.Authenticate(t.Context(), Credentials{Bearer: token})

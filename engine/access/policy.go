@@ -56,13 +56,6 @@ func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), ge
 	return p, nil
 }
 
-func (p *Policy) certRules() []certRule {
-	if p == nil {
-		return nil
-	}
-	return p.certs
-}
-
 // names returns those of all roles, sorted.
 func (p *Policy) names() []string { return slices.Sorted(maps.Keys(p.all())) }
 

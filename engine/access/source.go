@@ -65,11 +65,11 @@ func (s *source) keysFor(ctx context.Context, t *token, now time.Time) (*keySet,
 	if len(keys) > 0 {
 		return set, keys, nil
 	}
-	if set != nil && (known || !hasKid || pathlike(t.kid)) {
+	if set != nil && (known || !hasKid) {
 		return nil, nil, badToken("names no key that is good for its algorithm")
 	}
 	if hasKid && pathlike(t.kid) {
-		return nil, nil, badToken("has a kid that is none of the issuer's")
+		return nil, nil, badToken("has a kid that is a path, and none of the issuer's")
 	}
 	if done := s.want(now); done != nil {
 		timer := time.NewTimer(waitWithin)
