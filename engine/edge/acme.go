@@ -69,7 +69,7 @@ func newAuthority(o ACMEOptions, log *slog.Logger) (*authority, error) {
 	a := &authority{log: log, hosts: hosts, ends: map[string]time.Time{}, m: &autocert.Manager{
 		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(o.Cache), Email: o.Email, HostPolicy: autocert.HostWhitelist(hosts...),
 		Client: &acme.Client{DirectoryURL: o.Directory, UserAgent: "millrace",
-			HTTPClient: &http.Client{Transport: transport, Timeout: 30 * time.Second}},
+			HTTPClient: &http.Client{Transport: &orders{next: transport, at: map[string]string{}}, Timeout: 30 * time.Second}},
 	}}
 	a.http = a.m.HTTPHandler(http.NotFoundHandler())
 	return a, nil

@@ -78,6 +78,7 @@ const (
 // A table finds buckets. It allocates for a key that it does not have and for nothing else.
 type table[K comparable] struct {
 	seed   maphash.Seed
+	most   int // buckets of a shard
 	shards [shards]struct {
 		sync.RWMutex
 		m map[K]*bucket
@@ -85,7 +86,7 @@ type table[K comparable] struct {
 }
 
 func newTable[K comparable]() *table[K] {
-	t := &table[K]{seed: maphash.MakeSeed()}
+	t := &table[K]{seed: maphash.MakeSeed(), most: maxBuckets / shards}
 	for i := range t.shards {
 		t.shards[i].m = map[K]*bucket{}
 	}
@@ -106,11 +107,11 @@ func (t *table[K]) get(k K, now int64) *bucket {
 	if b = s.m[k]; b != nil {
 		return b
 	}
-	if len(s.m) >= maxBuckets/shards {
+	if len(s.m) >= t.most {
 		evict(s.m, now)
 	}
 	b = &bucket{}
-	if len(s.m) < maxBuckets/shards { // else all have connections, and those are bounded
+	if len(s.m) < t.most { // else all have connections, and those are bounded
 		s.m[k] = b
 	}
 	return b

@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/valyala/fasthttp"
 )
 
@@ -262,6 +263,46 @@ func TestHeaderIsInsideItsRequest(t *testing.T) {
 	}
 	if used, _ := s.BodiesInFlight(); used != 0 {
 		t.Errorf("%d bytes stay reserved", used)
+	}
+}
+
+func policyOf(t *testing.T, text string) *access.Guard {
+	t.Helper()
+	policy, err := access.ParsePolicy("access.yaml", []byte(text), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, err := access.New(access.Options{Policy: policy, Token: "secret"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return g
+}
+
+// The certificate that the handshake has verified is who asks, also for a body that is judged before it is read.
+func TestClientCertificateIsThePrincipal(t *testing.T) {
+	face, _ := tlsFace(t)
+	pair, pool := selfSigned(t, "edge-7")
+	face.TLS.ClientAuth, face.TLS.ClientCAs = tls.VerifyClientCertIfGiven, pool
+	_, addrs := serveFaces(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\ncertificates: [{subject: \"edge-*\", roles: [publisher]}]\n")}, face)
+	post := func(c *tls.Config, body string) int {
+		t.Helper()
+		tr := &http.Transport{TLSClientConfig: c}
+		defer tr.CloseIdleConnections()
+		res, err := (&http.Client{Transport: tr, Timeout: 20 * time.Second}).Post("https://"+addrs[0]+"/v1/topics/orders/events", "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		return res.StatusCode
+	}
+	for _, body := range []string{"{}", `"` + strings.Repeat("x", 200_000) + `"`} {
+		if code := post(&tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{pair}}, body); code != 202 {
+			t.Errorf("with a certificate: %d", code)
+		}
+		if code := post(&tls.Config{InsecureSkipVerify: true}, body); code != 401 {
+			t.Errorf("without: %d", code)
+		}
 	}
 }
 

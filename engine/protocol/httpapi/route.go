@@ -177,10 +177,13 @@ func (c *call) serve() error {
 	if nc.on.face.Serves == Redirect {
 		return c.redirect(nc)
 	}
-	err := c.s.judge(c, &c.ctx.Request.Header)
-	if nc.refusal != nil {
-		err = nc.refusal
+	if nc.refusal != nil { // it was judged when its headers came
+		if c.s.admit(&c.ctx.Request.Header, &c.h, nc.on.loopback) == nil && c.h.origin != "" {
+			c.cors()
+		}
+		return nc.refusal
 	}
+	err := c.s.judge(c, &c.ctx.Request.Header)
 	if c.closes() {
 		c.ctx.SetConnectionClose()
 	}

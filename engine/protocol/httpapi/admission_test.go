@@ -1,0 +1,151 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+	"github.com/valyala/fasthttp"
+)
+
+// requestCtx is a request on c.
+func requestCtx(c *conn) *fasthttp.RequestCtx {
+	ctx := &fasthttp.RequestCtx{}
+	ctx.Init2(c, nil, true)
+	return ctx
+}
+
+func TestLevels(t *testing.T) {
+	for _, x := range []struct {
+		live, gc float64
+		before   int32
+		want     int32
+	}{
+		{0, 0, 0, 0}, {0.5, 0.5, 0, 0}, {0.7, 0.3, 0, 0}, {0.7, 0.4, 0, 1}, {0.86, 0, 0, 1}, {0.82, 0, 1, 1}, {0.82, 0, 0, 0}, {0.79, 0, 1, 0},
+		{0.96, 0, 0, 2}, {0.92, 0, 2, 2}, {0.92, 0, 1, 1}, {0.89, 0, 2, 1}, {0.8, 0.5, 0, 2}, {0, 0.9, 2, 0},
+	} {
+		if got := levelOf(usage{live: x.live, gc: x.gc}, x.before); got != x.want {
+			t.Errorf("live %v, collecting %v, before %d: level %d, want %d", x.live, x.gc, x.before, got, x.want)
+		}
+	}
+}
+
+// While memory is short large bodies are refused before they are read, and small ones, /healthz and reads are not; when
+// it is over everything is taken again.
+func TestMemoryPressure(t *testing.T) {
+	s, url := serve(t, Options{Backend: newFake("orders")})
+	var live atomic.Int64 // per mille
+	s.pressure.sample = func() usage { return usage{live: float64(live.Load()) / 1000} }
+	post := func(n int) int {
+		t.Helper()
+		s.pressure.next.Store(0)
+		c := connect(t, url)
+		defer c.nc.Close()
+		_, _ = fmt.Fprintf(c.nc, "POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%q", n+2, strings.Repeat("x", n))
+		res, body := answer(t, c.r, "POST")
+		if res.StatusCode == 503 && (res.Header.Get("Retry-After") == "" || !strings.Contains(body, "memory is short")) {
+			t.Errorf("503 says %s", body)
+		}
+		return res.StatusCode
+	}
+	for _, x := range []struct{ live, tiny, middling, large int }{{500, 202, 202, 202}, {900, 202, 202, 503}, {970, 202, 503, 503}, {700, 202, 202, 202}} {
+		live.Store(int64(x.live))
+		if a, b, c := post(100), post(10_000), post(300_000); a != x.tiny || b != x.middling || c != x.large {
+			t.Errorf("%d ‰ live: %d %d %d", x.live, a, b, c)
+		}
+		if res, _ := do(t, "GET", url+"/healthz", ""); res.StatusCode != 200 {
+			t.Errorf("%d ‰ live: /healthz is %d", x.live, res.StatusCode)
+		}
+	}
+	if n := refused(s, "memory"); n != 3 {
+		t.Errorf("%d refusals are counted", n)
+	}
+}
+
+// held is a fake whose Publish waits.
+type held struct {
+	*fake
+	free chan struct{}
+	in   atomic.Int32
+}
+
+func (h *held) Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error {
+	if h.in.Add(1); len(evs[0].Data) > 20_000 {
+		<-h.free
+	}
+	return h.fake.Publish(ctx, topic, evs, pos)
+}
+
+// Large bodies share a budget, from before the first byte of theirs is read until they are answered.
+func TestBodiesShareABudget(t *testing.T) {
+	h := &held{fake: newFake("orders"), free: make(chan struct{})}
+	s, url := serve(t, Options{Backend: h, BodyBytes: 1 << 20, Limits: event.Limits{Body: 1 << 20}})
+	const head = "POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+	body := `"` + strings.Repeat("x", 500_000) + `"`
+	var two []*lone
+	for range 2 {
+		c := connect(t, url)
+		_, _ = fmt.Fprintf(c.nc, "%sContent-Length: %d\r\n\r\n%s", head, len(body), body)
+		two = append(two, c)
+	}
+	eventually(t, "two are being answered", func() bool { return h.in.Load() == 2 })
+	if used, _ := s.BodiesInFlight(); used != int64(2*len(body)) {
+		t.Errorf("%d bytes in flight", used)
+	}
+	third := connect(t, url) // refused though nothing of its body was sent
+	_, _ = fmt.Fprintf(third.nc, "%sContent-Length: %d\r\n\r\n", head, len(body))
+	if res, text := answer(t, third.r, "POST"); res.StatusCode != 503 || res.Header.Get("Retry-After") == "" || !strings.Contains(text, "large bodies") {
+		t.Errorf("a third: %d %s", res.StatusCode, text)
+	}
+	chunked := connect(t, url) // its length is not known before
+	go func() {
+		_, _ = io.WriteString(chunked.nc, head+"Transfer-Encoding: chunked\r\n\r\n")
+		for range 100 {
+			if _, err := fmt.Fprintf(chunked.nc, "2710\r\n%s\r\n", strings.Repeat("x", 10_000)); err != nil {
+				return
+			}
+		}
+	}()
+	if res, text := answer(t, chunked.r, "POST"); res.StatusCode != 503 || !strings.Contains(text, "large bodies") {
+		t.Errorf("a chunked one: %d %s", res.StatusCode, text)
+	}
+	if res, _ := do(t, "POST", url+"/v1/topics/orders/events", "{}", "Content-Type", "application/json"); res.StatusCode != 202 {
+		t.Errorf("a small one: %d", res.StatusCode)
+	}
+	close(h.free)
+	for _, c := range two {
+		if res, text := answer(t, c.r, "POST"); res.StatusCode != 202 {
+			t.Errorf("%d %s", res.StatusCode, text)
+		}
+	}
+	gone := connect(t, url) // a client that leaves in the middle gives back what it had
+	_, _ = fmt.Fprintf(gone.nc, "%sContent-Length: %d\r\n\r\n\"xx", head, len(body))
+	eventually(t, "reserved", func() bool { used, _ := s.BodiesInFlight(); return used == int64(len(body)) })
+	gone.nc.Close()
+	eventually(t, "given back", func() bool { used, _ := s.BodiesInFlight(); return used == 0 })
+	if refused(s, "bodies") != 2 {
+		t.Errorf("%d refusals are counted", refused(s, "bodies"))
+	}
+}
+
+// The runtime's own figures make sense, and what is asked for often is looked up rarely.
+func TestSamples(t *testing.T) {
+	sample := newSampler()
+	if u := sample(); u.live < 0 || u.live > 10 || u.gc < 0 || u.gc > 1 {
+		t.Errorf("%+v", u)
+	}
+	p := newPressure()
+	looked := 0
+	p.sample = func() usage { looked++; return usage{} }
+	for began := time.Now(); time.Since(began) < sampleEvery/2; {
+		p.most()
+	}
+	if looked > 1 {
+		t.Errorf("looked %d times within half of the time", looked)
+	}
+}
