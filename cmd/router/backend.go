@@ -22,6 +22,7 @@ type backend struct {
 	store storage.Store
 	start time.Time
 
+	backups
 	sealed string // a topic that only the router writes to; "" for none
 }
 

@@ -27,6 +27,8 @@ func commands(p *program) []*cobra.Command {
 		rulesCommand(p),
 		explainCommand(p),
 		doctorCommand(p),
+		backupCommand(p),
+		restoreCommand(p),
 		egressCommand(p),
 		webhooksCommand(p),
 		benchCommand(p),

@@ -90,6 +90,17 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			}
 		}
 	}
+	if text, err = os.ReadFile(filepath.Join("..", "..", "docs", "backup.md")); err != nil {
+		t.Fatal(err)
+	}
+	if script, err = os.ReadFile(filepath.Join("testdata", "script", "backup.txtar")); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^\$ (router .*)$`).FindAllStringSubmatch(string(text), -1) {
+		if !strings.Contains(string(script), m[1]+"\n") {
+			t.Errorf("docs/backup.md shows %q, which backup.txtar does not run", m[1])
+		}
+	}
 	p := &program{env: func(string) string { return "" }}
 	for _, c := range rootCommand(p).Commands() {
 		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {

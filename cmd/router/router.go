@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
 
@@ -89,8 +90,9 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if o.memory.Total > 0 {
 		debug.SetMemoryLimit(o.memory.Total)
 	}
-	if err := os.MkdirAll(o.data, 0o700); err != nil {
-		return r, fmt.Errorf("data directory: %w", err)
+	note, err := openData(o.data)
+	if err != nil {
+		return r, err
 	}
 	m := newMetrics()
 	m.engine, m.store = func() *engine.Engine { return r.engine }, func() storage.Stats { return r.store.Stats() }
@@ -117,8 +119,15 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	}); err != nil {
 		return r, err
 	}
-	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
+	var fork uint32
+	if note != nil {
+		fork = note.Fork
+	}
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, Fork: fork, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
+	}
+	if err := tidyData(o.data, note); err != nil {
+		return r, fmt.Errorf("data directory: %w", err)
 	}
 	r.dialer, m.refusals = dialer, dialer.Refusals
 	if r.hooks, err = hooks.New(hooks.Options{Receive: r.engine.Receive, Log: o.log}); err != nil {
@@ -150,7 +159,8 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 			return r, fmt.Errorf("--audit-topic: %w", err)
 		}
 	}
-	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic}
+	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic,
+		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}}}
 	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err
 	}

@@ -23,6 +23,7 @@ type Backend interface {
 	Revisions
 	Replays
 	Schedules
+	Backups
 }
 
 // DeadLetters is what a subscription gave up and what becomes of it. What was done when a call ends, for whatever

@@ -43,6 +43,7 @@ type fake struct {
 	fakeReplays
 	fakeSchedules
 	fakeBacktests
+	fakeBackups
 	fakeExplains
 }
 

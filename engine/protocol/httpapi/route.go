@@ -72,6 +72,7 @@ func routes() []*route {
 		{method: "GET", path: "/v1/keys/{id}", handle: (*call).showKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 		{method: "DELETE", path: "/v1/keys/{id}", handle: (*call).revokeKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
 		{method: "POST", path: "/v1/keys/{id}/rotate", handle: (*call).rotateKey, needs: needs{may: access.Admin, of: access.Router, in: Whole}},
+		{method: "GET", path: "/v1/backup", handle: (*call).backup, query: []string{"rate"}, needs: needs{may: access.Admin, in: Whole}},
 		{method: "GET", path: "/v1/openapi.json", handle: (*call).openapi, needs: needs{in: Known}},
 		{method: "GET", path: "/healthz", handle: (*call).healthz, needs: needs{in: Anyone}},
 		{method: "GET", path: "/readyz", handle: (*call).readyz, needs: needs{in: Anyone}},
