@@ -171,7 +171,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	if r.http, err = httpapi.New(r.edgeServer(httpapi.Options{
-		Backend: b, Guard: r.guard.Guard, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
+		Backend: b, Guard: r.guard.Guard, Recheck: o.look, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
 		Mounts: mounts(r.ws, r.hooks),
 	})); err != nil {

@@ -352,6 +352,30 @@ func (w *tenancy) sockets() {
 	if got := ask(`{"op":"publish","topic":"glbx.own","events":[1]}`); !strings.Contains(got, `"accepted":1`) {
 		w.t.Error("its own topic: ", got)
 	}
+	// With the key goes the socket.
+	for _, k := range w.r.guard.ListKeys() {
+		if k.Tenant == glbx {
+			if err := w.r.guard.RevokeKey(w.t.Context(), nil, k.ID); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+	}
+	for {
+		h, err := frames.ReadHeader(br)
+		if err != nil {
+			w.t.Fatal("the socket of a revoked key: ", err)
+		}
+		b := make([]byte, h.Length)
+		if _, err := io.ReadFull(br, b); err != nil {
+			w.t.Fatal(err)
+		}
+		if h.OpCode == frames.OpClose {
+			if code, reason := frames.ParseCloseFrameData(b); code != frames.StatusPolicyViolation {
+				w.t.Errorf("closed with %d %s; want 1008", code, reason)
+			}
+			return
+		}
+	}
 }
 
 // reachable asks the same as acme, who may: the test would say little if nobody were let in.

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -29,8 +30,12 @@ func (quiet) Publish(ctx context.Context, topic string, evs []event.Event, pos [
 }
 
 func handlerOf(tb testing.TB, send string) func() {
+	return handlerWith(tb, tokenGuard(tb, "secret"), send)
+}
+
+func handlerWith(tb testing.TB, g *access.Guard, send string) func() {
 	tb.Helper()
-	s, err := New(Options{Backend: quiet{newFake("orders")}, Guard: tokenGuard(tb, "secret")})
+	s, err := New(Options{Backend: quiet{newFake("orders")}, Guard: g})
 	if err != nil {
 		tb.Fatal(err)
 	}
@@ -66,6 +71,21 @@ func TestPublishAllocates(t *testing.T) {
 	for name, max := range map[string]float64{"json": 0, "query": 0, "binary": 0, "structured": 0, "lines": 0} {
 		if n := testing.AllocsPerRun(200, handlerOf(t, published[name])); n > max {
 			t.Errorf("%s: %v allocations, want %v", name, n, max)
+		}
+	}
+}
+
+// TestPublishWithAKeyAllocates: nor does finding out whose key it is and what its roles allow.
+func TestPublishWithAKeyAllocates(t *testing.T) {
+	g, _, key := keyed(t, access.Options{}, access.Key{Roles: []string{"publisher", "reader"}, Tenant: "ord"})
+	_, other, err := g.CreateKey(t.Context(), nil, access.Key{Name: "all", Roles: []string{"publisher"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for text, topic := range map[string]string{key: "ord.ers", other: "orders"} {
+		send := strings.NewReplacer("Bearer secret", "Bearer "+text, "/orders/", "/"+topic+"/").Replace(published["json"])
+		if n := testing.AllocsPerRun(200, handlerWith(t, g, send)); n > 0 {
+			t.Errorf("%v allocations, want none", n)
 		}
 	}
 }
