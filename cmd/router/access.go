@@ -50,7 +50,7 @@ func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv 
 		}
 	}
 	g.Guard, err = access.New(access.Options{
-		Token: o.token, Policy: policy, HTTP: jwksFetcher(dialer), Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
+		Token: o.token, Policy: policy, HTTP: jwksFetcher(dialer), Fetched: g.fetched, Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
 	})
 	return g, err
 }

@@ -29,7 +29,8 @@ type metrics struct {
 	store     func() storage.Stats
 	streams   func() streamStats
 	sources   func() (list []hooks.Stats, unknown uint64)
-	callers   func() []access.Refusal // refused, by reason
+	callers   func() []access.Refusal     // refused, by reason
+	issuers   func() []access.IssuerState // whose tokens are let in
 	edge      func() edgeStats
 	rules     func() (counts loadCounts, state rulesState, ok bool)
 	revision  func() (id, source string) // of the rules; set with rules
@@ -155,6 +156,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectRules(out)
 	m.collectEgress(out)
 	m.collectCallers(out)
+	m.collectIssuers(out)
 	collectSchedules(e, out)
 	m.collectSources(out)
 	s := m.store()

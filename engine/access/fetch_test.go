@@ -5,6 +5,7 @@ import (
 	"errors"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -63,8 +64,14 @@ func TestFetchedKeys(t *testing.T) {
 	two := jwksOf(map[string]any{"es": k.es.Public()}, "", nil, "")
 	both := jwksOf(map[string]any{"es": k.es.Public(), "ed": k.ed.Public()}, "", nil, "")
 	prov := &provider{text: one}
+	var told atomic.Int64
 	policy := strings.Replace(testPolicy, "jwks: keys.json", "jwks: https://login.example.com/keys", 1)
-	g := newGuard(t, Options{Now: clk.now, Policy: parse(t, policy, nil), HTTP: prov.get})
+	g := newGuard(t, Options{Now: clk.now, Policy: parse(t, policy, nil), HTTP: prov.get, Fetched: func(st IssuerState) {
+		if st.Name != "corp" || st.Keys == 0 || st.Fetched.IsZero() {
+			t.Errorf("told of a fetch: %+v", st)
+		}
+		told.Add(1)
+	}})
 	ctx, stop := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- g.Run(ctx) }()
@@ -140,6 +147,7 @@ func TestFetchedKeys(t *testing.T) {
 	if err := in(es); err != nil {
 		t.Errorf("the key that is left: %v", err)
 	}
+	eventually(t, "what is told of every fetch", func() bool { return int(told.Load()) == prov.count() })
 }
 
 func TestUsedIsKeptNowAndThen(t *testing.T) {

@@ -29,10 +29,12 @@ type Options struct {
 	Keys   KeyStore // nil: no API keys
 	// HTTP fetches a JWKS from a URL, through the process's guarded dialer: the body of an answer 200 of up to max
 	// bytes. nil: policies may name files only.
-	HTTP  func(ctx context.Context, url string, max int64) ([]byte, error)
-	Audit func(AuditEntry) // told of refusals and changes, from several goroutines; must return at once
-	Now   func() time.Time // nil: time.Now
-	Off   bool             // everything is allowed, to the principal "anyone", for as long as there is no key
+	HTTP func(ctx context.Context, url string, max int64) ([]byte, error)
+	// Fetched is told of every such fetch once it has ended, from several goroutines; must return at once.
+	Fetched func(IssuerState)
+	Audit   func(AuditEntry) // told of refusals and changes, from several goroutines; must return at once
+	Now     func() time.Time // nil: time.Now
+	Off     bool             // everything is allowed, to the principal "anyone", for as long as there is no key
 }
 
 // A Guard authenticates. All methods are safe for concurrent use.

@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
 )
@@ -67,6 +68,9 @@ func (g *Guard) fetch(ctx context.Context, s *source) {
 		set, err = parseJWKS(text, s.issuer.algs)
 	}
 	s.end(set, err, g.o.Now())
+	if g.o.Fetched != nil && !errors.Is(ctx.Err(), context.Canceled) { // of a router that stops there is nothing to say
+		g.o.Fetched(s.state())
+	}
 	select { // a failed fetch is due sooner than was thought
 	case g.wake <- struct{}{}:
 	default:

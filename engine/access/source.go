@@ -182,14 +182,18 @@ func (g *Guard) Issuers() []IssuerState {
 	f := g.rules.Load()
 	out := make([]IssuerState, len(f.sources))
 	for i, s := range f.sources {
-		st := IssuerState{Name: s.issuer.name, URL: s.issuer.url}
-		if set := s.set.Load(); set != nil {
-			st.Keys = len(set.all)
-		}
-		s.mu.Lock()
-		st.Fetched, st.Err = s.got, s.err
-		s.mu.Unlock()
-		out[i] = st
+		out[i] = s.state()
 	}
 	return out
+}
+
+func (s *source) state() IssuerState {
+	st := IssuerState{Name: s.issuer.name, URL: s.issuer.url}
+	if set := s.set.Load(); set != nil {
+		st.Keys = len(set.all)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	st.Fetched, st.Err = s.got, s.err
+	return st
 }
