@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -181,4 +183,50 @@ func FuzzParsePolicy(f *testing.F) {
 			t.Fatal("loopback is allowed")
 		}
 	})
+}
+
+// Another policy holds at once: what it does not allow is closed while it is in use, and an idle connection is not used
+// again whoever it belongs to.
+func TestPolicyChangesUnderConnections(t *testing.T) {
+	port, _ := trap(t)
+	d := newDialer(t, Options{AllowPrivate: true, Resolver: addrs{"a.example": {ip("127.0.0.1")}, "b.example": {ip("127.0.0.1")}}})
+	dial := func(host string) *Conn {
+		t.Helper()
+		c, err := d.DialContext(t.Context(), "tcp", host+":"+port)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.(*Conn)
+	}
+	a, b, idle := dial("a.example"), dial("b.example"), dial("b.example")
+	if !idle.Idle() || !idle.Busy() || !idle.Idle() {
+		t.Fatal("an idle connection cannot be used again")
+	}
+	if err := d.SetPolicy(&Policy{Deny: []Rule{{}}}); err == nil {
+		t.Error("a rule that names nothing is taken")
+	}
+	if !idle.Busy() || !idle.Idle() {
+		t.Error("a policy that was refused changed something")
+	}
+	if err := d.SetPolicy(&Policy{Deny: []Rule{{Hosts: []string{"a.example"}}}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.Write([]byte("x")); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("to what is denied now: %v", err)
+	}
+	if err := b.SetDeadline(time.Time{}); err != nil {
+		t.Errorf("to what is allowed still: %v", err)
+	}
+	if idle.Busy() {
+		t.Error("an idle connection of before is used again")
+	}
+	if _, err := d.DialContext(t.Context(), "tcp", "a.example:"+port); !errors.Is(err, ErrBlocked) {
+		t.Error(err)
+	}
+	for _, c := range []*Conn{a, b, idle} {
+		_ = c.Close()
+	}
+	if n := len(d.slots.hosts); n != 0 {
+		t.Errorf("%d hosts are kept", n)
+	}
 }

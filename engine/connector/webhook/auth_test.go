@@ -134,7 +134,9 @@ func TestOAuth2Failures(t *testing.T) {
 			w.WriteHeader(401)
 			fmt.Fprintf(w, `{"error":"invalid_client","error_description":"secret %s is wrong"}`, clientSecret)
 		}, `it answers 401 Unauthorized; it says "invalid_client: secret *** is wrong"`},
-		"redirect": {func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "http://127.0.0.1:1/", 302) }, "redirects are not followed, set tokenUrl"},
+		"redirect": {func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "http://127.0.0.1:1/", http.StatusFound)
+		}, "redirects are not followed, set tokenUrl"},
 		"huge": {func(w http.ResponseWriter, _ *http.Request) {
 			_, _ = io.WriteString(w, strings.Repeat(" ", tokenAnswer+1))
 		}, "has over 65536 bytes"},
@@ -273,8 +275,11 @@ func verifyJWT(t *testing.T, token string, jwk map[string]string) map[string]any
 	case "OKP":
 		good = ed25519.Verify(raw(jwk["x"]), text, sig)
 	case "EC":
-		good = len(sig) == 64 && ecdsa.Verify(&ecdsa.PublicKey{Curve: elliptic.P256(), X: number(jwk["x"]), Y: number(jwk["y"])}, sum[:],
-			new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:]))
+		key, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append(append([]byte{4}, raw(jwk["x"])...), raw(jwk["y"])...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		good = len(sig) == 64 && ecdsa.Verify(key, sum[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:]))
 	case "RSA":
 		good = rsa.VerifyPKCS1v15(&rsa.PublicKey{N: number(jwk["n"]), E: int(number(jwk["e"]).Int64())}, crypto.SHA256, sum[:], sig) == nil
 	}
