@@ -91,9 +91,10 @@ func (f *policyFile) watch(ctx context.Context, g *access.Guard, hangup <-chan o
 	}
 }
 
-// jwksFetcher fetches the keys of issuers through the process's dialer.
+// jwksFetcher fetches the keys of issuers through the process's dialer. The operator has named them: an issuer may lie on
+// the router's own network.
 func jwksFetcher(dialer *egress.Dialer) func(ctx context.Context, url string, max int64) ([]byte, error) {
-	client := dialer.Client()
+	client := dialer.Operator().Client()
 	return func(ctx context.Context, url string, max int64) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -105,7 +106,7 @@ func jwksFetcher(dialer *egress.Dialer) func(ctx context.Context, url string, ma
 		req.Header.Set("User-Agent", "millrace/"+thisBuild().Version)
 		resp, err := client.Do(req)
 		if err != nil {
-			return nil, err
+			return nil, denied(err)
 		}
 		defer resp.Body.Close()
 		if resp.StatusCode != http.StatusOK {
