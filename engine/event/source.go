@@ -36,7 +36,7 @@ type Hook struct {
 	JSON     bool   // Data is JSON, by its media type
 	Received time.Time
 
-	// Proof is set by the verifier of a scheme that signs: what is the same for the same signed request, and for no other.
+	// Proof is set where the verifier of a scheme that signs has returned nil: what is the same for the same signed request, and for no other.
 	Proof  [32]byte
 	Proved bool
 }

@@ -63,7 +63,9 @@ func (v *byFunction) Verify(ctx context.Context, h *event.Hook, say func(string)
 	case errors.Is(err, event.ErrTooLarge): // what it is shown is larger than the body
 		return event.Bad(event.ErrTooLarge, "body", fmt.Sprintf("is too large for the function %s to judge", v.name))
 	case err != nil:
-		told(say, "the function %s failed: %v", v.name, err)
+		if say != nil {
+			told(say, "the function %s failed: %v", v.name, err)
+		}
 		return fmt.Errorf("the function %s that verifies this source cannot be asked now: %w", v.name, event.ErrUnavailable)
 	}
 	return v.judge(in, say)
@@ -75,17 +77,23 @@ func (v *byFunction) judge(in *event.Invocation, say func(string)) error {
 		switch r.Verdict {
 		case "pass", "emit":
 		case "retry":
-			told(say, "the function %s says RETRY", v.name)
+			if say != nil {
+				told(say, "the function %s says RETRY", v.name)
+			}
 			return fmt.Errorf("the function %s that verifies this source asks for another try: %w", v.name, event.ErrUnavailable)
 		default:
-			told(say, "the function %s says %s: %s", v.name, r.Verdict, r.Reason)
+			if say != nil {
+				told(say, "the function %s says %s: %s", v.name, r.Verdict, r.Reason)
+			}
 			passed = false
 		}
 	}
 	if !passed {
 		return unverified("function", "the function %s refused it", v.name)
 	}
-	told(say, "the function %s passed it", v.name)
+	if say != nil {
+		told(say, "the function %s passed it", v.name)
+	}
 	return nil
 }
 

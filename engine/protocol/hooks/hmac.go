@@ -197,7 +197,9 @@ func (v *generic) Verify(_ context.Context, h *event.Hook, say func(string)) err
 	if err := v.signatures(&sigs, text); err != nil {
 		return err
 	}
-	told(say, "%s is there, with %d signatures", v.header, sigs.n)
+	if say != nil {
+		told(say, "%s is there, with %d signatures", v.header, sigs.n)
+	}
 	var stamp string
 	var signed time.Time
 	if v.stamp != "" {
@@ -207,7 +209,9 @@ func (v *generic) Verify(_ context.Context, h *event.Hook, say func(string)) err
 		if signed, err = anyTime(v.stamp, stamp); err != nil {
 			return err
 		}
-		told(say, "%s is there (%s)", v.stamp, ago(h.Received, signed))
+		if say != nil {
+			told(say, "%s is there (%s)", v.stamp, ago(h.Received, signed))
+		}
 	}
 	var room [maxParts][]byte
 	list := room[:0]
@@ -234,12 +238,16 @@ func (v *generic) Verify(_ context.Context, h *event.Hook, say func(string)) err
 	if !v.keys.match(h, &sigs, list...) {
 		return mismatch(v.header, &sigs, len(v.keys.list))
 	}
-	told(say, "a signature is that of %s by %s (body of %d bytes)", v.o.Template, v.o.Algorithm, len(h.Body))
+	if say != nil {
+		told(say, "a signature is that of %s by %s (body of %d bytes)", v.o.Template, v.o.Algorithm, len(h.Body))
+	}
 	if v.stamp != "" {
 		if err := fresh(v.stamp, signed, h.Received, v.o.Tolerance); err != nil {
 			return err
 		}
-		told(say, "the time is within %s", v.o.Tolerance)
+		if say != nil {
+			told(say, "the time is within %s", v.o.Tolerance)
+		}
 	}
 	return nil
 }

@@ -54,7 +54,9 @@ func (v *meta) Subscribe(h *event.Hook, say func(string)) (*Answer, error) {
 	if subtle.ConstantTimeCompare(sum[:], v.token[:]) != 1 {
 		return nil, unverified("?hub.verify_token", "it is not this source's verifyToken")
 	}
-	told(say, "hub.verify_token is this source's")
+	if say != nil {
+		told(say, "hub.verify_token is this source's")
+	}
 	challenge := values["hub.challenge"]
 	if len(challenge) > maxChallenge {
 		return nil, event.Invalid("?hub.challenge", fmt.Sprintf("has %d bytes; at most %d are sent back", len(challenge), maxChallenge))

@@ -226,7 +226,9 @@ func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.
 	}
 	if shake, ok := x.Verifier.(shaker); ok {
 		if a, err := shake.Shake(ctx, h); a != nil || err != nil {
-			told(say, "it is a handshake, which is answered and not stored")
+			if say != nil {
+				told(say, "it is a handshake, which is answered and not stored")
+			}
 			return a, nil, err
 		}
 	}
