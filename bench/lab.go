@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,8 @@ type lab struct {
 	board   *board
 	nothing *child         // counts on board
 	main    *routerProcess // the router that publishing and delivering are measured on
+	secure  *routerProcess // and one that speaks HTTPS
+	roots   *x509.CertPool // of its certificate
 	redis   *child
 	fsyncs  float64
 	load    string // of the machine by others, before anything was measured

@@ -13,6 +13,8 @@ want() { # want PACKAGE PROBE: PROBE is a program, or a file if it begins with /
 }
 want gcc gcc # the race detector needs cgo
 want libc6-dev /usr/include/stdlib.h
+want openssl openssl
+want curl curl
 want nodejs node
 want npm npm
 want clang-19 clang-19

@@ -101,6 +101,19 @@ func TestDocumentedCommandsAreRun(t *testing.T) {
 			t.Errorf("docs/backup.md shows %q, which backup.txtar does not run", m[1])
 		}
 	}
+	if text, err = os.ReadFile(filepath.Join("..", "..", "docs", "tls.md")); err != nil {
+		t.Fatal(err)
+	}
+	if script, err = os.ReadFile(filepath.Join("testdata", "script", "edge.txtar")); err != nil {
+		t.Fatal(err)
+	}
+	run = strings.NewReplacer(" --listen 127.0.0.1:0", "", "exec ", "", "$URL", "https://127.0.0.1:8080").Replace(string(script))
+	block := regexp.MustCompile("(?s)To try it here.*?```\n(.*?)```").FindStringSubmatch(string(text))
+	for line := range strings.Lines(block[1]) {
+		if line = strings.NewReplacer("$ ", "", "SSL_CERT_FILE=tls.crt ", "").Replace(strings.TrimSpace(line)); !strings.Contains(run, line) {
+			t.Errorf("docs/tls.md shows %q, which edge.txtar does not run", line)
+		}
+	}
 	p := &program{env: func(string) string { return "" }}
 	for _, c := range rootCommand(p).Commands() {
 		if !strings.Contains(string(docs), "\n## `router "+c.Name()+"`") {

@@ -20,6 +20,7 @@ import (
 func doctorCommand(p *program) *cobra.Command {
 	var data, memory string
 	var deep bool
+	var edge edgeOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what a router needs: memory, disk, file descriptors, its data, its answer",
@@ -27,13 +28,15 @@ func doctorCommand(p *program) *cobra.Command {
 The data directory is read only while no router has it open. With --deep every stored byte is read and checked.`,
 		Example: `  router doctor
   router doctor --data ./data --deep
-  router doctor --memory 400MiB`,
+  router doctor --memory 400MiB
+  router doctor --tls-cert fullchain.pem --tls-key privkey.pem`,
 		Args: cobra.NoArgs,
 	}
 	r := p.remoteFlags(cmd)
 	f := cmd.Flags()
 	f.StringVar(&data, "data", "", "data `directory` ($STATE_DIRECTORY, else ~/.local/share/millrace)")
 	f.StringVar(&memory, "memory", "", "memory to split, as with serve, such as `400MiB`")
+	edge.tlsFlags(f)
 	f.BoolVar(&deep, "deep", false, "read and check every stored byte")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := p.client(cmd, r)
@@ -52,6 +55,8 @@ The data directory is read only while no router has it open. With --deep every s
 		}
 		e := &examination{w: p.stdout, json: c.json}
 		e.memory(total)
+		e.limits()
+		e.certificates(edge)
 		e.descriptors()
 		e.disk(o.data)
 		e.store(cmd.Context(), o.data, deep)

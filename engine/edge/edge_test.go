@@ -223,7 +223,9 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	put(t, folder, "f", first)
 	files := put(t, dir, "a", first)
 	e, log := newEdge(t, Options{Pairs: []Pair{files, {Cert: folder}}})
-	shows := func(m made) bool { return strings.HasSuffix(nameShown(t, e, "a.example.com"), "/"+m.cert.SerialNumber.String()) }
+	shows := func(m made) bool {
+		return strings.HasSuffix(nameShown(t, e, "a.example.com"), "/"+m.cert.SerialNumber.String())
+	}
 	told := map[string]bool{}
 	const complaint = "what was read before stays"
 

@@ -98,6 +98,7 @@ type pressure struct {
 	next   atomic.Int64 // ns since start
 	start  time.Time
 	sample func() usage
+	gather func() // collects
 
 	mu    sync.Mutex
 	last  uint64    // collections at the sample before
@@ -114,7 +115,7 @@ const (
 )
 
 func newPressure() *pressure {
-	return &pressure{start: time.Now(), sample: newSampler()}
+	return &pressure{start: time.Now(), sample: newSampler(), gather: runtime.GC}
 }
 
 // most is the largest body that is taken now.
@@ -142,9 +143,9 @@ func (p *pressure) look() {
 	if u.cycle != p.last {
 		p.last, p.since = u.cycle, now
 	} else if p.level.Load() > 0 && now.Sub(p.since) > time.Second {
-		runtime.GC()
-		p.since = now
+		p.gather()
 		u = p.sample()
+		p.last, p.since = u.cycle, time.Now()
 	}
 	p.level.Store(levelOf(u, p.level.Load()))
 }

@@ -40,6 +40,7 @@ func TestLevels(t *testing.T) {
 func TestMemoryPressure(t *testing.T) {
 	s, url := serve(t, Options{Backend: newFake("orders")})
 	var live atomic.Int64 // per mille
+	s.pressure.gather = func() {}
 	s.pressure.sample = func() usage { return usage{live: float64(live.Load()) / 1000} }
 	post := func(n int) int {
 		t.Helper()
@@ -147,5 +148,21 @@ func TestSamples(t *testing.T) {
 	}
 	if looked > 1 {
 		t.Errorf("looked %d times within half of the time", looked)
+	}
+}
+
+// While everything is refused nothing is collected by itself, and what is live would never be seen to have gone.
+func TestPressureCollectsToSeeItsEnd(t *testing.T) {
+	p := newPressure()
+	u, gathered := usage{live: 0.9, cycle: 7}, 0
+	p.sample = func() usage { return u }
+	p.gather = func() { gathered++; u.live, u.cycle = 0.1, 8 }
+	p.look()
+	if p.level.Load() != 1 || gathered != 0 {
+		t.Fatalf("level %d, %d collections", p.level.Load(), gathered)
+	}
+	p.since = time.Now().Add(-2 * time.Second)
+	if p.look(); p.level.Load() != 0 || gathered != 1 {
+		t.Errorf("a second later: level %d, %d collections", p.level.Load(), gathered)
 	}
 }
