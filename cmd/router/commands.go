@@ -27,6 +27,7 @@ func commands(p *program) []*cobra.Command {
 		rulesCommand(p),
 		explainCommand(p),
 		doctorCommand(p),
+		healthCommand(p),
 		backupCommand(p),
 		restoreCommand(p),
 		egressCommand(p),

@@ -207,6 +207,14 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	defer stop()
 	g, failed := errgroup.WithContext(serving)
 	g.Go(func() error { return r.http.ServeFaces(serving, r.faces...) })
+	telling, told := context.WithCancel(ctx)
+	defer context.AfterFunc(serving, told)()
+	g.Go(func() error {
+		if err := newNotifier(r.o.env).live(telling, func() bool { return r.store.Stats().Degraded == "" }); err != nil {
+			r.o.log.Warn("systemd is not told how this goes", "error", err)
+		}
+		return nil
+	})
 	if r.edge != nil {
 		g.Go(func() error {
 			r.edge.Watch(serving, nil)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"runtime"
 	"runtime/debug"
+	"strings"
 
 	"github.com/spf13/cobra"
 )
@@ -13,10 +14,15 @@ type build struct {
 	Version  string `json:"version"`
 	Revision string `json:"revision,omitempty"` // of the version control system
 	Modified bool   `json:"modified,omitempty"` // with changes that were not committed
+	Time     string `json:"time,omitempty"`     // of the commit
 	Go       string `json:"go"`
 	OS       string `json:"os"`
 	Arch     string `json:"arch"`
 }
+
+// linked is version, revision and time of the commit, with commas between, as the linker of a release sets it: a build that
+// is the same wherever it is made takes nothing from its folder. Nothing else writes it.
+var linked string
 
 func thisBuild() build {
 	b := build{Version: "unknown", Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH}
@@ -27,10 +33,16 @@ func thisBuild() build {
 	if info.Main.Version != "" {
 		b.Version = info.Main.Version
 	}
+	if parts := strings.Split(linked, ","); len(parts) == 3 {
+		b.Version, b.Revision, b.Time = parts[0], parts[1], parts[2]
+		return b
+	}
 	for _, s := range info.Settings {
 		switch s.Key {
 		case "vcs.revision":
 			b.Revision = s.Value
+		case "vcs.time":
+			b.Time = s.Value
 		case "vcs.modified":
 			b.Modified = s.Value == "true"
 		}
