@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/zeebo/xxh3"
@@ -52,7 +53,19 @@ func newChain(s *subscription) *chain {
 }
 
 func (s *subscription) outputTo(ctx context.Context, topic string, ev *event.Event) (output, error) {
-	return s.e.outputTo(ctx, topic, ev)
+	within := s.config.Load().Within
+	if within == "" {
+		return s.e.outputTo(ctx, topic, ev)
+	}
+	var out output
+	err := error(event.ErrNotFound)
+	if strings.HasPrefix(topic, within) {
+		out, err = s.e.outputTo(ctx, topic, ev)
+	}
+	if errors.Is(err, event.ErrNotFound) { // what others have is not to be told from what does not exist, nor suggested
+		err = event.Bad(event.ErrNotFound, "topic", fmt.Sprintf("topic %.80q does not exist, or is not for %s to see: its functions may emit to topics whose names begin with %q", topic, s.name, within))
+	}
+	return out, err
 }
 
 func (s *subscription) ran(h *chain, f *function, took time.Duration) {

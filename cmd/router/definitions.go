@@ -58,11 +58,13 @@ const (
 	kindTopics        = "topics"
 	kindSubscriptions = "subscriptions"
 	kindFunctions     = "functions"
+
+	kindWithin = "within" // of a subscription that a tenant has made: the tenant, as a JSON string
 )
 
 // open loads what the API owns and the rules, and puts them in force.
 func (d *definitions) open(ctx context.Context) error {
-	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}}
+	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}, kindWithin: {}}
 	err := d.eng.Definitions(ctx, func(kind, name string, doc []byte) error {
 		if api[kind] == nil {
 			return fmt.Errorf("the store holds a definition of kind %q, which this build does not know", kind)
@@ -205,7 +207,8 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 	}
 	name = strings.Clone(name) // it may be a request's, and the definition stays
 	next[kind][name] = doc
-	if err := d.apply(ctx, d.file, next, engine.Define(kind, name, doc)); err != nil {
+	ops := append(d.confine(access.From(ctx), next, kind, name), engine.Define(kind, name, doc))
+	if err := d.apply(ctx, d.file, next, ops...); err != nil {
 		return nil, d.discreet(access.From(ctx), strip(kind, name, err))
 	}
 	d.turn(func() { d.api = next })

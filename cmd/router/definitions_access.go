@@ -8,10 +8,12 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/storage"
 )
 
 // What definitions name belongs to somebody as well: whoever defines a subscription must be allowed to do by himself
@@ -66,6 +68,23 @@ func (d *definitions) mayDefine(p *access.Principal, kind, name string, doc []by
 		if err := d.mayUse(p, access.Invoke, access.Function, name, fmt.Sprintf("shadow[%d]", i)); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// confine has the functions of a subscription that a tenant makes or changes emit to the tenant's topics alone: they name
+// topics while they run, so that there is nothing to ask beforehand. Who has no tenant leaves it as it is.
+func (d *definitions) confine(p *access.Principal, next owned, kind, name string) []storage.Op {
+	switch {
+	case kind != kindSubscriptions:
+		return nil
+	case p != nil && p.Tenant != "":
+		doc, _ := json.Marshal(p.Tenant) // of a string: cannot fail
+		next[kindWithin][name] = doc
+		return []storage.Op{engine.Define(kindWithin, name, doc)}
+	case d.api[kind][name] == nil && next[kindWithin][name] != nil: // of one of that name that there was before
+		delete(next[kindWithin], name)
+		return []storage.Op{engine.Define(kindWithin, name, nil)}
 	}
 	return nil
 }

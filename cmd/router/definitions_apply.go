@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -136,7 +137,12 @@ func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]even
 			errs = append(errs, err)
 			continue
 		}
-		spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
+		made := subscriptionSpec(s)
+		if tenant := api[kindWithin][name]; tenant != nil {
+			errs = append(errs, json.Unmarshal(tenant, &made.Within))
+			made.Fingerprint += "\x00" + made.Within
+		}
+		spec.Subscriptions = append(spec.Subscriptions, made)
 		for _, t := range rules.TopicsOf(s.Subscription, topics[s.Topic]) {
 			if _, exists := topics[t.Name]; !exists {
 				topics[t.Name] = t.Topic

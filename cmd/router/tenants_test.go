@@ -283,6 +283,24 @@ func (w *tenancy) ownThings() {
 	if body := w.as(glbx, 409, "DELETE", "/v1/topics/glbx.used", "", ""); strings.Contains(body, acme) {
 		w.t.Errorf("what uses a topic is named: %s", body)
 	}
+	// Functions name topics while they run: those of a tenant's subscription reach its own.
+	w.as(glbx, 200, "PUT", "/v1/functions/glbx.emit", "text/javascript", `export default (e) => [emit({topic: "acme.orders"}), emit({topic: "glbx.out"})]`)
+	w.as(glbx, 200, "PUT", "/v1/functions/glbx.good", "text/javascript", `export default (e) => emit({topic: "glbx.out"})`)
+	w.as(glbx, 201, "POST", "/v1/topics", "application/json", `{"name":"glbx.out"}`)
+	for _, name := range []string{"emit", "good"} {
+		w.as(glbx, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.`+name+`","topic":"glbx.own","functions":["glbx.`+name+`"],"deliver":{"topic":"glbx.rest"},"retry":{"attempts":1}}`)
+	}
+	w.as(glbx, 202, "POST", "/v1/topics/glbx.own/events?id=two", "application/json", `{}`)
+	until(w.t, "what emits to another's topic is a dead letter", func() bool {
+		body := w.as(glbx, 200, "GET", "/v1/subscriptions/glbx.emit/deadletters", "", "")
+		return strings.Contains(body, `not for glbx.emit to see`) && strings.Contains(body, `"total":1`)
+	})
+	until(w.t, "what emits to its own arrives", func() bool {
+		return strings.Count(w.as(glbx, 200, "GET", "/v1/topics/glbx.out/events", "", ""), `"id":`) == 1
+	})
+	if body := w.as("", 200, "GET", "/v1/topics/acme.orders/events", "", ""); strings.Count(body, `"id":`) != 1 {
+		w.t.Errorf("acme.orders has %s", body)
+	}
 	// A module of acme's is not there for who knows its digest.
 	var fn struct{ Wasm string }
 	if err := json.Unmarshal([]byte(w.as(acme, 200, "GET", "/v1/functions/acme.redact", "", "")), &fn); err != nil {

@@ -120,6 +120,7 @@ type Subscription struct {
 	Retry       RetryPolicy
 	Parked      int64  // bytes of parked deliveries; 256 MiB
 	DeadLetter  string // topic; "" only where none is due: a pull subscription without functions
+	Within      string // what the names of topics begin with that its functions may emit to; "" for any
 	Owner       Owner
 	Source      json.RawMessage // the definition as JSON, as the API shows it; secrets are references
 }
