@@ -34,6 +34,7 @@ func (f *Function) Call(ctx context.Context, c *Call, out *Outcome) error {
 		out.Reset()
 		return err
 	}
+	f.veil.outcome(out)
 	for i := range out.Results {
 		if out.Results[i].Verdict == Reject {
 			f.stats.rejects.Add(1)

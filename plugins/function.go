@@ -24,6 +24,7 @@ type Function struct {
 	logs   logBudget
 	script []byte                          // what its engine runs; nil of a module
 	say    func(level int, message string) // takes what passes the budget
+	veil   veil
 
 	offline bool        // it sends no requests: see OpenTrial
 	timed   atomic.Bool // it has asked for the true time while it had an event
@@ -120,7 +121,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 	if def.Limits.Output < 0 {
 		return nil, event.Invalid("limits.output", fmt.Sprintf("is %d bytes; want 1 or more", def.Limits.Output))
 	}
-	f := &Function{host: h, def: def, say: say, offline: offline, abi: abi, script: m.script, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
+	f := &Function{host: h, def: def, say: say, veil: veilOf(def.Secrets), offline: offline, abi: abi, script: m.script, slots: make(chan struct{}, h.o.Instances), closing: make(chan struct{})}
 	f.logs.now = h.o.Now
 	f.cfg = wazero.NewModuleConfig().WithName("").WithStartFunctions()
 	if err := f.start(); err != nil {

@@ -52,6 +52,7 @@ func (f *Function) log(level int, message []byte) {
 		f.say(2, fmt.Sprintf("%d messages were left out: a function may log %d at once and %d a second", omitted, logBurst, logRate))
 	}
 	more := ""
+	message = f.veil.bytes(message[:min(len(message), 16*maxMessage)]) // before it is cut: half a secret is one too
 	if len(message) > maxMessage {
 		more = fmt.Sprintf("… (%d bytes left out)", len(message)-maxMessage)
 		message = message[:maxMessage]

@@ -195,6 +195,9 @@ func isHidden(n *node, secret bool) bool {
 	if strings.Contains(n.raw, secretPrefix) {
 		return true
 	}
+	if restOfURL(n.raw) {
+		return besideReferences(n.raw, false) != n.raw
+	}
 	plain := reference.ReplaceAllString(n.raw, "x")
 	return n.tag == "!!str" && shownText(plain, false).text != plain
 }

@@ -107,6 +107,33 @@ func shownText(s string, secret bool) *doc {
 	return d
 }
 
+// besideReferences is a text that has references, which stay, without what is secret in what is written beside them: all
+// of it, or a URL's user and query.
+func besideReferences(raw string, secret bool) string {
+	if secret && !onlyReferences(raw) {
+		return hidden
+	}
+	if !looksLikeURL(raw) && !restOfURL(raw) {
+		return raw
+	}
+	target, query, _ := strings.Cut(raw, "?")
+	_, rest, _ := strings.Cut(target, "://") // without a scheme: the reference has the authority
+	if authority, _, _ := strings.Cut(rest, "/"); strings.Contains(reference.ReplaceAllString(authority, ""), "@") {
+		return hidden
+	}
+	for part := range strings.SplitSeq(query, "&") {
+		if _, value, _ := strings.Cut(part, "="); reference.ReplaceAllString(value, "") != "" || !strings.Contains(part, "=") && part != "" && reference.ReplaceAllString(part, "") != "" {
+			return target + "?" + hidden
+		}
+	}
+	return raw
+}
+
+// restOfURL tells the end of a URL whose beginning is a reference.
+func restOfURL(raw string) bool {
+	return strings.HasPrefix(raw, "${") && strings.Contains(raw, "?") && !strings.Contains(raw, " ")
+}
+
 // plain shows a node as it was written.
 func plain(n *node) *doc { return toDoc(n, false, false) }
 
@@ -118,6 +145,9 @@ func toDoc(n *node, masked, secret bool) *doc {
 	switch {
 	case n.kind == scalar && n.refs:
 		d.tag, d.text, d.keep = "!!str", n.raw, true
+		if masked {
+			d.text = besideReferences(n.raw, secret)
+		}
 	case n.kind == scalar && masked && (secret || n.tag == "!!str"):
 		d = shownText(n.raw, secret)
 	case n.kind == scalar:

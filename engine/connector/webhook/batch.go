@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"strconv"
 	"time"
 	"unsafe"
 
@@ -206,7 +205,7 @@ func (s *Sink) refused(l *lane, f fate) error {
 		text = "answered " + statusText(f.status)
 	}
 	if f.says != "" {
-		text += "; it says " + strconv.QuoteToASCII(f.says[:min(len(f.says), shown)])
+		text += "; it says " + s.quote(l, f.says)
 	}
 	err := fmt.Errorf("webhook %s answered %s: event %d of the batch %s", s.target.name, statusText(l.resp.StatusCode()), f.index, text)
 	code := f.status

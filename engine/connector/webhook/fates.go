@@ -53,7 +53,7 @@ func (s *Sink) fates(l *lane, n int) (failed []error, err error) {
 		text := fmt.Sprintf("webhook %s answered %s to a batch of %d, and what it says of single events cannot be read, so all count as failed: %v",
 			s.target.name, statusText(l.resp.StatusCode()), n, err)
 		if len(l.answer) > 0 {
-			text += "; it begins " + strconv.QuoteToASCII(string(l.answer[:min(len(l.answer), shown)]))
+			text += "; it begins " + s.quote(l, string(l.answer))
 		}
 		return nil, &event.RetryAfter{Err: errors.New(text), Code: l.resp.StatusCode(),
 			Wait: retryAfter(string(l.resp.Header.Peek("Retry-After")), s.o.Now())}

@@ -3,6 +3,7 @@ package webhook
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -141,7 +142,7 @@ func (c *OAuth2) complaint(body []byte) string {
 	if e.Description != "" {
 		text += ": " + e.Description
 	}
-	for _, secret := range []string{c.ClientSecret, url.QueryEscape(c.ClientSecret)} {
+	for _, secret := range []string{c.ClientSecret, url.QueryEscape(c.ClientSecret), base64.StdEncoding.EncodeToString([]byte(url.QueryEscape(c.ClientID) + ":" + url.QueryEscape(c.ClientSecret)))} {
 		text = strings.ReplaceAll(text, secret, "***")
 	}
 	return "; it says " + strconv.QuoteToASCII(text[:min(len(text), shown)])

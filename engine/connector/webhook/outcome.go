@@ -56,7 +56,7 @@ func (s *Sink) outcome(l *lane) error {
 		}
 	}
 	if len(l.answer) > 0 {
-		text += "; it says " + strconv.QuoteToASCII(string(l.answer[:min(len(l.answer), shown)]))
+		text += "; it says " + s.quote(l, string(l.answer))
 	}
 	err := fmt.Errorf("webhook %s answered %s", s.target.name, text)
 	if code == 410 {

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,10 +15,11 @@ import (
 
 // Sink posts deliveries to one URL. Deliver may be called from several goroutines at once.
 type Sink struct {
-	o      Options
-	target *target
-	tls    func() (*tls.Config, error) // nil: http
-	auth   authorization               // nil: none
+	o       Options
+	target  *target
+	tls     func() (*tls.Config, error) // nil: http
+	auth    authorization               // nil: none
+	secrets *strings.Replacer           // hides them in what receivers answer
 
 	fits  atomic.Int64  // bytes of a batch's body at most; less than the options say where the receiver refused that (413)
 	slots chan struct{} // one for each lane in use; its capacity is MaxConns
@@ -46,7 +48,7 @@ func OpenSink(ctx context.Context, o Options) (*Sink, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Sink{o: o, target: t, slots: make(chan struct{}, o.MaxConns)}
+	s := &Sink{o: o, target: t, secrets: secretsOf(o), slots: make(chan struct{}, o.MaxConns)}
 	s.fits.Store(o.Batch.Bytes)
 	if t.https {
 		if s.tls, err = tlsOf(o, t.host); err != nil {
