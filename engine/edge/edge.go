@@ -104,7 +104,6 @@ func (e *Edge) config() *tls.Config {
 	if e.o.OptionalClientCerts {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
 	}
-	c.VerifyConnection = e.verify
 	c.ClientCAs = e.cas.Load().pool
 	c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 		if e.acme != nil && len(hello.SupportedProtos) == 1 && hello.SupportedProtos[0] == acme.ALPNProto {
@@ -113,21 +112,6 @@ func (e *Edge) config() *tls.Config {
 		return e.cas.Load().configOf(c), nil
 	}
 	return c
-}
-
-// verify looks at a client's certificate again. crypto/tls does not for a session that is resumed, so that a certificate
-// whose authority was taken out of the file, or that has expired, would be good for as long as its ticket.
-func (e *Edge) verify(s tls.ConnectionState) error {
-	if len(s.PeerCertificates) == 0 {
-		return nil // ClientAuth has said whether that may be
-	}
-	between := x509.NewCertPool()
-	for _, c := range s.PeerCertificates[1:] {
-		between.AddCert(c)
-	}
-	_, err := s.PeerCertificates[0].Verify(x509.VerifyOptions{Roots: e.cas.Load().pool, Intermediates: between, CurrentTime: e.o.Now(),
-		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
-	return err
 }
 
 // certificate chooses what a client is shown: of a file whose names fit, of the ACME authority, else the first pair.

@@ -220,7 +220,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	ca := make1(t, nil, far, "ca")
 	first, second, third := make1(t, &ca, far, "a.example.com"), make1(t, &ca, far, "a.example.com"), make1(t, &ca, far, "a.example.com")
 	folder := filepath.Join(dir, "folder")
-	put(t, folder, "f", first)
+	put(t, folder, "f", make1(t, &ca, far, "b.example.com"))
 	files := put(t, dir, "a", first)
 	e, log := newEdge(t, Options{Pairs: []Pair{files, {Cert: folder}}})
 	shows := func(m made) bool {
