@@ -166,3 +166,16 @@ func TestPressureCollectsToSeeItsEnd(t *testing.T) {
 		t.Errorf("a second later: level %d, %d collections", p.level.Load(), gathered)
 	}
 }
+
+// A connection that stays open keeps no large buffer: ten thousand of them would keep gigabytes.
+func TestBuffersOfBodiesAreGivenBack(t *testing.T) {
+	s, err := New(Options{Backend: newFake()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx := requestCtx(&conn{s: s, on: s.nowhere})
+	ctx.Request.SetBody(make([]byte, 1<<20))
+	if s.finish(ctx); len(ctx.Request.Body()) != 0 {
+		t.Errorf("%d bytes are kept", len(ctx.Request.Body()))
+	}
+}
