@@ -98,6 +98,11 @@ func TestHostileReceivers(t *testing.T) {
 			if took := time.Since(start); took > 5*time.Second {
 				t.Errorf("took %s", took)
 			}
+			for _, l := range append(s.bare, s.live...) {
+				if n := cap(l.answer) + l.br.Size(); n > answerLimit {
+					t.Errorf("%d bytes of the answer are kept", n)
+				}
+			}
 			if c.want == "" {
 				if err != nil {
 					t.Fatal(err)
