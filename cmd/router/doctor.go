@@ -19,16 +19,20 @@ import (
 
 func doctorCommand(p *program) *cobra.Command {
 	var data, memory string
-	var deep bool
+	var deep, fix bool
 	var edge edgeOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check what a router needs: memory, disk, file descriptors, its data, its answer",
 		Long: `Doctor prints what a router would find here, and what to do about what is wrong; it exits with 1 if anything is.
-The data directory is read only while no router has it open. With --deep every stored byte is read and checked.`,
+The data directory is read only while no router has it open. With --deep every stored byte is read and checked.
+
+What it can mend by itself it lists, and mends with --fix: folders that a backup or a restoration left which was cut off, files
+that were never finished, a data directory that others may read. It changes nothing of what is stored, and nothing while a router runs.`,
 		Example: `  router doctor
   router doctor --data ./data --deep
   router doctor --memory 400MiB
+  router doctor --data ./data --fix
   router doctor --tls-cert fullchain.pem --tls-key privkey.pem`,
 		Args: cobra.NoArgs,
 	}
@@ -37,6 +41,7 @@ The data directory is read only while no router has it open. With --deep every s
 	f.StringVar(&data, "data", "", "data `directory` ($STATE_DIRECTORY, else ~/.local/share/millrace)")
 	f.StringVar(&memory, "memory", "", "memory to split, as with serve, such as `400MiB`")
 	edge.tlsFlags(f)
+	f.BoolVar(&fix, "fix", false, "mend what can be mended: leftovers of killed processes, modes that let others read")
 	f.BoolVar(&deep, "deep", false, "read and check every stored byte")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		c, err := p.client(cmd, r)
@@ -59,6 +64,7 @@ The data directory is read only while no router has it open. With --deep every s
 		e.certificates(edge)
 		e.descriptors()
 		e.disk(o.data)
+		e.mend(cmd.Context(), o.data, fix)
 		e.store(cmd.Context(), o.data, deep)
 		e.server(cmd.Context(), c)
 		return e.done()
