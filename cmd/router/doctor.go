@@ -67,6 +67,7 @@ that were never finished, a data directory that others may read. It changes noth
 		e.mend(cmd.Context(), o.data, fix)
 		e.store(cmd.Context(), o.data, deep)
 		e.server(cmd.Context(), c)
+		e.running(cmd.Context(), c)
 		return e.done()
 	}
 	return cmd

@@ -83,3 +83,19 @@ func TestDoctorMends(t *testing.T) {
 		t.Errorf("a second look finds %+v", e.findings)
 	}
 }
+
+// Doctor names what of a running router waits for somebody, with the command that goes on from there.
+func TestDoctorNamesWhatWaits(t *testing.T) {
+	p := startProcess(t, backedUp)
+	p.must(202, "POST", "/v1/topics/letters/events", "application/json", `{}`)
+	p.must(204, "POST", "/v1/subscriptions/work/pause", "application/json", `{"reason":"at lunch"}`)
+	until(t, "a dead letter", func() bool {
+		return strings.Contains(p.must(200, "GET", "/v1/subscriptions/fails", "", ""), `"deadLetters":1`)
+	})
+	_, out, errs := runAt(t, p.base, "doctor", "--data", filepath.Join(t.TempDir(), "none"))
+	for _, want := range []string{"work is paused: at lunch", "router subscriptions resume work", "fails has 1 dead letter", "router deadletters list fails"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("doctor does not say %q:\n%s%s", want, out, errs)
+		}
+	}
+}
