@@ -211,6 +211,10 @@ func reproduce(platform string) error {
 	if err != nil {
 		return err
 	}
+	revision, err := ask(root, "git", "rev-parse", "HEAD") // the second clone may come after another commit
+	if err != nil {
+		return err
+	}
 	work, err := os.MkdirTemp("", "millrace-release-")
 	if err != nil {
 		return err
@@ -220,6 +224,9 @@ func reproduce(platform string) error {
 	for i, at := range []string{"a", "some/other place/deeper"} {
 		clone, out := filepath.Join(work, at), filepath.Join(work, fmt.Sprint("out", i))
 		if _, err := ask(".", "git", "clone", "-q", root, clone); err != nil {
+			return err
+		}
+		if _, err := ask(clone, "git", "checkout", "-q", "--detach", revision); err != nil {
 			return err
 		}
 		if err := release(clone, out, platform, false, append(os.Environ(), "GOCACHE="+filepath.Join(work, fmt.Sprint("cache", i)))); err != nil {
