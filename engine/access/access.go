@@ -99,7 +99,9 @@ type Principal struct {
 	grants  *grants
 	expires int64 // unix nanoseconds; 0 never
 	ended   atomic.Bool
-	era     *era // of the policy that its roles came from; nil never ends
+	era     *era    // of the policy that its roles came from; nil never ends
+	source  *source // of the token that it showed; nil: none
+	set     *keySet // that verified it
 }
 
 // an era is the time between two changes of what roles mean.
@@ -155,9 +157,11 @@ func (p *Principal) Sees(k Kind, name string) bool {
 }
 
 // Ended reports whether what p was authenticated by no longer stands: the key was revoked or has expired, the token is
-// past its life, or the policy changed. Streams and connections that outlive a request ask now and then.
+// past its life, its issuer has other keys than those that verified it, or the policy changed. Streams and connections
+// that outlive a request ask now and then; who ends by no fault of his own comes in again.
 func (p *Principal) Ended(now time.Time) bool {
-	return p == nil || p.ended.Load() || p.era != nil && p.era.ended.Load() || p.expires != 0 && now.UnixNano() >= p.expires
+	return p == nil || p.ended.Load() || p.era != nil && p.era.ended.Load() || p.expires != 0 && now.UnixNano() >= p.expires ||
+		p.source != nil && p.source.set.Load() != p.set
 }
 
 // anyone is who comes in where nothing is guarded.

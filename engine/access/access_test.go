@@ -460,7 +460,7 @@ func TestTokenCacheIsBounded(t *testing.T) {
 	}
 	held := 0
 	for i, sum := range sums {
-		if p := c.get(&sum, 99); p != nil {
+		if p := c.get(&sum, time.Unix(0, 99)); p != nil {
 			if held++; p.Name != fmt.Sprint(i) {
 				t.Fatalf("%s for %d", p.Name, i)
 			}
@@ -470,13 +470,13 @@ func TestTokenCacheIsBounded(t *testing.T) {
 		t.Errorf("%d held, of %d that there is place for", held, sets*cacheWays)
 	}
 	for _, sum := range sums {
-		if c.get(&sum, 100) != nil {
+		if c.get(&sum, time.Unix(0, 100)) != nil {
 			t.Fatal("held past its life")
 		}
 	}
 	var none digest
 	rand.Read(none[:])
-	if c.get(&none, 0) != nil {
+	if c.get(&none, time.Unix(0, 0)) != nil {
 		t.Error("an unknown one is known")
 	}
 }

@@ -81,7 +81,7 @@ func (f *inForce) certificate(c *x509.Certificate, now time.Time) (*Principal, e
 		return nil, errCert
 	}
 	sum := sha256.Sum256(c.Raw)
-	if p := f.certs.get(&sum, now.UnixNano()); p != nil {
+	if p := f.certs.get(&sum, now); p != nil {
 		return p, nil
 	}
 	// The listener looked at the dates when the connection began; it may have been open since.

@@ -142,8 +142,15 @@ func TestFetchedKeys(t *testing.T) {
 	// A key that the issuer took back is good no longer, though its tokens were remembered.
 	prov.set(two, nil, nil)
 	clk.pass(20 * time.Minute)
+	holder, err := g.Authenticate(ctx, Credentials{Bearer: ed})
+	if err != nil || holder.Ended(clk.now()) {
+		t.Fatal(holder, err)
+	}
 	in(token("ES256", "other"))
 	eventually(t, "a key that was taken back", func() bool { return in(ed) != nil })
+	if !holder.Ended(clk.now()) {
+		t.Error("who holds a connection by a key that was taken back stays")
+	}
 	if err := in(es); err != nil {
 		t.Errorf("the key that is left: %v", err)
 	}

@@ -157,7 +157,7 @@ func (g *Guard) authenticate(ctx context.Context, c Credentials) (*Principal, er
 	if f.tokens == nil || !looksLikeJWT(c.Bearer) {
 		return nil, errUnknown
 	}
-	if p := f.tokens.get(&sum, now.UnixNano()); p != nil {
+	if p := f.tokens.get(&sum, now); p != nil {
 		return p, nil
 	}
 	return f.authenticateJWT(ctx, strings.Clone(c.Bearer), sum, now)

@@ -2,6 +2,7 @@ package access
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/rsa"
@@ -11,6 +12,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/go-jose/go-jose/v4"
 )
@@ -55,7 +57,7 @@ type verifier struct {
 type keySet struct {
 	byKid map[string][]verifier
 	all   []verifier
-	sum   [sha256.Size]byte // of the text
+	sum   digest // of the keys and what they are for, in whatever order they came
 }
 
 // find returns the keys that a token may be signed by: of its kid, or of a token without one the only key that there
@@ -79,19 +81,25 @@ func (s *keySet) find(kid string, hasKid bool, alg string) (keys []verifier, kno
 	return keys, len(from) > 0
 }
 
-func newKeySet(keys []verifier, text []byte) *keySet {
-	s := &keySet{byKid: map[string][]verifier{}, all: keys, sum: sha256.Sum256(text)}
-	for _, v := range keys {
+func newKeySet(keys []verifier) *keySet {
+	s := &keySet{byKid: map[string][]verifier{}, all: keys}
+	parts := make([]string, len(keys))
+	for i, v := range keys {
+		// Of what is verified here there is always one: it fails for kinds of keys that are not read.
+		thumb, _ := (&jose.JSONWebKey{Key: v.key}).Thumbprint(crypto.SHA256)
+		parts[i] = fmt.Sprintf("%q %q %x", v.kid, v.algs, thumb)
 		if v.kid != "" {
 			s.byKid[v.kid] = append(s.byKid[v.kid], v)
 		}
 	}
+	slices.Sort(parts)
+	s.sum = sha256.Sum256([]byte(strings.Join(parts, "\n")))
 	return s
 }
 
 // secretSet is a shared secret as a set. It has no kid: whatever kid a token names, there is one key.
 func secretSet(secret []byte, algs []string) *keySet {
-	return newKeySet([]verifier{{key: secret, algs: algs}}, secret)
+	return newKeySet([]verifier{{key: secret, algs: algs}})
 }
 
 // parseJWKS reads a JWK Set (RFC 7517) and pins each key to those of algs that it is for. Keys that are for something
@@ -126,7 +134,7 @@ func parseJWKS(text []byte, algs []string) (*keySet, error) {
 	if len(keys) == 0 {
 		return nil, fmt.Errorf("the key set has %d keys, none of which is good for %v: %w", len(set.Keys), algs, errors.Join(left...))
 	}
-	return newKeySet(keys, text), nil
+	return newKeySet(keys), nil
 }
 
 // parseJWK reads one key.

@@ -176,8 +176,8 @@ func (f *inForce) authenticateJWT(ctx context.Context, text string, sum digest, 
 	if err != nil {
 		return nil, err
 	}
-	p.expires = until.UnixNano()
-	f.tokens.put(&cached{sum: sum, principal: p, source: src, set: set})
+	p.expires, p.source, p.set = until.UnixNano(), src, set
+	f.tokens.put(&cached{sum: sum, principal: p})
 	return p, nil
 }
 

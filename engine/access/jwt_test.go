@@ -502,6 +502,12 @@ func TestKeySets(t *testing.T) {
 			t.Errorf("%s: %d keys", name, len(set.all))
 		}
 	}
+	one, err1 := parseJWKS([]byte(jwksOf(map[string]any{"a": k.es.Public()}, "b", k.rsa.Public(), "")), es)
+	two, err2 := parseJWKS([]byte(jwksOf(map[string]any{"b": k.rsa.Public()}, "a", k.es.Public(), "")), es)
+	three, err3 := parseJWKS([]byte(jwksOf(map[string]any{"b": k.rsa.Public()}, "a", k.stranger.Public(), "")), es)
+	if err := errors.Join(err1, err2, err3); err != nil || one.sum != two.sum || one.sum == three.sum {
+		t.Errorf("the same keys in another order are others, or others the same: %v", err)
+	}
 	mixed := strings.Replace(jwksOf(map[string]any{"es": k.es.Public()}, "", nil, ""), `[`, `[{"kty":"new","kid":"x"},`, 1)
 	if set, err := parseJWKS([]byte(mixed), es); err != nil || len(set.all) != 1 {
 		t.Errorf("a key of a kind that is not known spoils the set: %v", err)

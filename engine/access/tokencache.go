@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math/rand/v2"
 	"sync/atomic"
+	"time"
 )
 
 type digest = [sha256.Size]byte
@@ -21,29 +22,22 @@ type tokenCache struct {
 	sets [cacheSets][cacheWays]atomic.Pointer[cached]
 }
 
-// cached is one that was verified, by the keys of a set.
+// cached is one that was verified.
 type cached struct {
 	sum       digest
 	principal *Principal
-	source    *source // nil: a certificate
-	set       *keySet
-}
-
-// stands reports whether what it was verified by is still in force.
-func (c *cached) stands(now int64) bool {
-	return now < c.principal.expires && (c.source == nil || c.source.set.Load() == c.set)
 }
 
 func (t *tokenCache) at(sum *digest) *[cacheWays]atomic.Pointer[cached] {
 	return &t.sets[binary.LittleEndian.Uint64(sum[:8])%cacheSets]
 }
 
-// get returns who showed it, nil if that is not known (any more). now is in unix nanoseconds.
-func (t *tokenCache) get(sum *digest, now int64) *Principal {
+// get returns who showed it, nil if that is not known (any more).
+func (t *tokenCache) get(sum *digest, now time.Time) *Principal {
 	set := t.at(sum)
 	for i := range set {
 		if c := set[i].Load(); c != nil && subtle.ConstantTimeCompare(c.sum[:], sum[:]) == 1 {
-			if !c.stands(now) {
+			if c.principal.Ended(now) {
 				set[i].CompareAndSwap(c, nil)
 				return nil
 			}
