@@ -85,7 +85,7 @@ fi
 # take many seeds or faults one after the other: their neighbours show races over the same code.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
-router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample'
+router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample|RecipesOfSources'
 engine='CounterThroughPowerCuts|PoisonOfEveryKeyIsIsolated|StateComesAndGoes|StepsAgainstAModel|QuickstartFunction|ConservationOfLongScripts|RedriveThroughPowerCuts|ReplayThroughPowerCuts|HistoryAndRollback|NoHerd'
 store='Crash|FlippedBit|TornLog|RingGivesItsSpaceBack'
 singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain|CollectModules)"

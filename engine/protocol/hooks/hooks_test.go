@@ -2,6 +2,7 @@ package hooks
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/hmac"
 	"crypto/sha1"
 	"crypto/sha256"
@@ -380,4 +381,40 @@ func TestVerifyAllocates(t *testing.T) {
 			t.Errorf("%s: %v allocations", s.name, n)
 		}
 	}
+}
+
+// v1a: what the private key of a configured public key has signed is good, beside other signatures and beside secrets.
+func TestPublicKeys(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, other, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := "whpk_" + base64.StdEncoding.EncodeToString(public)
+	alone, both := open(t, Standard{PublicKeys: []string{key}}), open(t, Standard{Secret: "whsec_" + base64.StdEncoding.EncodeToString([]byte("quite-a-secret")), PublicKeys: []string{key}})
+	const body = `{"a":1}`
+	message := "msg_1." + stamp(0) + "." + body
+	by := func(k ed25519.PrivateKey, message string) string {
+		return "v1a," + base64.StdEncoding.EncodeToString(ed25519.Sign(k, []byte(message)))
+	}
+	request := func(body, sig string) *event.Hook {
+		return webhook(body, "webhook-id: msg_1", "webhook-timestamp: "+stamp(0), "webhook-signature: "+sig)
+	}
+	for _, v := range []event.Verifier{alone, both} {
+		taken(t, "signed", v, request(body, by(private, message)))
+		taken(t, "one of several", v, request(body, "v1,AAAA v2,x "+by(other, message)+" "+by(private, message)))
+		refused(t, "another key", v, request(body, by(other, message)), "no signature")
+		refused(t, "one space more", v, request(`{"a": 1}`, by(private, message)), "no signature")
+		refused(t, "called v1", v, request(body, strings.Replace(by(private, message), "v1a,", "v1,", 1)), "signature")
+		refused(t, "cut", v, request(body, by(private, message)[:50]), "no signature")
+		refused(t, "a flood", v, request(body, strings.Repeat("v1a,AAAA ", 17)+by(private, message)), "over 16")
+	}
+	taken(t, "by the secret", both, request(body, "v1,"+base64Of("quite-a-secret", message)))
+	refused(t, "the public key as a secret", alone, request(body, "v1,"+base64Of(string(public), message)), "no signature")
+	// An id that ends like a time could move the border between id, time and body.
+	h := webhook("2.{}", "webhook-id: msg.1700000000", "webhook-timestamp: "+stamp(0), "webhook-signature: "+by(private, "msg.1700000000."+stamp(0)+".2.{}"))
+	refused(t, "an id like a time", alone, h, "ends with a . and digits")
 }
