@@ -173,6 +173,7 @@ func TestBodySignedAttacks(t *testing.T) {
 	h := open(t, HMAC{Secret: secret, Header: "x-sig", Prefix: "v1="})
 	taken(t, "several, one good", h, webhook(body, "x-sig: v1=00,v0="+hexOf(secret, body)+", v1="+hexOf(secret, body)))
 	refused(t, "good under another version", h, webhook(body, "x-sig: v1=00,v2="+hexOf(secret, body)), "no signature")
+	refused(t, "good without a version", h, webhook(body, "x-sig: v1=00,"+hexOf(secret, body)), "no signature")
 	refused(t, "a flood of signatures", h, webhook(body, "x-sig: "+strings.Repeat("v1=00,", 17)+"v1="+hexOf(secret, body)), "over 16")
 }
 
