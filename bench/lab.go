@@ -36,6 +36,7 @@ type lab struct {
 	main    *routerProcess // the router that publishing and delivering are measured on
 	secure  *routerProcess // and one that speaks HTTPS
 	roots   *x509.CertPool // of its certificate
+	guarded *guarded       // and one that asks who calls
 	redis   *child
 	fsyncs  float64
 	load    string // of the machine by others, before anything was measured

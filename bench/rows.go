@@ -23,7 +23,7 @@ const (
 func measurements() []measurement {
 	return append([]measurement{
 		measureIdle(), measureFsync(), measurePost(),
-		measureNothing(64), measureAccept(64), measureTLS(64), measureNothing(256), measureAccept(256), measureRedis(256), measureBatch(),
+		measureNothing(64), measureAccept(64), measureTLS(64), measureAccess(64), measureNothing(256), measureAccept(256), measureRedis(256), measureBatch(),
 		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter), measureDelivered(untraced), measureDelivered(withBatches),
 		measurePebble(64), measureStore(64), measurePebble(256), measureStore(256),
 		measureFilters(), measureWritten(), measureBacklog(), measureReload(), measureSources(), measureBacktest(),
@@ -53,6 +53,8 @@ func rows() []row {
 		pair("accept-64", "durable accept / do-nothing server, 64 connections", "accept-64", "nothing-64", row{floor: 0.40, aim: 0.55}),
 		pair("accept-256", "durable accept / do-nothing server, 256 connections", "accept-256", "nothing-256", row{floor: 0.50, aim: 0.70}),
 		pair("tls-64", "durable accept over TLS / plain, 64 connections", "tls-64", "accept-64", row{floor: 0.60, aim: 0.80}),
+		pair("key-64", "durable accept with an API key / without access control, 64 connections", "keyed-64", "open-64", row{floor: 0.90, aim: 0.98}),
+		pair("jwt-64", "durable accept with a JWT / without access control, 64 connections", "jwt-64", "open-64", row{floor: 0.87, aim: 0.95}),
 		pair("redis", "durable accept / Redis Streams synced always, 256 connections", "accept-256", "redis-256", row{floor: 0.9, aim: 1.1}),
 		pair("batch", fmt.Sprintf("batch of %d / single accept, events", batchEvents), "batch", "accept-64", row{floor: 4, aim: 6, ratio: times}),
 		{key: "bento-wasm", name: "one event delivered / Bento with its wasm processor (recorded)", values: []string{"delivered"}, figure: value("delivered"),
