@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strconv"
 )
 
 // ErrBlocked is what every *BlockedError wraps.
@@ -60,7 +61,7 @@ func (e *BlockedError) Error() string {
 	return fmt.Sprintf("%s, %s (%s): not allowed as a target; %s", at, match, e.Why, e.Hint)
 }
 
-// Reason is special, denied or unlisted.
+// Reason is special, denied, unlisted or notation.
 func (e *BlockedError) Reason() string { return reasonName(e.reason) }
 
 // Unwrap returns ErrBlocked.
@@ -89,7 +90,11 @@ func (d *Dialer) checkName(r *ruleset, t target) error {
 
 // check judges one address of a target.
 func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
-	bare := a.Unmap().WithZone("") // a Prefix contains no address with a zone
+	if a.Zone() != "" { // of a resolver; one that was typed is refused by CheckHost. A Prefix contains no such address
+		return &BlockedError{Host: t.host, Addr: a, Match: "zone " + strconv.Quote(a.Zone()), Why: "which only link-local addresses need",
+			Hint: "a name that has an address without a zone is", reason: reasonNotation}
+	}
+	bare := a.Unmap()
 	all := []netip.Addr{bare}
 	if bare.Is6() {
 		in := embedded(bare)

@@ -143,7 +143,7 @@ func TestAllowAndDeny(t *testing.T) {
 		}
 	}
 	all := newDialer(t, Options{AllowPrivate: true, Deny: []netip.Prefix{lan}})
-	for s, ok := range map[string]bool{"127.0.0.1": true, "fe80::1%eth0": true, "10.1.2.3": false, "2002:a01:203::": false, "2001:0:a01:203::": false} {
+	for s, ok := range map[string]bool{"127.0.0.1": true, "fe80::1": true, "fe80::1%eth0": false, "2606:4700::%20": false, "10.1.2.3": false, "2002:a01:203::": false, "2001:0:a01:203::": false} {
 		if err := all.CheckAddr(ip(s)); (err == nil) != ok {
 			t.Errorf("AllowPrivate: %s: %v", s, err)
 		}
@@ -313,6 +313,8 @@ func TestCheckURL(t *testing.T) {
 		"http://１２７.0.0.1/":               "xn--",
 		"http://bücher.example/":          "xn--",
 		"http://[::1%25e th]/":            "percent-encode",
+		"http://[fe80::1%25eth0]/":        "has a zone (%…), which only link-local addresses need, and they are no targets; write fe80::1",
+		"http://[2606:4700::%2520]/":      "has a zone",
 		"http://a.example./":              "",
 		"http://a..b.1x/":                 "",
 		"http://..":                       "not a name",

@@ -225,6 +225,8 @@ func (r *policyReader) prefix(n *yaml.Node, key string) (p netip.Prefix, ok bool
 	}
 	p, err := netip.ParsePrefix(s)
 	switch {
+	case strings.Contains(s, "%"):
+		r.bad(n, "%s: %.60q has a zone (%%…), which no target has; write the address without it", key, s)
 	case err != nil:
 		r.bad(n, "%s: %.60q is not a range of addresses; want such as 10.1.0.0/16 or 2001:db8::/32", key, s)
 	case p.Addr().Is4In6():

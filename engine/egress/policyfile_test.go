@@ -140,6 +140,7 @@ func TestPolicyFileErrors(t *testing.T) {
 		"version: 1\ndeny: [{cidrs: [10.1.0.0/8]}]\n":                                                  "conf/egress.yaml:2:17: deny[0].cidrs: 10.1.0.0/8 has bits beyond its length; did you mean 10.0.0.0/8 or 10.1.0.0/32?",
 		"version: 1\ndeny: [{cidrs: [\"::ffff:10.0.0.0/104\"]}]\n":                                     "IPv4 within IPv6",
 		"version: 1\ndeny: [{cidrs: [ten]}]\n":                                                         `"ten" is not a range of addresses`,
+		"version: 1\nallow: [{cidrs: [\"fe80::1%eth0\"]}]\n":                                           `"fe80::1%eth0" has a zone`,
 		"version: 1\ndeny: [{hosts: [Example.com]}]\n":                                                 `write it in lower case`,
 		"version: 1\ndeny: [{hosts: [10.0.0.1]}]\n":                                                    "is an address; give it under cidrs",
 		"version: 1\ndeny: [{hosts: [\"a.*.example\"]}]\n":                                             "has other than letters",

@@ -56,7 +56,7 @@ func CheckURL(raw string) error {
 }
 
 // CheckHost refuses a host that different programs read differently: IPv4 in octal, hexadecimal, as one
-// integer or with fewer than four parts, and names beyond ASCII.
+// integer or with fewer than four parts, IPv6 with a zone, and names beyond ASCII.
 func CheckHost(host string) error {
 	if host == "" {
 		return errors.New("host is empty")
@@ -66,8 +66,8 @@ func CheckHost(host string) error {
 	}
 	a, err := netip.ParseAddr(host)
 	if err == nil {
-		if z := a.Zone(); z != "" && !plain(z) {
-			return fmt.Errorf("host %.80q: the zone has other than letters, digits, . _ -", host)
+		if a.Zone() != "" { // of which programs read different things, and some nothing
+			return fmt.Errorf("host %.80q has a zone (%%…), which only link-local addresses need, and they are no targets; write %s", host, a.WithZone(""))
 		}
 		return nil
 	}

@@ -113,7 +113,6 @@ func tlsOf(o Options, host string) (func() (*tls.Config, error), error) {
 	if err != nil {
 		return nil, err
 	}
-	host, _, _ = strings.Cut(host, "%") // a zone is no part of a name in a certificate
 	config := egress.TLSFor(host, own)
 	if d, ok := o.Dialer.(interface {
 		TLS(string, *egress.TLS) func() (*tls.Config, error)

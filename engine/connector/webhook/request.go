@@ -42,7 +42,7 @@ func newTarget(o Options) (*target, error) {
 		port = standard
 	}
 	t.addr = net.JoinHostPort(t.host, port)
-	host, _, _ := strings.Cut(t.host, "%") // a zone means nothing to the other side (RFC 6874 section 1)
+	host := t.host
 	if strings.Contains(host, ":") {
 		host = "[" + host + "]"
 	}
