@@ -45,6 +45,7 @@ type Guard struct {
 	asked  bool // a token is set
 	rules  atomic.Pointer[inForce]
 	change sync.Mutex    // held while rules or keys change
+	stays  atomic.Bool   // on, whatever becomes of the keys
 	wake   chan struct{} // has Run look at what is due
 	keys   keyring
 	audit  auditor
@@ -82,11 +83,19 @@ func New(o Options) (*Guard, error) {
 }
 
 // Off reports whether nothing is guarded now.
-func (g *Guard) Off() bool { return g.o.Off && len(*g.keys.byID.Load()) == 0 }
+func (g *Guard) Off() bool { return g.o.Off && !g.stays.Load() && len(*g.keys.byID.Load()) == 0 }
 
-// ByKeysAlone reports whether nothing but keys guards: the first one turns the guard on, and nobody could make others if
-// there were keys and none of an admin.
-func (g *Guard) ByKeysAlone() bool { return g.o.Off }
+// StayOn has the guard never be Off again, and reports false if it is Off now: of a router that others can reach, keys
+// may be all that guards it, and it must not open when the last of them goes.
+func (g *Guard) StayOn() bool {
+	g.change.Lock()
+	defer g.change.Unlock()
+	if g.Off() {
+		return false
+	}
+	g.stays.Store(true)
+	return true
+}
 
 // SetPolicy puts p in force, nil for the built-in roles alone. Whoever is connected is Ended and comes in again. Keys
 // that were fetched from a URL that p has too stay in use. The caller notes it as Changed: it knows by whom.

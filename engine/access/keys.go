@@ -240,6 +240,10 @@ func (g *Guard) CreateKey(ctx context.Context, by *Principal, want Key) (Key, st
 	if err := g.checkNewKey(&want, now); err != nil {
 		return Key{}, "", err
 	}
+	if g.Off() && !g.rules.Load().lasting(want) {
+		return Key{}, "", event.Bad(event.ErrConflict, "roles", "the first key turns access control on, and nobody could make others: give it the role admin, "+
+			"no tenant and no expiry, or start the router with MILLRACE_TOKEN or --access")
+	}
 	id := newID()
 	for (*g.keys.byID.Load())[id] != nil {
 		id = newID()
@@ -344,7 +348,8 @@ func (g *Guard) RotateKey(ctx context.Context, by *Principal, id string, grace t
 	return k, text, nil
 }
 
-// RevokeKey makes a key good for nothing from now on, on connections that are open too.
+// RevokeKey makes a key good for nothing from now on, on connections that are open too. Where keys alone guard, the last
+// of an admin stays: event.ErrConflict.
 func (g *Guard) RevokeKey(ctx context.Context, by *Principal, id string) error {
 	g.change.Lock()
 	defer g.change.Unlock()
@@ -352,12 +357,46 @@ func (g *Guard) RevokeKey(ctx context.Context, by *Principal, id string) error {
 	if h == nil {
 		return noKey(id)
 	}
+	if err := g.mayLose(h.key); err != nil {
+		return err
+	}
 	if err := g.keys.store.DeleteKey(ctx, id); err != nil {
 		return fmt.Errorf("cannot revoke API key %s: %w", id, err)
 	}
 	g.keys.replace(id, nil)
 	g.Changed(by, "key", id, "revoked: name "+h.key.Name)
 	return nil
+}
+
+// mayLose refuses to revoke the key without which nobody could make others, or everybody could do everything. g.change
+// is held: of two keys that are revoked at once, the second is looked at without the first.
+func (g *Guard) mayLose(k Key) error {
+	if !g.o.Off { // a token or a policy lets somebody in
+		return nil
+	}
+	f := g.rules.Load()
+	others, admins := 0, 0
+	for id, h := range *g.keys.byID.Load() {
+		if id == k.ID {
+			continue
+		}
+		others++
+		if f.lasting(h.key) {
+			admins++
+		}
+	}
+	switch {
+	case others == 0 && g.stays.Load():
+		return event.Bad(event.ErrConflict, "key", "it is the last, and nobody could make another: make another first")
+	case others > 0 && admins == 0 && f.lasting(k):
+		return event.Bad(event.ErrConflict, "key", "it is the last of an admin: nobody could manage the others; make another first, or start the router with MILLRACE_TOKEN")
+	}
+	return nil
+}
+
+// lasting says whether k lets somebody manage keys for as long as it is there.
+func (f *inForce) lasting(k Key) bool {
+	return k.Expires.IsZero() && f.principal("", k.Tenant, k.Roles).Check(Admin, Router, "") == nil
 }
 
 func noKey(id string) error { return fmt.Errorf("API key %.40q: %w", id, event.ErrNotFound) }

@@ -169,3 +169,49 @@ func TestStoreFails(t *testing.T) {
 		t.Error("a guard without its keys")
 	}
 }
+
+// TestTheLastKeyStays: where keys alone guard what others can reach, revoking all at once leaves one of an admin, and
+// the guard on.
+func TestTheLastKeyStays(t *testing.T) {
+	ctx := t.Context()
+	g := newGuard(t, Options{Keys: &memory{}, Off: true})
+	if g.StayOn() {
+		t.Error("a guard that is off stays on")
+	}
+	for _, k := range []Key{{Roles: []string{"reader"}}, {Roles: []string{"admin"}, Tenant: "acme."}, {Roles: []string{"admin"}, Expires: time.Now().AddDate(50, 0, 0)}} {
+		k.Name = "first"
+		if _, _, err := g.CreateKey(ctx, nil, k); !errors.Is(err, event.ErrConflict) || !g.Off() {
+			t.Errorf("a first key that manages no others, %+v: %v", k, err)
+		}
+	}
+	var ids []string
+	for range 8 {
+		k, _, err := g.CreateKey(ctx, nil, Key{Name: "admin", Roles: []string{"admin"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, k.ID)
+	}
+	if !g.StayOn() {
+		t.Fatal("a guard with keys is off")
+	}
+	revoked := make(chan error, len(ids))
+	for _, id := range ids {
+		go func() { revoked <- g.RevokeKey(ctx, nil, id) }()
+	}
+	refused := 0
+	for range ids {
+		switch err := <-revoked; {
+		case errors.Is(err, event.ErrConflict):
+			refused++
+		case err != nil:
+			t.Error(err)
+		}
+	}
+	if refused != 1 || len(g.ListKeys()) != 1 || g.Off() {
+		t.Errorf("%d were refused, %d keys are left, off: %v", refused, len(g.ListKeys()), g.Off())
+	}
+	if _, err := g.Authenticate(ctx, Credentials{}); !errors.Is(err, ErrUnauthenticated) {
+		t.Errorf("a stranger: %v", err)
+	}
+}

@@ -97,7 +97,7 @@ func (s *Server) listen(faces []Face) ([]*listener, error) {
 	var ls []*listener
 	for _, f := range faces {
 		l := &listener{Listener: f.Listener, s: s, face: f, routes: s.routes, loopback: isLoopback(f.Listener.Addr()), close: sync.OnceValue(f.Listener.Close)}
-		if f.Serves != Redirect && !l.loopback && s.o.Guard.Off() && !s.o.Insecure {
+		if f.Serves != Redirect && !l.loopback && !s.o.Insecure && !s.o.Guard.StayOn() {
 			return nil, fmt.Errorf("httpapi: %s can be reached from other machines and no token is set: set MILLRACE_TOKEN, "+
 				"or listen on 127.0.0.1, or say --insecure to serve everybody", f.Listener.Addr())
 		}
@@ -108,13 +108,6 @@ func (s *Server) listen(faces []Face) ([]*listener, error) {
 	}
 	s.faces = ls
 	return ls, nil
-}
-
-// onLoopback reports whether only this machine can reach the server.
-func (s *Server) onLoopback() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return !slices.ContainsFunc(s.faces, func(l *listener) bool { return !l.loopback && l.face.Serves != Redirect })
 }
 
 // newConn wraps what was accepted. TLS is below the wrapper, which so sees the bytes of requests.

@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -69,10 +68,6 @@ func (c *call) createKey() error {
 		want.Expires = at
 	}
 	g := c.s.o.Guard
-	if g.Off() && !isAdmin(want) {
-		return event.Bad(event.ErrConflict, "roles", "the first key turns access control on, and nobody could make others: give it the role admin, no tenant and no expiry, "+
-			"or start the router with MILLRACE_TOKEN or --access")
-	}
 	k, text, err := g.CreateKey(c.s.work, c.principal, want)
 	if err != nil {
 		return err
@@ -97,11 +92,6 @@ func expiry(text string, now time.Time) (time.Time, error) {
 		return at, fmt.Errorf("is %.60q; want a time (RFC 3339) or a duration from now, such as 90d", text)
 	}
 	return at, nil
-}
-
-// isAdmin says whether a key may do everything for as long as it is there.
-func isAdmin(k access.Key) bool {
-	return k.Tenant == "" && k.Expires.IsZero() && slices.Contains(k.Roles, "admin")
 }
 
 // findKey is the key that the path names.
@@ -154,34 +144,8 @@ func (c *call) revokeKey() error {
 	if err != nil {
 		return err
 	}
-	if c.s.o.Guard.ByKeysAlone() {
-		if err := c.s.mayLose(k); err != nil {
-			return err
-		}
-	}
 	if err := c.s.o.Guard.RevokeKey(c.s.work, c.principal, k.ID); err != nil {
 		return err
 	}
 	return c.empty()
-}
-
-// mayLose refuses to revoke the key without which nobody could make others, or everybody could do everything.
-func (s *Server) mayLose(k access.Key) error {
-	others, admins := 0, 0
-	for _, o := range s.o.Guard.ListKeys() {
-		if o.ID == k.ID {
-			continue
-		}
-		others++
-		if isAdmin(o) {
-			admins++
-		}
-	}
-	switch {
-	case others == 0 && !s.onLoopback() && !s.o.Insecure:
-		return event.Bad(event.ErrConflict, "key", "it is the last: without it everybody who reaches this address could do everything; make another first")
-	case others > 0 && admins == 0 && isAdmin(k):
-		return event.Bad(event.ErrConflict, "key", "it is the last of an admin: nobody could manage the others; make another first, or start the router with MILLRACE_TOKEN")
-	}
-	return nil
 }
