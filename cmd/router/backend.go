@@ -125,9 +125,21 @@ func (b backend) Shadow(_ context.Context, name string) ([]byte, error) {
 	}{name, shadows})
 }
 
-// Ready says whether traffic should come here, and what is wrong where something is.
-func (b backend) Ready(context.Context) ([]byte, error) {
+// Ready says whether traffic should come here, and if details are asked for what is wrong where something is.
+func (b backend) Ready(_ context.Context, details bool) ([]byte, error) {
 	stats := b.store.Stats()
+	status, store := "ready", "ok"
+	var err error
+	switch {
+	case b.Draining():
+		status, err = "draining", fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
+	case stats.Degraded != "":
+		status, store = "degraded", stats.Degraded
+		err = fmt.Errorf("the store refuses to write: %s: %w", stats.Degraded, event.ErrUnavailable)
+	}
+	if !details {
+		return nil, err
+	}
 	state := struct {
 		Status        string            `json:"status"`
 		Uptime        string            `json:"uptime"`
@@ -136,7 +148,7 @@ func (b backend) Ready(context.Context) ([]byte, error) {
 		Waiting       map[string]string `json:"waiting,omitempty"` // subscriptions that do not run, and why
 		Rules         *rulesState       `json:"rules,omitempty"`
 		Store         string            `json:"store"`
-	}{Status: "ready", Uptime: time.Since(b.start).Round(time.Second).String(), Topics: len(b.Topics()), Store: "ok", Rules: b.rulesState()}
+	}{Status: status, Uptime: time.Since(b.start).Round(time.Second).String(), Topics: len(b.Topics()), Store: store, Rules: b.rulesState()}
 	for _, s := range b.Subscriptions() {
 		state.Subscriptions++
 		if s.State != "running" {
@@ -148,14 +160,6 @@ func (b backend) Ready(context.Context) ([]byte, error) {
 				state.Waiting[s.Name] += ": " + s.Reason
 			}
 		}
-	}
-	var err error
-	switch {
-	case b.Draining():
-		state.Status, err = "draining", fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
-	case stats.Degraded != "":
-		state.Status, state.Store = "degraded", stats.Degraded
-		err = fmt.Errorf("the store refuses to write: %s: %w", stats.Degraded, event.ErrUnavailable)
 	}
 	doc, failed := json.Marshal(state)
 	if failed != nil {

@@ -130,6 +130,9 @@ func (c *call) identify(h *fasthttp.RequestHeader) error {
 		c.principal, err = c.s.o.Guard.Authenticate(c.s.work, cred)
 	}
 	if ok && err == nil {
+		if nc := connOf(c.ctx); nc != nil {
+			nc.known, nc.knownAs = true, c.s.limits.hash(cred.Bearer)
+		}
 		return nil
 	}
 	c.principal = nil
@@ -166,7 +169,7 @@ func (c *call) allowed() error {
 func (c *call) may(a access.Action, k access.Kind, name string) error {
 	c.kind, c.name = k, name
 	err := c.principal.Check(a, k, name)
-	if err != nil && !c.early { // else the body is not read yet: the call comes here again
+	if err != nil { // also of a large body, which is not read then: the call does not come here again
 		c.s.o.Guard.Refused(c.principal, c.addr(), a, k, name, err)
 	}
 	if errors.Is(err, event.ErrNotFound) {

@@ -118,6 +118,31 @@ func TestWhoMayDoWhat(t *testing.T) {
 	}
 }
 
+// TestEveryRefusalIsAudited: whatever the size of the body that was not read for it.
+func TestEveryRefusalIsAudited(t *testing.T) {
+	var log audited
+	g, _, reader := keyed(t, access.Options{Token: "root", Audit: log.add}, access.Key{Roles: []string{"reader"}})
+	_, base := serve(t, Options{Backend: newFake("orders"), Guard: g})
+	for i, body := range []io.Reader{strings.NewReader("{}"), strings.NewReader(strings.Repeat("x", 100_000)), io.MultiReader(strings.NewReader("{}"))} {
+		req, _ := http.NewRequest("POST", base+"/v1/topics/orders/events", body)
+		req.Header.Set("Authorization", "Bearer "+reader)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		denied := 0
+		for _, e := range log.entries() {
+			if e.Outcome == access.Denied && e.Name == "orders" {
+				denied++
+			}
+		}
+		if n := g.Refusals()[2].Count; resp.StatusCode != 403 || denied != i+1 || n != uint64(i+1) {
+			t.Errorf("body %d: %d, %d entries, %d counted", i, resp.StatusCode, denied, n)
+		}
+	}
+}
+
 // TestFirstAndLastKey: keys turn access control on by an admin's, and do not leave a router that nobody can manage.
 func TestFirstAndLastKey(t *testing.T) {
 	g, err := access.New(access.Options{Off: true, Keys: memoryKeys{}})

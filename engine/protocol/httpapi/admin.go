@@ -229,12 +229,14 @@ func (c *call) metrics() error {
 
 // readyz is GET /readyz: whether traffic should come here. Details, which have names, are for those who may see everything.
 func (c *call) readyz() error {
-	doc, err := c.s.o.Backend.Ready(c.s.work)
+	known, err := c.isKnown()
+	if err != nil {
+		return err
+	}
+	details := known && c.principal.Check(access.Admin, access.Router, "") == nil
+	doc, err := c.s.o.Backend.Ready(c.s.work, details)
 	if c.s.draining() {
 		err = errDraining
-	}
-	if c.authenticate(&c.ctx.Request.Header) != nil || c.principal.Check(access.Admin, access.Router, "") != nil {
-		doc = nil
 	}
 	if err != nil {
 		c.problem(err)

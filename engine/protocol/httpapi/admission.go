@@ -16,15 +16,26 @@ import (
 // bodies is the memory of requests' bodies that are being read or answered: those larger than HeaderBytes, which has
 // buffers of its own.
 type bodies struct {
-	budget int64
-	used   atomic.Int64
+	budget    int64
+	used      atomic.Int64
+	strangers atomic.Int64 // of used, what nobody known sends
 }
 
+// ofStrangers is what of the budget they may use: the other half is for those who have shown who they are.
+func (b *bodies) ofStrangers() int64 { return b.budget / 2 }
+
 // reserve takes n bytes for c, unless the budget is used up. A body on its own always fits, since the budget is a body's
-// limit at least.
-func (b *bodies) reserve(c *conn, n int64) bool {
+// limit at least; a stranger's if it is no more than their share.
+func (b *bodies) reserve(c *conn, n int64, stranger bool) bool {
+	if stranger {
+		if b.strangers.Add(n) > b.ofStrangers() {
+			b.strangers.Add(-n)
+			return false
+		}
+		c.strangers.Add(n)
+	}
 	if b.used.Add(n) > b.budget {
-		b.used.Add(-n)
+		b.used.Add(-n) // what of it is strangers' goes with the request
 		return false
 	}
 	c.reserved.Add(n)
@@ -35,6 +46,9 @@ func (b *bodies) release(c *conn) {
 	if n := c.reserved.Swap(0); n != 0 {
 		b.used.Add(-n)
 	}
+	if n := c.strangers.Swap(0); n != 0 {
+		b.strangers.Add(-n)
+	}
 }
 
 // arriving is a large body that is being read.
@@ -43,13 +57,20 @@ type arriving struct {
 	until   time.Time
 	got     int
 	metered bool // its length is not known: it reserves as it comes
+
+	stranger bool // nobody known sends it
 }
 
-// expect prepares a connection for a body of n bytes, -1 if nobody knows.
-func (c *conn) expect(n int64) error {
+// expect prepares a connection for a body of n bytes, -1 if nobody knows. Room for all of it is taken at once: that is
+// how much memory the parser takes before it reads.
+func (c *conn) expect(n int64, stranger bool) error {
 	now := time.Now()
-	c.incoming = arriving{began: now, until: now.Add(c.s.o.BodyTimeout), metered: n < 0}
-	if n > 0 && !c.s.bodies.reserve(c, n) {
+	c.incoming = arriving{began: now, until: now.Add(c.s.o.BodyTimeout), metered: n < 0, stranger: stranger}
+	if share := c.s.bodies.ofStrangers(); stranger && n > share {
+		c.s.limits.refused[limitBody].Add(1)
+		return bodyTooLarge(int(share))
+	}
+	if n > 0 && !c.s.bodies.reserve(c, n, stranger) {
 		return c.s.tooManyBodies()
 	}
 	return nil
@@ -77,7 +98,7 @@ func (c *conn) readBody(p []byte) (int, error) {
 	}
 	n, err := c.Conn.Read(p)
 	in.got += n
-	if in.metered && n > 0 && !c.s.bodies.reserve(c, int64(n)) {
+	if in.metered && n > 0 && !c.s.bodies.reserve(c, int64(n), in.stranger) {
 		c.refusal = c.s.tooManyBodies()
 		return 0, c.refusal
 	}

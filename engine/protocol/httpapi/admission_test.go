@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -132,6 +133,51 @@ func TestBodiesShareABudget(t *testing.T) {
 	if refused(s, "bodies") != 2 {
 		t.Errorf("%d refusals are counted", refused(s, "bodies"))
 	}
+}
+
+// Whoever shows nothing takes no room from those who do: calls that read nothing take no body, and what strangers send to
+// be looked at has half of the room.
+func TestStrangersLeaveRoomForBodies(t *testing.T) {
+	free := make(chan struct{})
+	in := atomic.Int32{}
+	source := Mount{Method: "POST", Path: "/v1/sources/{name}", In: Anyone, AnyQuery: true, Serve: func(ctx *fasthttp.RequestCtx, _ func(func(context.Context, net.Conn, []byte)) error) error {
+		in.Add(1)
+		<-free
+		return nil
+	}}
+	s, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), BodyBytes: 1 << 20, Limits: event.Limits{Body: 1 << 20}, Mounts: []Mount{source}})
+	for _, what := range []string{"OPTIONS *", "OPTIONS /v1/topics/orders/events", "GET /healthz", "GET /readyz"} {
+		for _, body := range []string{"Content-Length: 1000000", "Transfer-Encoding: chunked"} {
+			c := connect(t, url) // nothing of the body is sent
+			_, _ = fmt.Fprintf(c.nc, "%s HTTP/1.1\r\nHost: localhost\r\n%s\r\n\r\n", what, body)
+			if res, text := answer(t, c.r, "POST"); res.StatusCode != 413 {
+				t.Errorf("%s with %s: %d %s", what, body, res.StatusCode, text)
+			}
+		}
+	}
+	if used, _ := s.BodiesInFlight(); used != 0 {
+		t.Errorf("%d bytes in flight", used)
+	}
+	hook := func(n int) *lone {
+		c := connect(t, url)
+		_, _ = fmt.Fprintf(c.nc, "POST /v1/sources/nope HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s", n, strings.Repeat("x", min(n, 400_000)))
+		return c
+	}
+	first := hook(400_000)
+	eventually(t, "one is being answered", func() bool { return in.Load() == 1 })
+	second, large := hook(400_000), hook(600_000)
+	if res, text := answer(t, second.r, "POST"); res.StatusCode != 503 {
+		t.Errorf("past the strangers' half: %d %s", res.StatusCode, text)
+	}
+	if res, text := answer(t, large.r, "POST"); res.StatusCode != 413 {
+		t.Errorf("more than the strangers' half: %d %s", res.StatusCode, text)
+	}
+	if res, text := do(t, "POST", url+"/v1/topics/orders/events", `"`+strings.Repeat("x", 600_000)+`"`, "Content-Type", "application/json", "Authorization", "Bearer secret"); res.StatusCode != 202 {
+		t.Errorf("of somebody known: %d %s", res.StatusCode, text)
+	}
+	close(free)
+	answer(t, first.r, "POST")
+	eventually(t, "given back", func() bool { used, _ := s.BodiesInFlight(); return used == 0 && s.bodies.strangers.Load() == 0 })
 }
 
 // The runtime's own figures make sense, and what is asked for often is looked up rarely.

@@ -144,6 +144,6 @@ type Operator interface {
 	// PauseFor pauses; reason is shown with the state and may be empty.
 	PauseFor(ctx context.Context, subscription, reason string) error
 	Resume(ctx context.Context, subscription string) error
-	// Ready returns a JSON document of details, and an error while the router should get no traffic.
-	Ready(ctx context.Context) ([]byte, error)
+	// Ready returns a JSON document of details if they are asked for, and an error while the router should get no traffic.
+	Ready(ctx context.Context, details bool) ([]byte, error)
 }

@@ -87,9 +87,12 @@ type conn struct {
 	body    chunks
 	framing error // of the body; nothing is read any more
 
-	known    bool // somebody who may come in was on this connection
+	known    bool   // somebody who may come in was on this connection
+	knownAs  uint64 // by the hash of what he showed
 	incoming arriving
 	reserved atomic.Int64 // of the server's bodies
+
+	strangers atomic.Int64 // of reserved, what counts as strangers'
 
 	// Of the request that is being answered. It is judged twice if its body is large.
 	from    netip.Addr // who sent it, behind proxies

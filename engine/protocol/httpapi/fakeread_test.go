@@ -309,7 +309,10 @@ func (f *fake) Resume(ctx context.Context, sub string) error {
 	return err
 }
 
-func (f *fake) Ready(ctx context.Context) ([]byte, error) {
+func (f *fake) Ready(ctx context.Context, details bool) ([]byte, error) {
+	if !details {
+		return nil, f.notWell
+	}
 	return []byte(`{"status":"a fake"}`), f.notWell
 }
 

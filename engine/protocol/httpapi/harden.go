@@ -310,7 +310,7 @@ func (s *Server) headerReceived(h *fasthttp.RequestHeader) fasthttp.RequestConfi
 		return fasthttp.RequestConfig{}
 	}
 	c := s.calls.Get().(*call)
-	c.ctx, c.early = requestOf(h), true
+	c.ctx = requestOf(h)
 	defer func() { c.reset(); s.calls.Put(c) }()
 	nc := connOf(c.ctx)
 	if nc == nil {
@@ -336,7 +336,7 @@ func (s *Server) admitBody(c *call, h *fasthttp.RequestHeader, nc *conn) error {
 	if err := s.shed(max(n, 0)); err != nil {
 		return &last{err}
 	}
-	if err := nc.expect(n); err != nil {
+	if err := nc.expect(n, c.route == nil || c.route.in == Anyone); err != nil {
 		return &last{err}
 	}
 	return nil
@@ -358,6 +358,10 @@ func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
 	if err == nil && size > int64(s.o.Limits.Body) {
 		err = bodyTooLarge(s.o.Limits.Body)
 	}
+	if err == nil && c.takesNoBody() && (c.h.encoding > 0 || size > int64(s.o.HeaderBytes)) {
+		s.limits.refused[limitBody].Add(1)
+		err = refuse(fasthttp.StatusRequestEntityTooLarge, "this call takes no body: send it without one")
+	}
 	if err == nil && s.draining() && (c.route == nil || c.route.in != Anyone) {
 		err = errDraining
 	}
@@ -365,6 +369,12 @@ func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
 		return &last{err} // the body was not read: its bytes are still on the connection
 	}
 	return err
+}
+
+// takesNoBody reports whether the call is one that anybody may make and that reads nothing: OPTIONS and health checks. A
+// large body would take room for nothing that is another's.
+func (c *call) takesNoBody() bool {
+	return c.route == nil || c.route.in == Anyone && !c.route.mounted
 }
 
 // sizeOf reads a Content-Length: digits and nothing else (RFC 9110, 8.6).

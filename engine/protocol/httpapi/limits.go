@@ -3,6 +3,7 @@ package httpapi
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"math"
 	"net/netip"
 	"strconv"
@@ -88,6 +89,7 @@ var limitNames = [limitKinds]string{"connections", "address_connections", "addre
 type limiter struct {
 	o          ClientLimits
 	start      time.Time
+	seed       maphash.Seed
 	addrs      *table[addrKey]
 	principals *table[string]
 	address    rate
@@ -100,7 +102,7 @@ type limiter struct {
 }
 
 func newLimiter(o ClientLimits) *limiter {
-	return &limiter{o: o, start: time.Now(), addrs: newTable[addrKey](), principals: newTable[string](),
+	return &limiter{o: o, start: time.Now(), seed: maphash.MakeSeed(), addrs: newTable[addrKey](), principals: newTable[string](),
 		address: newRate(o.Rate, o.Burst), strangers: newRate(o.StrangerRate, o.StrangerBurst), turning: make(chan struct{}, 64)}
 }
 
@@ -229,8 +231,8 @@ func tooMany(wait time.Duration, r rate, format string, args ...any) *refusal {
 
 // arrive finds out by address whose request this is, and takes it from what that address may send, once. An address that
 // has asked too often without being known is refused before its credentials are looked at: were right ones let
-// through, guessing would cost only the guesses that were wrong. Connections on which somebody was known go on.
-func (c *call) arrive() error {
+// through, guessing would cost only the guesses that were wrong. What was good on the same connection before goes on.
+func (c *call) arrive(h *fasthttp.RequestHeader) error {
 	nc, l := connOf(c.ctx), c.s.limits
 	if nc == nil || nc.counted == nil || nc.asked {
 		return nil
@@ -251,13 +253,36 @@ func (c *call) arrive() error {
 			return tooMany(wait, l.address, "your address sends more than %g requests a second; wait", l.o.Rate)
 		}
 	}
-	if nc.known || !l.strangers.bounds() {
+	if !l.strangers.bounds() {
 		return nil
 	}
 	if n, _ := nc.client.strangers.left(l.now(), l.strangers); n == 0 {
+		if cred, ok := c.credentials(h); ok && nc.known && nc.knownAs == l.hash(cred.Bearer) {
+			return nil
+		}
 		return l.tooStrange(time.Duration(l.strangers.each))
 	}
 	return nil
+}
+
+// hash is of what a caller shows, to know it again on his connection. Its seed is the process's own.
+func (l *limiter) hash(bearer string) uint64 { return maphash.String(l.seed, bearer) }
+
+// isKnown finds out whether a call that strangers may make is of somebody known, where that changes the answer: guesses
+// count like those at any other call.
+func (c *call) isKnown() (bool, error) {
+	h := &c.ctx.Request.Header
+	if c.h.auth == "" && c.certificate() == nil && !c.s.o.Guard.Off() {
+		return false, nil
+	}
+	if err := c.arrive(h); err != nil {
+		return false, err
+	}
+	err := c.authenticate(h)
+	if unknown(err) {
+		return false, c.stranger()
+	}
+	return err == nil, nil
 }
 
 func (l *limiter) tooStrange(wait time.Duration) error {
@@ -310,7 +335,6 @@ func (c *call) limit(p *access.Principal) error {
 	if nc == nil || p == nil {
 		return nil
 	}
-	nc.known = true
 	if p.Limits == (access.Limits{}) || nc.limited {
 		return nil
 	}

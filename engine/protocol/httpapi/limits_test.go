@@ -111,11 +111,37 @@ func TestGuessing(t *testing.T) {
 	if n := refused(s, "stranger_rate"); n != 3 {
 		t.Errorf("%d refusals are counted", n)
 	}
+	// What was good on a connection vouches for itself alone, not for what is guessed there.
+	if res := known.get("/v1/topics", "Authorization: Bearer guess"); res.StatusCode != 429 {
+		t.Errorf("a guess on a connection from before: %d", res.StatusCode)
+	}
+	// Calls that strangers may make, and that say whether credentials are good, are no way around.
+	if res := c.get("/readyz"); res.StatusCode != 200 {
+		t.Errorf("/readyz without credentials: %d", res.StatusCode)
+	}
+	if res := c.get("/readyz", "Authorization: Bearer secret"); res.StatusCode != 429 {
+		t.Errorf("/readyz: %d", res.StatusCode)
+	}
+	_, _ = io.WriteString(c.nc, "OPTIONS /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nWebHook-Request-Origin: a.example\r\nAuthorization: Bearer secret\r\n\r\n")
+	if res, _ := answer(t, c.r, "OPTIONS"); res.StatusCode != 429 || res.Header.Get("WebHook-Allowed-Origin") != "" {
+		t.Errorf("OPTIONS: %d %v", res.StatusCode, res.Header)
+	}
 	// A large body is judged twice, and counts once.
 	big := connect(t, url)
 	_, _ = fmt.Fprintf(big.nc, "POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100000\r\n\r\n")
-	if res, _ := answer(t, big.r, "POST"); res.StatusCode != 429 || refused(s, "stranger_rate") != 4 {
+	if res, _ := answer(t, big.r, "POST"); res.StatusCode != 429 || refused(s, "stranger_rate") != 7 {
 		t.Errorf("a large body: %d, %d refusals", res.StatusCode, refused(s, "stranger_rate"))
+	}
+}
+
+// Guesses at calls that strangers may make count.
+func TestGuessingWhereStrangersMayCall(t *testing.T) {
+	_, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), Clients: ClientLimits{StrangerRate: 0.01, StrangerBurst: 2}})
+	c := connect(t, url)
+	for i, want := range []int{200, 200, 429} {
+		if res := c.get("/readyz", fmt.Sprintf("Authorization: Bearer guess%d", i)); res.StatusCode != want {
+			t.Errorf("guess %d: %d, want %d", i, res.StatusCode, want)
+		}
 	}
 }
 
@@ -248,7 +274,7 @@ func TestSlowClients(t *testing.T) {
 		case 2:
 			_, _ = io.WriteString(c.nc, head+"Content-Length: 1000000\r\n\r\n\"xxx")
 		case 3:
-			_, _ = io.WriteString(c.nc, head+"Transfer-Encoding: chunked\r\n\r\n5\r\n\"x")
+			_, _ = io.WriteString(c.nc, head+"Transfer-Encoding: chunked\r\n\r\nfffff\r\n\"x") // more than comes in the time: its end would be a 400
 		}
 	}
 	stop := make(chan struct{})

@@ -153,7 +153,6 @@ type call struct {
 	route  *route
 	allow  string
 	params [2]string // what stands for {…}, decoded
-	early  bool      // the body is not read yet: the request will be judged again
 
 	asking
 	publishing
@@ -294,10 +293,10 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 		}
 	}
 	if method == "OPTIONS" && (found || path == "*" || path == "/") && c.route == nil {
-		return nil
+		return c.arrive(h)
 	}
 	if c.route == nil || c.route.in != Anyone || c.route.mounted {
-		if err := c.arrive(); err != nil {
+		if err := c.arrive(h); err != nil {
 			return err
 		}
 	}
@@ -407,9 +406,15 @@ func (c *call) options() error {
 		h.Set("Access-Control-Max-Age", "600")
 	}
 	// HTTP 1.1 Web Hooks for Event Delivery, 4.
-	if c.h.webHook != "" && strings.Contains(c.allow, "POST") && c.authenticate(&c.ctx.Request.Header) == nil {
-		h.Set("WebHook-Allowed-Origin", c.h.webHook)
-		h.Set("WebHook-Allowed-Rate", "*")
+	if c.h.webHook != "" && strings.Contains(c.allow, "POST") {
+		known, err := c.isKnown()
+		if err != nil {
+			return err
+		}
+		if known {
+			h.Set("WebHook-Allowed-Origin", c.h.webHook)
+			h.Set("WebHook-Allowed-Rate", "*")
+		}
 	}
 	c.ctx.SetStatusCode(fasthttp.StatusNoContent)
 	return nil
