@@ -125,7 +125,11 @@ func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
 			continue
 		}
 		_, host := rule.host(t.name)
-		if _, addr := rule.addr(bare); host && addr && rule.port(t.port) {
+		prefix, addr := rule.addr(bare)
+		if isSpecial && !lifts(prefix, s.prefix, bare) {
+			continue
+		}
+		if host && addr && rule.port(t.port) {
 			return nil
 		}
 	}
@@ -137,6 +141,20 @@ func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
 		hint = "its range under allow in " + r.Source + " allows it"
 	}
 	return &BlockedError{Host: t.host, Addr: a, Range: s.prefix, Why: s.name + ", " + s.by, Hint: hint, reason: reasonSpecial}
+}
+
+// lifts reports whether a range of allow is meant for special addresses: it is no wider than the special range that holds
+// the address. 0.0.0.0/0 means every public address, and not this machine as well. Where IPv6 carries a special IPv4
+// address, it gives bits of that one.
+func lifts(allow, special netip.Prefix, a netip.Addr) bool {
+	switch {
+	case special.Addr().Is4() == a.Is4():
+		return allow.Bits() >= special.Bits()
+	case sixToFour.Contains(a):
+		return allow.Bits() > sixToFour.Bits()
+	default:
+		return allow.Bits() > 96
+	}
 }
 
 // denies returns what a rule of deny says of a target whose address, if it is known by now, lies in prefix.

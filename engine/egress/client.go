@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 )
 
@@ -18,16 +19,48 @@ func (d *Dialer) Client() *http.Client {
 		return c
 	}
 	c := &http.Client{
-		Transport: &http.Transport{
-			DialContext: d.DialContext, DialTLSContext: d.dialTLS, ForceAttemptHTTP2: true,
-			MaxIdleConns: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
-			MaxResponseHeaderBytes: 64 << 10,
-			DisableCompression:     true, // a bomb would unpack in our memory
-		},
+		Transport:     &transports{d: d},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	d.client[d.named] = c
 	return c
+}
+
+// transports has one transport for each policy in turn: a connection that was made under one, with its proxy and its
+// pins, is not used for requests under the next.
+type transports struct {
+	d *Dialer
+
+	mu    sync.Mutex
+	epoch uint64
+	now   *http.Transport
+}
+
+// RoundTrip implements http.RoundTripper.
+func (t *transports) RoundTrip(r *http.Request) (*http.Response, error) {
+	return t.current().RoundTrip(r)
+}
+
+// CloseIdleConnections is called by http.Client's.
+func (t *transports) CloseIdleConnections() { t.current().CloseIdleConnections() }
+
+func (t *transports) current() *http.Transport {
+	epoch := t.d.rules.Load().epoch
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.now != nil && t.epoch >= epoch {
+		return t.now
+	}
+	if t.now != nil {
+		t.now.CloseIdleConnections() // those in use close when they become idle, for nothing asks for them again
+	}
+	t.epoch, t.now = epoch, &http.Transport{
+		DialContext: t.d.DialContext, DialTLSContext: t.d.dialTLS, ForceAttemptHTTP2: true,
+		MaxIdleConns: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+		DisableCompression:     true, // a bomb would unpack in our memory
+	}
+	return t.now
 }
 
 // handshakeTime bounds a TLS handshake.

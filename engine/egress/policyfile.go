@@ -1,8 +1,10 @@
 package egress
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"path/filepath"
 	"slices"
@@ -31,12 +33,19 @@ func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), ge
 	if len(text) > maxPolicy {
 		return nil, event.Invalid(path, fmt.Sprintf("has %d bytes; want at most %d", len(text), maxPolicy))
 	}
-	var doc yaml.Node
-	if err := yaml.Unmarshal(text, &doc); err != nil {
+	var doc, second yaml.Node
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	if err := d.Decode(&doc); err != nil && !errors.Is(err, io.EOF) {
 		return nil, yamlFault(path, err)
 	}
 	if len(doc.Content) == 0 {
 		return nil, event.Invalid(path+":1:1", "is empty; want version: 1 at least")
+	}
+	switch err := d.Decode(&second); {
+	case err == nil:
+		return nil, event.Invalid(fmt.Sprintf("%s:%d:%d", path, second.Line, second.Column), "a second document (---) begins here; one file holds one")
+	case !errors.Is(err, io.EOF):
+		return nil, yamlFault(path, err)
 	}
 	if r.plain(&doc) {
 		r.file(doc.Content[0])
@@ -141,17 +150,23 @@ func (r *policyReader) choice(n *yaml.Node, key string, of ...string) int {
 	return i
 }
 
-// list calls fn with each item; a single one may stand without brackets.
+// list calls fn with each item; a single one may stand without brackets. An empty one is refused: a list that came out
+// empty would say "all" where it was to name a few.
 func (r *policyReader) list(n *yaml.Node, key string, fn func(i int, n *yaml.Node)) {
 	switch n.Kind {
 	case yaml.SequenceNode:
+		if len(n.Content) == 0 {
+			r.bad(n, "%s is an empty list; name something, or leave the key out, which means all", key)
+		}
 		for i, item := range n.Content {
 			fn(i, item)
 		}
 	case yaml.ScalarNode:
-		if n.Tag != "!!null" {
-			fn(0, n)
+		if n.Tag == "!!null" {
+			r.bad(n, "%s is empty; name something, or leave the key out, which means all", key)
+			return
 		}
+		fn(0, n)
 	default:
 		r.bad(n, "%s: want a list", key)
 	}
@@ -301,7 +316,7 @@ func (r *policyReader) tls(n *yaml.Node) {
 	places := map[string]*yaml.Node{}
 	before := len(r.faults)
 	r.keys(n, "tls", map[string]func(*yaml.Node){
-		"minVersion": func(n *yaml.Node) { o.MinVersion, places["minVersion"] = n.Value, n },
+		"minVersion": func(n *yaml.Node) { o.MinVersion, _ = r.scalar(n, "tls.minVersion"); places["minVersion"] = n },
 		"ca": func(n *yaml.Node) {
 			r.list(n, "tls.ca", func(i int, n *yaml.Node) {
 				text, _ := r.named(n, "tls.ca")
@@ -336,6 +351,9 @@ func (r *policyReader) pins(n *yaml.Node) {
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		h := HostPins{Host: n.Content[i].Value}
+		if slices.ContainsFunc(r.out.Pins, func(p HostPins) bool { return p.Host == h.Host }) {
+			r.bad(n.Content[i], "tls.pins: %.80s is given twice; list all its pins in one place", h.Host)
+		}
 		if err := checkPattern(h.Host); err != nil {
 			r.bad(n.Content[i], "tls.pins: %v", err)
 		}

@@ -116,6 +116,17 @@ func TestDeniedNameIsNotLookedUp(t *testing.T) {
 	}
 }
 
+// A wide range of allow means what is public in it: it lifts no ban that it does not name.
+func TestAWideRangeLiftsNoBan(t *testing.T) {
+	d := withPolicy(t, "version: 1\ndefault: deny\nallow: [{cidrs: [0.0.0.0/0, \"::/0\"], ports: [443]}, {cidrs: [10.1.0.0/16, \"64:ff9b::a02:0/112\", \"2002:a03::/32\"]}]\n", addrs{})
+	for addr, ok := range map[string]bool{"https://8.8.8.8/": true, "https://127.0.0.1/": false, "https://169.254.169.254/": false, "https://[::1]/": false, "https://[64:ff9b::7f00:1]/": false,
+		"https://[2002:7f00:1::1]/": false, "https://[2606:4700::1111]/": true, "http://10.1.2.3/": true, "http://10.2.2.3/": false, "http://[64:ff9b::a02:1]/": true, "http://[2002:a03:1::1]/": true} {
+		if j, err := d.Judge(t.Context(), addr); err != nil || j.Allowed != ok {
+			t.Errorf("%s: %+v, %v; want %t", addr, j, err, ok)
+		}
+	}
+}
+
 // The operator's own targets may lie anywhere but where it is denied.
 func TestOperator(t *testing.T) {
 	d := withPolicy(t, lists, addrs{}).Operator()
@@ -141,6 +152,11 @@ func TestPolicyFileErrors(t *testing.T) {
 		"version: 1\ndeny: [{cidrs: [\"::ffff:10.0.0.0/104\"]}]\n":                                     "IPv4 within IPv6",
 		"version: 1\ndeny: [{cidrs: [ten]}]\n":                                                         `"ten" is not a range of addresses`,
 		"version: 1\nallow: [{cidrs: [\"fe80::1%eth0\"]}]\n":                                           `"fe80::1%eth0" has a zone`,
+		"version: 1\nallow: [{hosts: [], ports: [443]}]\n":                                             "conf/egress.yaml:2:17: allow[0].hosts is an empty list; name something, or leave the key out",
+		"version: 1\nallow: [{ports: [443], cidrs: }]\n":                                               "allow[0].cidrs is empty; name something",
+		"version: 1\n---\ndefault: deny\n":                                                             "a second document (---) begins here",
+		"version: 1\ntls: {minVersion: [1.3]}\n":                                                       "tls.minVersion: want a text",
+		"version: 1\ntls: {pins: {a.example: [sha256/x], a.example: [sha256/y]}}\n":                    "a.example is given twice",
 		"version: 1\ndeny: [{hosts: [Example.com]}]\n":                                                 `write it in lower case`,
 		"version: 1\ndeny: [{hosts: [10.0.0.1]}]\n":                                                    "is an address; give it under cidrs",
 		"version: 1\ndeny: [{hosts: [\"a.*.example\"]}]\n":                                             "has other than letters",

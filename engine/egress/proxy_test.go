@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -235,7 +236,7 @@ func TestNoProxyFromTheEnvironment(t *testing.T) {
 	if asked := p.asked(); len(asked) != 0 {
 		t.Errorf("the proxy was asked for %q", asked)
 	}
-	if f := d.Client().Transport.(*http.Transport).Proxy; f != nil {
+	if f := d.Client().Transport.(*transports).current().Proxy; f != nil {
 		u, err := f(&http.Request{URL: &url.URL{Scheme: "http", Host: "example.com"}})
 		t.Errorf("the client has a proxy: %v, %v", u, err)
 	}
@@ -266,6 +267,52 @@ func TestClient(t *testing.T) {
 	}
 	if d.Client() != d.Client() || d.Client() == d.Operator().Client() {
 		t.Error("one client each for targets and for what the operator names")
+	}
+}
+
+// A connection of the shared client that was in use when the policy changed is not used under the next one.
+func TestClientConnectsAnewUnderAnotherPolicy(t *testing.T) {
+	held, release := make(chan struct{}, 1), make(chan struct{})
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/held" {
+			held <- struct{}{}
+			<-release
+		}
+		_, _ = io.WriteString(w, r.RemoteAddr)
+	}))
+	s.EnableHTTP2 = true
+	s.StartTLS()
+	defer s.Close()
+	ca := string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+	d := newDialer(t, Options{AllowPrivate: true, Policy: &Policy{TLS: TLSOptions{CA: []string{ca}}}})
+	get := func(path string) string {
+		resp, err := d.Client().Get(s.URL + path)
+		if err != nil {
+			t.Error(err)
+			return ""
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	first := make(chan string)
+	go func() { first <- get("/held") }()
+	<-held
+	if before := get("/"); before == "" {
+		t.Fatal("no answer")
+	}
+	if err := d.SetPolicy(&Policy{TLS: TLSOptions{CA: []string{ca}, MinVersion: "1.3"}}); err != nil {
+		t.Fatal(err)
+	}
+	during := get("/")
+	close(release)
+	old := <-first
+	after := get("/")
+	if during == old || after == old || during != after {
+		t.Errorf("a connection from %s is of before; used were %s and %s since", old, during, after)
 	}
 }
 

@@ -201,19 +201,31 @@ func TestRefusedTokenIsDroppedOnce(t *testing.T) {
 	i := newIssuer(t)
 	status := 401
 	r := newReceiver(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(status) })
-	s := open(t, Options{URL: r.URL, Auth: i.auth()})
-	for n, want := range []int64{1, 2, 2, 2} {
+	var later atomic.Int64
+	s := open(t, Options{URL: r.URL, Auth: i.auth(), Now: func() time.Time { return time.Now().Add(time.Duration(later.Load())) }})
+	refused := func(n int, want int64) {
+		t.Helper()
 		if err := s.Deliver(t.Context(), delivery("i", order)); event.Code(err) != 401 {
 			t.Fatal(err)
 		}
 		if got := i.n.Load(); got != want {
-			t.Errorf("attempt %d: %d tokens were asked for, want %d", n+1, got, want)
+			t.Errorf("attempt %d: %d tokens were asked for, want %d", n, got, want)
 		}
+	}
+	for n, want := range []int64{1, 2, 2, 2} {
+		refused(n+1, want)
+	}
+	for n, c := range []struct {
+		after time.Duration
+		want  int64
+	}{{61 * time.Second, 2}, {0, 3}, {61 * time.Second, 3}, {0, 3}, {60 * time.Second, 3}, {0, 4}} { // the pause doubles
+		later.Add(int64(c.after))
+		refused(n+5, c.want)
 	}
 	for _, c := range []struct {
 		status int
 		want   int64
-	}{{200, 2}, {401, 2}, {200, 3}} { // what was taken makes up for it
+	}{{200, 4}, {401, 4}, {200, 5}} { // what was taken makes up for it
 		status = c.status
 		_ = s.Deliver(t.Context(), delivery("i", order))
 		if got := i.n.Load(); got != c.want {

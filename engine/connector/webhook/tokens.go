@@ -11,6 +11,8 @@ import (
 
 const (
 	refreshAhead = time.Minute // a token is renewed when that much of its life is left, or a quarter of it, if that is less
+	dropPause    = time.Minute // that a token which follows a refused one lives for at least; it doubles
+	maxDropPause = 15 * time.Minute
 	failurePause = time.Second // after a failure nobody asks again: deliveries fail at once with the same words
 )
 
@@ -20,14 +22,15 @@ type tokens struct {
 	fetch func(ctx context.Context) (token string, life time.Duration, err error)
 	now   func() time.Time
 
-	mu      sync.Mutex
-	header  string // "Bearer …"; "" for none
-	renew   time.Time
-	ends    time.Time
-	flight  chan struct{} // closed when the request under way has ended; nil: none is
-	failed  error         // of the last request
-	pause   time.Time     // until then the last failure stands
-	dropped bool          // a 401 has cost a token, and none has been taken since
+	mu     sync.Mutex
+	header string // "Bearer …"; "" for none
+	renew  time.Time
+	ends   time.Time
+	flight chan struct{} // closed when the request under way has ended; nil: none is
+	failed error         // of the last request
+	pause  time.Time     // until then the last failure stands
+	again  time.Time     // until then no other token is dropped
+	wait   time.Duration // before again; 0 once a token was taken
 }
 
 func (t *tokens) value(ctx context.Context) (string, error) {
@@ -80,8 +83,9 @@ func (t *tokens) refresh(ctx context.Context) error {
 	return nil
 }
 
-// answered drops a token that the receiver refuses, once: a receiver that refuses every token does not make the router
-// ask for one at each attempt. What it takes makes up for that.
+// answered drops a token that the receiver refuses. The next one lives for a minute at least, the one after it for two: a
+// receiver that refuses every token does not make the router ask for one at each attempt, and one that takes tokens again
+// gets a fresh one soon.
 func (t *tokens) answered(value string, status int) {
 	if status != http.StatusUnauthorized && status >= 300 {
 		return
@@ -90,9 +94,10 @@ func (t *tokens) answered(value string, status int) {
 	defer t.mu.Unlock()
 	switch {
 	case status < 300:
-		t.dropped = false
-	case !t.dropped && t.header == value:
-		t.header, t.dropped = "", true
+		t.again, t.wait = time.Time{}, 0
+	case t.header == value && !t.now().Before(t.again):
+		t.wait = min(max(2*t.wait, dropPause), maxDropPause)
+		t.header, t.again = "", t.now().Add(t.wait)
 	}
 }
 
