@@ -53,19 +53,7 @@ func newChain(s *subscription) *chain {
 }
 
 func (s *subscription) outputTo(ctx context.Context, topic string, ev *event.Event) (output, error) {
-	within := s.config.Load().Within
-	if within == "" {
-		return s.e.outputTo(ctx, topic, ev)
-	}
-	var out output
-	err := error(event.ErrNotFound)
-	if strings.HasPrefix(topic, within) {
-		out, err = s.e.outputTo(ctx, topic, ev)
-	}
-	if errors.Is(err, event.ErrNotFound) { // what others have is not to be told from what does not exist, nor suggested
-		err = event.Bad(event.ErrNotFound, "topic", fmt.Sprintf("topic %.80q does not exist, or is not for %s to see: its functions may emit to topics whose names begin with %q", topic, s.name, within))
-	}
-	return out, err
+	return s.e.outputTo(ctx, topic, ev)
 }
 
 func (s *subscription) ran(h *chain, f *function, took time.Duration) {
@@ -219,12 +207,33 @@ func (h *chain) emit(ctx context.Context, in link, r *plugins.Result, f *functio
 		h.next = append(h.next, link{rec, in.origin})
 		return
 	}
-	out, err := h.at.outputTo(ctx, h.ev.Topic, &h.ev)
+	out, err := h.emitTo(ctx, h.ev.Topic, f)
 	if err != nil {
 		h.failed(in.origin, outputFailure(err, f))
 		return
 	}
 	x.outputs = append(x.outputs, out)
+}
+
+// emitTo is outputTo of h.ev for a topic that a function names: the subscription and the function may each be somebody's,
+// whose topics alone they reach.
+func (h *chain) emitTo(ctx context.Context, topic string, f *function) (output, error) {
+	within := h.c.Within
+	if !strings.HasPrefix(within, f.def.Within) {
+		within = f.def.Within // the narrower; of two that have nothing in common both are asked below
+	}
+	if within == "" {
+		return h.at.outputTo(ctx, topic, &h.ev)
+	}
+	var out output
+	err := error(event.ErrNotFound)
+	if strings.HasPrefix(topic, within) && strings.HasPrefix(topic, h.c.Within) {
+		out, err = h.at.outputTo(ctx, topic, &h.ev)
+	}
+	if errors.Is(err, event.ErrNotFound) { // what others have is not to be told from what does not exist, nor suggested
+		err = event.Bad(event.ErrNotFound, "topic", fmt.Sprintf("topic %.80q does not exist, or is not for %s to see: its functions may emit to topics whose names begin with %q", topic, h.name, within))
+	}
+	return out, err
 }
 
 // outputTo finds the topic of an output, and makes it where that is allowed.

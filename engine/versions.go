@@ -151,7 +151,7 @@ func (e *Engine) openCode(ctx context.Context, def event.Function, b *book) (*pl
 
 // printOf is equal for definitions that make the same function.
 func printOf(def event.Function) string {
-	return fmt.Sprintf("%s %+v %q %q %+v", def.Digest, def.Limits, def.Config, def.Secrets, def.Allow)
+	return fmt.Sprintf("%s %+v %q %q %+v %q", def.Digest, def.Limits, def.Config, def.Secrets, def.Allow, def.Within)
 }
 
 // planFunction finds or opens a function of the next plan, and the version that is kept beside it.

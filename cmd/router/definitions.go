@@ -59,12 +59,13 @@ const (
 	kindSubscriptions = "subscriptions"
 	kindFunctions     = "functions"
 
-	kindWithin = "within" // of a subscription that a tenant has made: the tenant, as a JSON string
+	kindWithin       = "within"       // of a subscription that a tenant has made: the tenant, as a JSON string
+	kindWithinPushed = "withinPushed" // the same, of a function that a tenant has pushed
 )
 
 // open loads what the API owns and the rules, and puts them in force.
 func (d *definitions) open(ctx context.Context) error {
-	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}, kindWithin: {}}
+	api := owned{kindTopics: {}, kindSubscriptions: {}, kindFunctions: {}, kindWithin: {}, kindWithinPushed: {}}
 	err := d.eng.Definitions(ctx, func(kind, name string, doc []byte) error {
 		if api[kind] == nil {
 			return fmt.Errorf("the store holds a definition of kind %q, which this build does not know", kind)

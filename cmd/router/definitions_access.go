@@ -72,21 +72,33 @@ func (d *definitions) mayDefine(p *access.Principal, kind, name string, doc []by
 	return nil
 }
 
-// confine has the functions of a subscription that a tenant makes or changes emit to the tenant's topics alone: they name
-// topics while they run, so that there is nothing to ask beforehand. Who has no tenant leaves it as it is.
+// confine has the functions of a subscription that a tenant makes or changes, and those that it pushes, emit to the
+// tenant's topics alone: they name topics while they run, so that there is nothing to ask beforehand. Who has no tenant
+// leaves it as it is.
 func (d *definitions) confine(p *access.Principal, next owned, kind, name string) []storage.Op {
+	within := map[string]string{kindSubscriptions: kindWithin, kindFunctions: kindWithinPushed}[kind]
+	was := next[within][name]
 	switch {
-	case kind != kindSubscriptions:
+	case within == "":
 		return nil
 	case p != nil && p.Tenant != "":
+		if kind == kindFunctions && d.api[kind][name] != nil && wider(was, p.Tenant) {
+			return nil // the versions of the tenant within it can be run still
+		}
 		doc, _ := json.Marshal(p.Tenant) // of a string: cannot fail
-		next[kindWithin][name] = doc
-		return []storage.Op{engine.Define(kindWithin, name, doc)}
-	case d.api[kind][name] == nil && next[kindWithin][name] != nil: // of one of that name that there was before
-		delete(next[kindWithin], name)
-		return []storage.Op{engine.Define(kindWithin, name, nil)}
+		next[within][name] = doc
+		return []storage.Op{engine.Define(within, name, doc)}
+	case d.api[kind][name] == nil && was != nil: // of one of that name that there was before
+		delete(next[within], name)
+		return []storage.Op{engine.Define(within, name, nil)}
 	}
 	return nil
+}
+
+// wider reports whether a tenant has more than the one that a definition is confined to.
+func wider(confined []byte, tenant string) bool {
+	var was string
+	return json.Unmarshal(confined, &was) == nil && strings.HasPrefix(was, tenant)
 }
 
 // mayUse is mayAt of what must be there.

@@ -122,6 +122,7 @@ func (d *definitions) applyAPI(set *rules.Set, api owned, topics map[string]even
 			errs = append(errs, err)
 			continue
 		}
+		errs = append(errs, pushedWithin(api, &f.Function))
 		spec.Functions = append(spec.Functions, f.Function)
 		functions = append(functions, f.Name)
 	}
@@ -198,6 +199,9 @@ func (d *definitions) function(ctx context.Context, f rules.Function, api owned)
 				return def, err
 			}
 			def.Digest = pushed.Digest
+			if err := pushedWithin(api, &def); err != nil {
+				return def, err
+			}
 		}
 	case f.Module != nil && !d.host.Has(def.Digest):
 		digest, err := d.host.Put(ctx, f.Module)
@@ -207,6 +211,14 @@ func (d *definitions) function(ctx context.Context, f rules.Function, api owned)
 		def.Digest = digest
 	}
 	return def, nil
+}
+
+// pushedWithin confines a function that a tenant has pushed to its topics.
+func pushedWithin(api owned, f *event.Function) error {
+	if tenant := api[kindWithinPushed][f.Name]; tenant != nil {
+		return json.Unmarshal(tenant, &f.Within)
+	}
+	return nil
 }
 
 func (d *definitions) fileFunction(set *rules.Set, name string) (event.Function, bool) {

@@ -40,10 +40,12 @@ func startTenancy(t *testing.T) *tenancy {
 	p.o.token, p.o.autoCreate = "the-router's-own", true
 	p.o.rules = p.o.data + ".yaml"
 	p.write(`version: 1
-topics: {acme.orders: {}, glbx.own: {}}
+topics: {acme.orders: {}, glbx.own: {}, shared: {}}
+functions: {glbx.pushed: {wasm: pushed}}
 schedules: {acme.tick: {topic: acme.orders, every: 24h, type: tick}}
 subscriptions:
   acme.spy: {topic: glbx.own, deliver: {pull: {}}}
+  glbx.ruled: {topic: glbx.own, functions: [glbx.pushed], deliver: {topic: glbx.rest}, retry: {attempts: 1}}
 `)
 	p.start()
 	t.Cleanup(func() { p.stop() })
@@ -264,7 +266,7 @@ func (w *tenancy) ownThings() {
 		{200, "GET", "/v1/functions", "", `"functions"`},
 		{200, "GET", "/v1/schedules", "", `"schedules"`},
 		{200, "POST", "/v1/topics/glbx.own/events?dryRun=true", "{}", "glbx.mine"},
-		{200, "GET", "/v1/topics/glbx.own/events/0-0/trace", "", `"matched":1,`},
+		{200, "GET", "/v1/topics/glbx.own/events/0-0/trace", "", `"matched":2,`},
 		{404, "GET", "/v1/topics/glbx.own/events/0-9", "", "0-9"}, // of what he has he is told more
 		{201, "POST", "/v1/topics", `{"name":"glbx.more"}`, "glbx.more"},
 		{202, "POST", "/v1/topics/glbx.auto/events", "{}", "accepted"},
@@ -290,10 +292,20 @@ func (w *tenancy) ownThings() {
 	for _, name := range []string{"emit", "good"} {
 		w.as(glbx, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.`+name+`","topic":"glbx.own","functions":["glbx.`+name+`"],"deliver":{"topic":"glbx.rest"},"retry":{"attempts":1}}`)
 	}
+	// So do those that it pushes, whoever made the subscription. Where a subscription delivers to is its maker's to say.
+	w.as(glbx, 200, "PUT", "/v1/functions/glbx.pushed", "text/javascript", `export default (e) => emit({topic: "acme.orders"})`)
+	w.as("", 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.lent","topic":"glbx.own","functions":["glbx.emit"],"deliver":{"topic":"glbx.rest"},"retry":{"attempts":1}}`)
+	w.as(glbx, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.copies","topic":"glbx.own","deliver":{"topic":"glbx.rest"},"retry":{"attempts":1}}`)
+	w.as("", 200, "PATCH", "/v1/subscriptions/glbx.copies", "application/merge-patch+json", `{"deliver":{"topic":"shared"}}`)
 	w.as(glbx, 202, "POST", "/v1/topics/glbx.own/events?id=two", "application/json", `{}`)
-	until(w.t, "what emits to another's topic is a dead letter", func() bool {
-		body := w.as(glbx, 200, "GET", "/v1/subscriptions/glbx.emit/deadletters", "", "")
-		return strings.Contains(body, `not for glbx.emit to see`) && strings.Contains(body, `"total":1`)
+	for name, total := range map[string]int{"emit": 1, "lent": 1, "ruled": 2} { // the rules' one was there before the first event
+		until(w.t, "what emits to another's topic is a dead letter of "+name, func() bool {
+			body := w.as(glbx, 200, "GET", "/v1/subscriptions/glbx."+name+"/deadletters", "", "")
+			return strings.Contains(body, `not for glbx.`+name+` to see`) && strings.Contains(body, fmt.Sprintf(`"total":%d`, total))
+		})
+	}
+	until(w.t, "what the admin has delivered elsewhere arrives", func() bool {
+		return strings.Count(w.as("", 200, "GET", "/v1/topics/shared/events", "", ""), `"id":`) == 1
 	})
 	until(w.t, "what emits to its own arrives", func() bool {
 		return strings.Count(w.as(glbx, 200, "GET", "/v1/topics/glbx.out/events", "", ""), `"id":`) == 1

@@ -68,6 +68,7 @@ type Function struct {
 
 	Secrets map[string]string // what secret_get answers; never shown
 	Allow   Allow
+	Within  string // what the names of topics begin with that it may emit to; "" for any
 	Owner   Owner
 }
 
