@@ -106,7 +106,7 @@ func walkKept(data string, fn func(rel string, d fs.DirEntry) error) error {
 		case restoredName: // of a start that is still to come
 			return nil
 		}
-		if !d.IsDir() && (!d.Type().IsRegular() || pebblestore.Own(d.Name()) || strings.Contains(d.Name(), ".tmp")) {
+		if !d.IsDir() && (!d.Type().IsRegular() || pebblestore.Own(d.Name()) || strings.HasSuffix(d.Name(), ".tmp")) {
 			return nil
 		}
 		return fn(rel, d)

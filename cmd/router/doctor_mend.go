@@ -30,7 +30,11 @@ func (e *examination) mend(ctx context.Context, data string, fix bool) {
 	switch {
 	case err == nil:
 		release = held.Close
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist): // no router has ever kept its data here: whose files they are is not known
+		if fix {
+			e.find("mend", "note", "name the data directory with --data", "nothing is mended: %s has no store", data)
+		}
+		return
 	case fix:
 		e.find("mend", "bad", "stop the router first: what lies half made may be its own", "nothing is mended: %v", err)
 		return
@@ -60,40 +64,35 @@ func (e *examination) mend(ctx context.Context, data string, fix bool) {
 	}
 }
 
-// remedies looks at the files of a data directory, and changes nothing.
+// remedies looks at the files of a data directory with a store in it, and changes nothing.
 func remedies(data string) ([]remedy, error) {
 	var list []remedy
 	remove := func(path, what string) {
 		list = append(list, remedy{what: path + " " + what, do: "removes it", mend: func() error { return os.RemoveAll(path) }})
 	}
-	_, err := os.Stat(filepath.Join(data, storeDir))
-	whole := err == nil
-	err = filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) {
-				return nil
-			}
-			return err
-		}
-		rel, err := filepath.Rel(data, path)
-		if err != nil {
-			return err
+	err := filepath.WalkDir(data, func(path string, d fs.DirEntry, err error) error {
+		rel, bad := filepath.Rel(data, path)
+		switch {
+		case rel == lostAndFound:
+			return filepath.SkipDir
+		case errors.Is(err, fs.ErrNotExist):
+			return nil
+		case err != nil || bad != nil:
+			return errors.Join(err, bad)
 		}
 		switch {
 		case rel == backupStage:
 			remove(path, "is left of a backup that was cut off")
 			return filepath.SkipDir
-		case rel == restoreStage && whole:
+		case rel == restoreStage:
 			remove(path, "is left of a restoration that is complete")
-			return filepath.SkipDir
-		case rel == restoreStage: // for `router restore` to begin again
 			return filepath.SkipDir
 		case rel == filepath.Join(storeDir, "snapshot"):
 			remove(path, "is left of a backup that was cut off")
 			return filepath.SkipDir
 		case rel == filepath.Join(storeDir, "pebble"): // Pebble's own; it tidies up itself
 			return filepath.SkipDir
-		case d.Type().IsRegular() && halfMade(d.Name()):
+		case d.Type().IsRegular() && halfMade(rel):
 			remove(path, "was never finished")
 			return nil
 		}
@@ -105,8 +104,14 @@ func remedies(data string) ([]remedy, error) {
 	return list, err
 }
 
-// halfMade says whether a name is that of a file which is written before it is renamed.
-func halfMade(name string) bool { return strings.HasSuffix(name, ".tmp") }
+// lostAndFound is the file system's own, and root's, where the data directory is a mount point.
+const lostAndFound = "lost+found"
+
+// halfMade says whether a file of the data directory is one that the store or the functions write before they rename it.
+func halfMade(rel string) bool {
+	dir, rest, _ := strings.Cut(filepath.ToSlash(rel), "/")
+	return strings.HasSuffix(rest, ".tmp") && (dir == storeDir || dir == "functions")
+}
 
 // tooOpen finds what others than the owner may read or write. Everything below the data directory is behind its own
 // mode, so that and what a copy would take along is enough.

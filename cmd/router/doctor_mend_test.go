@@ -31,7 +31,7 @@ func TestDoctorMends(t *testing.T) {
 		return path
 	}
 	gone := []string{put(".backup/rules.last", 0o600), put("store/snapshot/offsets", 0o600), put("functions/modules/1.tmp", 0o600), put(".restore/x", 0o600)}
-	stay := []string{put("functions/modules/a.wasm", 0o644), put("store/pebble/000001.tmp", 0o600), put("rules.last", 0o644)}
+	stay := []string{put("functions/modules/a.wasm", 0o644), put("store/pebble/000001.tmp", 0o600), put("rules.last", 0o644), put("mine/thesis.tmp", 0o600), put("notes.tmp", 0o600)}
 	if err := os.Chmod(data, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -41,6 +41,19 @@ func TestDoctorMends(t *testing.T) {
 		e.mend(context.Background(), data, fix)
 		return e
 	}
+	elsewhere := data
+	data = t.TempDir() // no store: nobody knows whose these are
+	others := []string{put("deep/thesis.tmp", 0o600), put("index.html", 0o644), put("functions/x.tmp", 0o600), put(".restore/x", 0o600)}
+	if err := os.Chmod(data, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	look(true)
+	for i, path := range append(others, data) {
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != []os.FileMode{0o600, 0o644, 0o600, 0o600, 0o755}[i] {
+			t.Errorf("%s, beside no store: %v, %v", path, info, err)
+		}
+	}
+	data = elsewhere
 	if e := look(true); e.bad != 1 || !strings.Contains(e.findings[0].Do, "stop the router first") {
 		t.Errorf("with a router at work: %+v", e.findings)
 	}
