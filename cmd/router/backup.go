@@ -198,8 +198,8 @@ func roomFor(dir string, bytes int64) error {
 	if err != nil {
 		return err
 	}
-	if need := bytes + bytes/64 + 64<<20; free < need {
-		return fmt.Errorf("%s are free at %s, and %s are needed; name another disk, or free some", sizeText(free), dir, sizeText(need))
+	if need := bytes + bytes/64 + 64<<20; bytes < 0 || need < bytes || free < need {
+		return fmt.Errorf("%s are free at %s, and %s are needed; name another disk, or free some", sizeText(free), dir, sizeText(max(bytes, need)))
 	}
 	return nil
 }

@@ -130,7 +130,7 @@ var (
 func readBackup(ctx context.Context, r io.Reader, begin func(*backupHead) error, take func(f backupFile, r io.Reader) error) (*backupHead, error) {
 	tr := tar.NewReader(r)
 	h, err := tr.Next()
-	if err != nil || h.Name != backupHeadName || h.Typeflag != tar.TypeReg || h.Size > maxBackupHead {
+	if err != nil || h.Name != backupHeadName || !plainFile(h) || h.Size > maxBackupHead {
 		return nil, errors.Join(errNoBackup, ctx.Err())
 	}
 	text, err := io.ReadAll(tr)
@@ -159,7 +159,7 @@ func readBackup(ctx context.Context, r io.Reader, begin func(*backupHead) error,
 			return nil, cutOff(i, len(head.Files))
 		case err != nil:
 			return nil, fmt.Errorf("%w before %s: %w", errBackupBad, f.Name, err)
-		case h.Name != f.Name || h.Size != f.Size || h.Typeflag != tar.TypeReg:
+		case h.Name != f.Name || h.Size != f.Size || !plainFile(h):
 			return nil, fmt.Errorf("%w: %q of %d bytes is where %s of %d should be", errBackupBad, h.Name, h.Size, f.Name, f.Size)
 		}
 		w := sha256.New()
@@ -179,13 +179,23 @@ func readBackup(ctx context.Context, r io.Reader, begin func(*backupHead) error,
 	return head, readSums(tr, sums)
 }
 
+// plainFile reports whether an entry is a file whose bytes are all there: a sparse one would make a disk full of nothing.
+func plainFile(h *tar.Header) bool {
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return false
+		}
+	}
+	return h.Typeflag == tar.TypeReg
+}
+
 // readSums holds what was read against the sums at the end.
 func readSums(tr *tar.Reader, got backupSums) error {
 	h, err := tr.Next()
 	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		return cutOff(len(got.Files), len(got.Files))
 	}
-	if err != nil || h.Name != backupSumsName || h.Size > maxBackupHead {
+	if err != nil || h.Name != backupSumsName || !plainFile(h) || h.Size > maxBackupHead {
 		return fmt.Errorf("%w: %s is not where it should be, at its end", errBackupBad, backupSumsName)
 	}
 	text, err := io.ReadAll(tr)

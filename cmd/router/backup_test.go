@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -228,6 +229,19 @@ func TestRestoreAfterAKill(t *testing.T) {
 		t.Errorf("a router on half a restoration: %v", err)
 	}
 	r := &restoration{data: data, stage: filepath.Join(data, restoreStage)}
+	if err := os.WriteFile(filepath.Join(r.stage, movedName), []byte("functions\nrules.last"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	mine := filepath.Join(data, "rules.yaml")
+	if err := os.WriteFile(mine, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := r.claim(); err == nil || !strings.Contains(err.Error(), "rules.yaml") {
+		t.Errorf("a file of somebody else's: %v", err)
+	}
+	if err := os.Remove(mine); err != nil {
+		t.Fatal(err)
+	}
 	if err := r.claim(); err != nil {
 		t.Fatal(err)
 	}
@@ -243,6 +257,16 @@ func TestRestoreAfterAKill(t *testing.T) {
 	}
 	if err := r.claim(); err == nil || !strings.Contains(err.Error(), "holds store") {
 		t.Errorf("a restoration over a store: %v", err)
+	}
+}
+
+// A few bytes must not fill a disk.
+func TestBackupIsNoBomb(t *testing.T) {
+	if plainFile(&tar.Header{Typeflag: tar.TypeReg, PAXRecords: map[string]string{"GNU.sparse.major": "1"}}) || !plainFile(&tar.Header{Typeflag: tar.TypeReg}) {
+		t.Error("a sparse file is taken for a plain one, or a plain one for a sparse one")
+	}
+	if roomFor(t.TempDir(), math.MaxInt64) == nil || roomFor(t.TempDir(), 1) != nil {
+		t.Error("there is room for 8 EiB, or none for a byte")
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -112,8 +113,13 @@ func (r *restoration) claim() error {
 			held = append(held, e.Name())
 		}
 	}
+	moved, err := os.ReadFile(filepath.Join(r.stage, movedName))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	own := strings.Split(string(moved), "\n")
 	for _, name := range held {
-		if !again || name == storeDir {
+		if !again || name == storeDir || !slices.Contains(own, name) {
 			return fmt.Errorf("%s holds %s: a backup is not unpacked over what is there; name another directory with --data, or move that one away", r.data, strings.Join(held, ", "))
 		}
 	}
@@ -134,7 +140,7 @@ func (r *restoration) unpack(ctx context.Context, in io.Reader) (*backupHead, er
 	head, err := readBackup(ctx, in, func(h *backupHead) error {
 		total = h.Bytes
 		for _, f := range h.Files {
-			if top, _, _ := strings.Cut(f.Name, "/"); top == restoreStage || top == backupStage || f.Name == restoredName || top == "lost+found" {
+			if top, _, _ := strings.Cut(f.Name, "/"); top == restoreStage || top == backupStage || f.Name == restoredName || f.Name == movedName || top == "lost+found" {
 				return fmt.Errorf("%w: %q is no name of a backup's file", errBackupBad, f.Name)
 			}
 		}
@@ -187,10 +193,20 @@ func (r *restoration) unpack(ctx context.Context, in io.Reader) (*backupHead, er
 	return head, nil
 }
 
+// movedName lists, in the stage, what settle moves: nothing else of a directory is a killed restoration's.
+const movedName = ".moved"
+
 // settle moves what was unpacked to its place, the store last: with it the directory is whole.
 func (r *restoration) settle(head *backupHead) error {
 	entries, err := os.ReadDir(r.stage)
 	if err != nil {
+		return err
+	}
+	var names []string
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	if err := errors.Join(writeWhole(filepath.Join(r.stage, movedName), []byte(strings.Join(names, "\n")), 0o600), syncFolder(r.stage)); err != nil {
 		return err
 	}
 	for _, e := range entries {
@@ -204,7 +220,7 @@ func (r *restoration) settle(head *backupHead) error {
 	if err := os.Rename(filepath.Join(r.stage, storeDir), filepath.Join(r.data, storeDir)); err != nil {
 		return err
 	}
-	return errors.Join(syncFolder(r.data), os.Remove(r.stage), syncFolder(r.data))
+	return errors.Join(syncFolder(r.data), os.RemoveAll(r.stage), syncFolder(r.data))
 }
 
 // openData makes a data directory, or refuses one in which a restoration was cut short: a router would find its store

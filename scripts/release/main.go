@@ -72,7 +72,7 @@ func sourceOf(dir string, dirty bool) (s source, err error) {
 	if s.revision, err = ask(dir, "git", "rev-parse", "HEAD"); err != nil {
 		return s, err
 	}
-	changed, err := ask(dir, "git", "status", "--porcelain", "--untracked-files=no")
+	changed, err := ask(dir, "git", "status", "--porcelain", "--untracked-files=all")
 	if err != nil {
 		return s, err
 	}
