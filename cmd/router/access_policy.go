@@ -94,7 +94,11 @@ func (f *policyFile) watch(ctx context.Context, g *access.Guard, hangup <-chan o
 // jwksFetcher fetches the keys of issuers through the process's dialer. The operator has named them: an issuer may lie on
 // the router's own network.
 func jwksFetcher(dialer *egress.Dialer) func(ctx context.Context, url string, max int64) ([]byte, error) {
-	client := dialer.Operator().Client()
+	return getter(dialer.Operator().Client(), "application/json")
+}
+
+// getter fetches short documents, within 10 s each.
+func getter(client *http.Client, accept string) func(ctx context.Context, url string, max int64) ([]byte, error) {
 	return func(ctx context.Context, url string, max int64) ([]byte, error) {
 		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 		defer cancel()
@@ -102,7 +106,7 @@ func jwksFetcher(dialer *egress.Dialer) func(ctx context.Context, url string, ma
 		if err != nil {
 			return nil, err
 		}
-		req.Header.Set("Accept", "application/json")
+		req.Header.Set("Accept", accept)
 		req.Header.Set("User-Agent", "millrace/"+thisBuild().Version)
 		resp, err := client.Do(req)
 		if err != nil {

@@ -27,9 +27,18 @@ func sinkKinds(dialer *egress.Dialer) map[string]rules.SinkKind {
 	}
 }
 
+// schemeNeeds is what verifying webhooks asks besides them.
+type schemeNeeds struct {
+	invoke       hooks.Invoke
+	certificates *hooks.Certificates
+}
+
 // sourceSchemes is every way in which this binary can verify webhooks: a new one is its file in hooks and a line here.
-// invoke runs functions that verify; nil where there are none to run.
-func sourceSchemes(invoke hooks.Invoke) map[string]rules.SchemeKind {
+// at is what they ask; nil where webhooks are not verified, only their rules read.
+func sourceSchemes(at *schemeNeeds) map[string]rules.SchemeKind {
+	if at == nil {
+		at = &schemeNeeds{}
+	}
 	return map[string]rules.SchemeKind{
 		"github":   rules.SchemeOf("GitHub's signature of the body.", hooks.GitHub.Open),
 		"stripe":   rules.SchemeOf("Stripe's signature of time and body.", hooks.Stripe.Open),
@@ -37,12 +46,13 @@ func sourceSchemes(invoke hooks.Invoke) map[string]rules.SchemeKind {
 		"shopify":  rules.SchemeOf("Shopify's signature of the body.", hooks.Shopify.Open),
 		"standard": rules.SchemeOf("[Standard Webhooks](https://www.standardwebhooks.com): id, time and body, v1 and v1a.", hooks.Standard.Open),
 		"twilio":   rules.SchemeOf("Twilio's signature of URL and form.", hooks.Twilio.Open),
+		"sns":      rules.SchemeOf("Amazon SNS's signature of a topic's messages, by its certificate. The topic's subscription is confirmed.", func(o hooks.SNS) (event.Verifier, error) { return o.Open(at.certificates) }),
 		"meta":     rules.SchemeOf("Meta's signature of the body, for WhatsApp, Instagram, Messenger and Pages. The GET that asks with `hub.challenge` is answered.", hooks.Meta.Open),
 		"hmac":     rules.SchemeOf("Any header that has an HMAC of the body, or of a text made of the webhook.", hooks.HMAC.Open),
 		"basic":    rules.SchemeOf("A user and a password. Nothing is signed.", hooks.Basic.Open),
 		"bearer":   rules.SchemeOf("A token. Nothing is signed.", hooks.Bearer.Open),
 		"none":     rules.SchemeOf("Nothing is verified: whoever knows the address may send.", hooks.None.Open),
-		"function": rules.SchemeOf("A function's verdict.", func(o hooks.Function) (event.Verifier, error) { return o.Open(invoke) }),
+		"function": rules.SchemeOf("A function's verdict.", func(o hooks.Function) (event.Verifier, error) { return o.Open(at.invoke) }),
 	}
 }
 

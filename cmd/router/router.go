@@ -54,6 +54,7 @@ type routerOptions struct {
 	compiler    []string // compiles modules; nil: this process
 	env         func(string) string
 	files       func(path string) ([]byte, error) // of the rules; nil reads the disk
+	trust       trust                             // of certificates that sign webhooks; the zero one but in tests
 	log         *slog.Logger
 }
 
@@ -134,8 +135,12 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	m.sources = r.hooks.Stats
+	schemes, err := schemesOf(r.engine, dialer, o.trust)
+	if err != nil {
+		return r, err
+	}
 	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
-		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(invokeWith(r.engine)), Getenv: getenv, ReadFile: o.files}}
+		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: schemes, Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
 			return r, err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
@@ -40,6 +42,25 @@ func invokeWith(e *engine.Engine) hooks.Invoke {
 	}
 }
 
+// trust is where certificates that sign webhooks are fetched and which roots vouch for them. The zero value means through
+// the process's dialer, and the system's.
+type trust struct {
+	fetch hooks.Fetch
+	roots *x509.CertPool
+}
+
+// schemesOf is the schemes of a process that verifies.
+func schemesOf(e *engine.Engine, dialer *egress.Dialer, t trust) (map[string]rules.SchemeKind, error) {
+	if t.fetch == nil {
+		t.fetch = getter(dialer.Client(), "*/*")
+	}
+	certificates, err := hooks.NewCertificates(hooks.CertificateOptions{Fetch: t.fetch, Roots: t.roots})
+	if err != nil {
+		return nil, err
+	}
+	return sourceSchemes(&schemeNeeds{invoke: invokeWith(e), certificates: certificates}), nil
+}
+
 // applySources puts the sources of rules in force.
 func (d *definitions) applySources(set *rules.Set) {
 	if d.sources == nil {
@@ -61,12 +82,26 @@ func (m *metrics) collectSources(out chan<- prometheus.Metric) {
 		return
 	}
 	list, unknown := m.sources()
-	for _, s := range list {
-		for i, outcome := range hooks.Outcomes() {
-			out <- prometheus.MustNewConstMetric(descSourceRequests, prometheus.CounterValue, float64(s.Counts[i]), s.Name, outcome)
+	beyond := hooks.Stats{Name: "_other"}
+	for i, s := range list {
+		if i < maxSeries {
+			sendSource(out, s)
+			continue
+		}
+		for o, n := range s.Counts {
+			beyond.Counts[o] += n
 		}
 	}
+	if len(list) > maxSeries {
+		sendSource(out, beyond)
+	}
 	out <- prometheus.MustNewConstMetric(descSourceRequests, prometheus.CounterValue, float64(unknown), "_unknown", "refused")
+}
+
+func sendSource(out chan<- prometheus.Metric, s hooks.Stats) {
+	for i, outcome := range hooks.Outcomes() {
+		out <- prometheus.MustNewConstMetric(descSourceRequests, prometheus.CounterValue, float64(s.Counts[i]), s.Name, outcome)
+	}
 }
 
 func sourcesCommand(p *program) *cobra.Command {

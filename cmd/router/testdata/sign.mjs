@@ -1,5 +1,5 @@
 // Signs webhooks with the senders' own libraries where they sign, else by what their documents say; prints one a line.
-import { createHmac } from "node:crypto";
+import { createHmac, createSign } from "node:crypto";
 import { sign } from "@octokit/webhooks-methods";
 import { Webhook } from "standardwebhooks";
 import Stripe from "stripe";
@@ -43,6 +43,12 @@ out("sms", { "Content-Type": "application/x-www-form-urlencoded", "X-Twilio-Sign
 
 body = '{"object":"whatsapp_business_account","entry":[{"id":"102290129340398"}]}';
 out("whatsapp", { "X-Hub-Signature-256": await sign(env.META_SECRET, body) }, body, { type: "meta.whatsapp_business_account", subject: "102290129340398" });
+
+// docs.aws.amazon.com/sns, "Verifying the signatures of Amazon SNS messages"; SNS sends its JSON as text/plain.
+const sns = { Message: "Hello", MessageId: "sns-1", Subject: "Alarm", Timestamp: new Date().toISOString(), TopicArn: "arn:aws:sns:eu-west-1:123456789012:alarms", Type: "Notification" };
+const lines = Object.entries(sns).map(([name, value]) => `${name}\n${value}\n`).join("");
+body = JSON.stringify({ ...sns, SignatureVersion: "2", Signature: createSign("RSA-SHA256").update(lines).sign(env.SNS_KEY, "base64"), SigningCertURL: "https://sns.eu-west-1.amazonaws.com/SimpleNotificationService-1.pem" });
+out("alarms", { "Content-Type": "text/plain; charset=UTF-8" }, body, { type: "sns.notification", id: "sns-1", subject: "Alarm", time: sns.Timestamp });
 
 body = '{"object_kind":"push"}';
 out("gitlab", { "X-Gitlab-Token": env.GITLAB_TOKEN, "X-Gitlab-Event": "Push Hook", "X-Gitlab-Event-UUID": "13792a34" }, body, { type: "gitlab.Push Hook", id: "13792a34" });

@@ -8,8 +8,7 @@ import (
 )
 
 // readData takes the body as the event's data, byte for byte, but for a form.
-func readData(h *event.Hook, rawForm bool, ev *event.Event) error {
-	contentType, _ := h.Header("content-type")
+func readData(h *event.Hook, contentType string, rawForm bool, ev *event.Event) error {
 	switch {
 	case isForm(contentType) && !rawForm:
 		data, err := formJSON(h.Body)

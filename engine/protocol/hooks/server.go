@@ -120,10 +120,13 @@ type Answer struct {
 
 // What a verifier may do besides.
 type (
-	// shaker answers handshakes that are webhooks, once they are verified; nil: it is none.
+	// shaker answers handshakes that are webhooks, once they are verified; nil: it is none. A trial changes nothing
+	// anywhere.
 	shaker interface {
-		Shake(ctx context.Context, h *event.Hook) (*Answer, error)
+		Shake(ctx context.Context, h *event.Hook, trial bool) (*Answer, error)
 	}
+	// typed says what bodies are, where the sender's content-type does not.
+	typed interface{ Media() string }
 	// subscriber answers the GET by which a sender asks whether it may send.
 	subscriber interface {
 		Subscribe(h *event.Hook, say func(step string)) (*Answer, error)
@@ -221,11 +224,15 @@ func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.
 	if err := x.Verifier.Verify(ctx, h, say); err != nil {
 		return nil, nil, err
 	}
-	if err := readData(h, x.RawForm, ev); err != nil {
+	contentType, _ := h.Header("content-type")
+	if t, ok := x.Verifier.(typed); ok {
+		contentType = t.Media()
+	}
+	if err := readData(h, contentType, x.RawForm, ev); err != nil {
 		return nil, nil, err
 	}
 	if shake, ok := x.Verifier.(shaker); ok {
-		if a, err := shake.Shake(ctx, h); a != nil || err != nil {
+		if a, err := shake.Shake(ctx, h, say != nil); a != nil || err != nil {
 			if say != nil {
 				told(say, "it is a handshake, which is answered and not stored")
 			}

@@ -93,7 +93,7 @@ func (v *slack) Verify(_ context.Context, h *event.Hook, say func(string)) error
 }
 
 // Shake answers url_verification (api.slack.com, "Using the HTTP request method").
-func (v *slack) Shake(_ context.Context, h *event.Hook) (*Answer, error) {
+func (v *slack) Shake(_ context.Context, h *event.Hook, _ bool) (*Answer, error) {
 	if !h.JSON || !strings.Contains(string(h.Data[:min(len(h.Data), 4<<10)]), "url_verification") {
 		return nil, nil
 	}
