@@ -254,7 +254,7 @@ func (d *definitions) show(kind, name string, p *access.Principal) ([]byte, erro
 	return json.Marshal(doc)
 }
 
-// List returns all definitions of a kind that who asks may see, with their state, by name.
+// List returns all definitions of a kind that who asks may read, with their state, by name: those that Show would show.
 func (d *definitions) List(ctx context.Context, kind string) ([]byte, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -270,7 +270,7 @@ func (d *definitions) list(kind string, p *access.Principal) ([]any, error) {
 	switch kind {
 	case kindTopics:
 		for _, t := range d.eng.Topics() {
-			if !p.Sees(access.Topic, t.Name) {
+			if p.Check(access.Read, access.Topic, t.Name) != nil {
 				continue
 			}
 			doc, err := d.topicDoc(t, p)
@@ -281,7 +281,7 @@ func (d *definitions) list(kind string, p *access.Principal) ([]any, error) {
 		}
 	case kindSubscriptions:
 		for _, s := range d.eng.Subscriptions() {
-			if !p.Sees(access.Subscription, s.Name) {
+			if p.Check(access.Read, access.Subscription, s.Name) != nil {
 				continue
 			}
 			doc, err := d.subscriptionDoc(s)
@@ -292,7 +292,7 @@ func (d *definitions) list(kind string, p *access.Principal) ([]any, error) {
 		}
 	default:
 		for _, f := range d.eng.Functions() {
-			if p.Sees(access.Function, f.Name) {
+			if p.Check(access.Read, access.Function, f.Name) == nil {
 				all = append(all, d.functionDoc(f))
 			}
 		}

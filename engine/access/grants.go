@@ -2,6 +2,7 @@ package access
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/millrace/millrace/engine/event"
@@ -132,6 +133,11 @@ type role struct {
 	limits  Limits
 	builtin bool
 	about   string
+}
+
+// administers reports whether the role holds the whole router: who may make keys may make one of any role.
+func (r *role) administers() bool {
+	return r.all || slices.ContainsFunc(r.grants, func(g grant) bool { return slices.Contains(g.allow, Admin) })
 }
 
 func everywhere(about string, allow ...Action) role {

@@ -277,10 +277,10 @@ func (f *inForce) tokenPrincipal(is *issuer, t *token) (*Principal, error) {
 }
 
 // give adds what a role of the claim comes to. Who names roles at the provider need not know of ours, so what happens
-// to be called admin there is nobody's here unless the policy's map says so.
+// to be called as a role that holds the whole router is nobody's here unless the policy's map says so.
 func (is *issuer) give(roles []string, said string, known map[string]*role) []string {
 	ours := is.mapped[said]
-	if is.mapped == nil && said != "admin" && known[said] != nil {
+	if is.mapped == nil && known[said] != nil && !known[said].administers() {
 		ours = []string{said}
 	}
 	for _, r := range ours {

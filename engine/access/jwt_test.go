@@ -448,6 +448,7 @@ func TestClaims(t *testing.T) {
 		{"dots", "roles: {claim: 'https://e.com/roles'}", map[string]any{"https://e.com/roles": []string{"reader"}}, "", "reader", false},
 		{"no claim", "roles: {claim: roles}", map[string]any{"roles": nil}, "", "", false},
 		{"admin is not taken", "roles: {claim: roles}", map[string]any{"roles": []string{"admin"}}, "", "", false},
+		{"nor what allows admin", "roles: {claim: roles}\nroles: {root: [{allow: [read, admin], topics: ['*']}], plain: [{allow: [read], topics: ['*']}]}", map[string]any{"roles": []string{"root", "plain"}}, "", "plain", false},
 		{"admin is mapped", "roles: {claim: roles, map: {ops: [admin]}}", map[string]any{"roles": []string{"ops", "reader"}}, "", "admin", false},
 		{"always", "roles: {claim: roles, always: [reader]}", map[string]any{"roles": []string{"publisher"}}, "", "reader publisher", false},
 		{"tenant by claim", "roles: [reader]\n    tenant: {claim: org}", map[string]any{"org": "acme"}, "acme.", "reader", false},

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -59,6 +60,9 @@ func (c *call) deadLetters() error {
 	if err != nil {
 		return err
 	}
+	if err := c.mayUseTopic(access.Read, q.Topic); err != nil {
+		return err
+	}
 	page, err := c.s.o.Backend.DeadLetters(c.s.work, strings.Clone(c.params[0]), q, strings.Clone(c.query("after")), limit)
 	if err != nil {
 		return err
@@ -78,6 +82,27 @@ func (c *call) deadLetters() error {
 		bytes += len(page.Letters[i].Event)
 	}
 	return c.answerJSON(fasthttp.StatusOK, out)
+}
+
+// mayUseTopic asks whether the caller may take dead letters from another topic than the subscription's own, of which the
+// path's name has said enough.
+func (c *call) mayUseTopic(a access.Action, topic string) error {
+	if topic == "" {
+		return nil
+	}
+	sub, has := c.params[0], c.s.o.Backend.Has
+	if !c.principal.Everything() && !has(access.Subscription, sub) {
+		return NotFound(access.Subscription, sub)
+	}
+	err := event.CheckName("topic", topic)
+	if err == nil {
+		err = c.may(a, access.Topic, topic)
+	}
+	if err == nil && !c.principal.Everything() && !has(access.Topic, topic) {
+		err = NotFound(access.Topic, topic)
+	}
+	c.kind, c.name = access.Subscription, sub // which is what the call is about
+	return err
 }
 
 // choosing is which dead letters a call is about.
@@ -141,6 +166,9 @@ func (c *call) redrive() error {
 	if err != nil {
 		return err
 	}
+	if err := c.mayUseTopic(access.Operate, q.Topic); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(c.s.work, deadLetterTime)
 	defer cancel()
 	d, err := c.s.o.Backend.Redrive(ctx, strings.Clone(c.params[0]),
@@ -165,6 +193,9 @@ func (c *call) purge() error {
 	}
 	q, err := in.query(c.s, "")
 	if err != nil {
+		return err
+	}
+	if err := c.mayUseTopic(access.Operate, q.Topic); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(c.s.work, deadLetterTime)

@@ -54,7 +54,7 @@ func (c *call) trace() error {
 	}
 	var sees func(string) bool
 	if p := c.principal; !p.Everything() {
-		sees = func(name string) bool { return p.Sees(access.Subscription, name) }
+		sees = func(name string) bool { return p.Check(access.Read, access.Subscription, name) == nil }
 	}
 	x, err := c.s.o.Backend.EventTrace(c.s.work, strings.Clone(c.params[0]), pos, sees)
 	if err != nil {

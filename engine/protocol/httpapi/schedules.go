@@ -56,7 +56,7 @@ func (c *call) schedules() error {
 		Schedules []scheduleDoc `json:"schedules"`
 	}{[]scheduleDoc{}}
 	for _, s := range c.s.o.Backend.ScheduleList() {
-		if !c.principal.Sees(access.Topic, s.Topic) {
+		if c.principal.Check(access.Read, access.Topic, s.Topic) != nil { // its events are shown
 			continue
 		}
 		d := scheduleDoc{Name: s.Name, Topic: s.Topic, Cron: s.Cron, Missed: s.Missed.String(), Type: s.Type, Source: s.Source, Subject: s.Subject, Key: s.Key,
