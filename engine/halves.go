@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 
@@ -66,15 +67,17 @@ func (e *Engine) split(ctx context.Context, c *change, old *Plan, spec Spec) (Sp
 		}
 		needs := slices.ContainsFunc(s.Functions, func(f string) bool { return keeps[f] }) &&
 			(s.Deliver.Face == event.Push || s.Deliver.Face == event.Pull)
-		if !needs {
-			was, err := e.wasSplit(ctx, old, s.Name)
-			if err != nil {
-				return Spec{}, err
-			}
-			if !was {
-				next.Subscriptions = append(next.Subscriptions, s)
-				continue
-			}
+		was, err := e.wasSplit(ctx, old, s.Name)
+		if err != nil {
+			return Spec{}, err
+		}
+		if !needs && !was {
+			next.Subscriptions = append(next.Subscriptions, s)
+			continue
+		}
+		if !was && s.Owner.File == "" && somebodys(old, defined, out) {
+			return Spec{}, event.Bad(event.ErrConflict, "subscriptions."+s.Name+".functions", fmt.Sprintf("keep state, so that what they make has to wait in topic %q, which is somebody's; "+
+				"delete that topic, or give the subscription another name", out))
 		}
 		next.Subscriptions = append(next.Subscriptions, functionsOf(s, out), deliveryOf(s, out))
 		if t, ok := c.between(old, defined, s, out); ok {
@@ -90,6 +93,16 @@ func (e *Engine) wasSplit(ctx context.Context, old *Plan, name string) (bool, er
 	}
 	row, err := e.store.Load(ctx, tableSubs, []byte(deliveryKey(name)))
 	return row != nil, err
+}
+
+// somebodys reports whether there is a topic that the router has not made between two halves. Whoever may make a
+// subscription of a name may not, by that, read the topic and write to it; rules files are whole, and may say both.
+func somebodys(old *Plan, defined map[string]event.Topic, name string) bool {
+	if _, ok := defined[name]; ok {
+		return true
+	}
+	t := old.topics[name]
+	return t != nil && t.of == ""
 }
 
 func functionsOf(s SubscriptionSpec, out string) SubscriptionSpec {

@@ -87,6 +87,17 @@ func TestRemovingASubscriptionRemovesItsState(t *testing.T) {
 			spec := keeping(through(digests[0], 1, &recorder{}, nil))
 			if own {
 				spec.Topics = append(spec.Topics, event.Topic{Name: "s.out", Partitions: 3})
+				for _, kept := range []bool{true, false} { // now, or when the functions come to keep state
+					if err := w.e.Apply(t.Context(), spec); !errors.Is(err, event.ErrConflict) || !strings.Contains(err.Error(), `"s.out", which is somebody's`) {
+						t.Errorf("a subscription of the API's took a topic by its name: %v", err)
+					}
+					if kept {
+						plain := through(digests[0], 1, &recorder{}, nil)
+						plain.Topics = spec.Topics
+						w.apply(plain)
+					}
+				}
+				spec.Subscriptions[0].Owner = event.Owner{File: "rules.yaml", Line: 1}
 			} else {
 				spec.Topics[0].Partitions, spec.Topics[0].Retain.Events, spec.Topics[0].WhenFull = 2, 1000, event.Reject
 			}
