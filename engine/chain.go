@@ -238,6 +238,9 @@ func (h *chain) emitTo(ctx context.Context, topic string, f *function) (output, 
 
 // outputTo finds the topic of an output, and makes it where that is allowed.
 func (e *Engine) outputTo(ctx context.Context, name string, ev *event.Event) (output, error) {
+	if err := e.sealed(name); err != nil {
+		return output{}, err
+	}
 	t, err := e.lookup(ctx, name)
 	if err != nil {
 		return output{}, err

@@ -145,6 +145,9 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 		spec, err = e.split(ctx, c, old, spec)
 	}
 	if err == nil {
+		err = e.checkSealed(spec)
+	}
+	if err == nil {
 		err = errors.Join(e.planTopics(ctx, c, spec.Topics), e.planFunctions(ctx, c, old, spec.Functions, opened))
 	}
 	if err == nil {

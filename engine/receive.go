@@ -44,6 +44,9 @@ func (e *Engine) Receive(ctx context.Context, topic string, ev *event.Event, pro
 	if e.draining.Load() {
 		return "", false, fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
 	}
+	if err := e.sealed(topic); err != nil {
+		return "", false, err
+	}
 	t := e.plan.Load().topics[topic]
 	if t == nil {
 		if t, err = e.lookup(ctx, topic); err != nil {

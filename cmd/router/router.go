@@ -124,7 +124,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if note != nil {
 		fork = note.Fork
 	}
-	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, Fork: fork, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, Fork: fork, Sealed: o.auditTopic, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
 	}
 	if err := tidyData(o.data, note); err != nil {
@@ -139,7 +139,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err != nil {
 		return r, err
 	}
-	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, embed: o.files != nil, log: o.log,
+	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, sealed: o.auditTopic, embed: o.files != nil, log: o.log,
 		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: schemes, Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
