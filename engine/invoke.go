@@ -171,13 +171,18 @@ func (f *function) hold() bool {
 	return false
 }
 
+// NotKept is the error of Invoke for a version that is not there.
+func NotKept(version, function string) error {
+	return event.Bad(event.ErrNotFound, "?version", fmt.Sprintf("no module %.90s is kept; GET /v1/functions/%s lists those that are", version, function))
+}
+
 // openInvokable opens another version for one call.
 func (e *Engine) openInvokable(ctx context.Context, f *function, version string) (*function, func(), error) {
 	if !digestText.MatchString(version) || len(version) != len("sha256:")+2*sumSize {
 		return nil, nil, event.Invalid("?version", fmt.Sprintf("is %.80q; want sha256: and 64 hex digits", version))
 	}
 	if e.o.Host == nil || !e.o.Host.Has(version) {
-		return nil, nil, event.Bad(event.ErrNotFound, "?version", fmt.Sprintf("no module %s is kept; GET /v1/functions/%s lists those that are", version, f.def.Name))
+		return nil, nil, NotKept(version, f.def.Name)
 	}
 	other := &function{def: f.def, book: f.book}
 	other.def.Digest = strings.Clone(version)

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/ws"
+	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -102,6 +104,32 @@ func (b backend) Ask(ctx context.Context, topic string, evs []event.Event, pos [
 
 func refuseSealed(topic string) error {
 	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is the audit log (--audit-topic): only the router writes to it", topic))
+}
+
+// Replay begins a replay, of a version that whoever asks may see.
+func (b backend) Replay(ctx context.Context, name string, r event.Replay) (_ event.ReplayInfo, err error) {
+	if r.Function, err = b.seenVersion(access.From(ctx), r.Function, "function"); err != nil {
+		return event.ReplayInfo{}, err
+	}
+	return b.Engine.Replay(ctx, name, r)
+}
+
+// Redrive delivers dead letters again, through a version that whoever asks may see.
+func (b backend) Redrive(ctx context.Context, name string, r event.Redrive) (_ event.LettersDone, err error) {
+	if r.Function, err = b.seenVersion(access.From(ctx), r.Function, "function"); err != nil {
+		return event.LettersDone{}, err
+	}
+	return b.Engine.Redrive(ctx, name, r)
+}
+
+// Invoke calls a function, in a version that whoever asks may see.
+func (b backend) Invoke(ctx context.Context, name, version string, ev *event.Event) (*event.Invocation, error) {
+	if p := access.From(ctx); version != "" && !p.Everything() {
+		if _, err := plugins.ResolveDigest(version, b.versions(p)); errors.Is(err, event.ErrNotFound) {
+			return nil, engine.NotKept(version, name)
+		}
+	}
+	return b.Engine.Invoke(ctx, name, version, ev)
 }
 
 // FunctionLog reads a function's log; the interface wants its own type.

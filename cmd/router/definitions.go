@@ -32,6 +32,8 @@ type definitions struct {
 	owner string       // ownerFile or ownerAPI: whose rules are taken where both have some; "" refuses to start
 	log   *slog.Logger
 
+	sealed string // a topic that the router keeps for itself; "" for none
+
 	sources func([]hooks.Source) // puts them in force; nil: this process takes no webhooks in
 
 	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
@@ -206,6 +208,11 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 	if err := d.mayDefine(access.From(ctx), kind, name, doc); err != nil {
 		return nil, err
 	}
+	if kind == kindSubscriptions {
+		if doc, err = d.seenShadows(access.From(ctx), doc); err != nil {
+			return nil, err
+		}
+	}
 	name = strings.Clone(name) // it may be a request's, and the definition stays
 	next[kind][name] = doc
 	ops := append(d.confine(access.From(ctx), next, kind, name), engine.Define(kind, name, doc))
@@ -265,6 +272,9 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 	if _, err := d.show(kind, name, access.From(ctx)); err != nil {
 		return nil, err
 	}
+	if kind == kindTopics && name == d.sealed && !access.From(ctx).Everything() {
+		return nil, event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic): only who may do everything changes how it is kept", name))
+	}
 	old := d.api[kind][name]
 	if old == nil { // a topic that came about by being named
 		t, err := d.eng.Topic(name)
@@ -290,6 +300,9 @@ func (d *definitions) Delete(ctx context.Context, kind, name string) error {
 	p := access.From(ctx)
 	if _, err := d.show(kind, name, p); err != nil {
 		return err
+	}
+	if kind == kindTopics && name == d.sealed {
+		return event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic), which nobody deletes; start the router without it first", name))
 	}
 	next := d.api.clone()
 	delete(next[kind], name)

@@ -13,6 +13,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/rules"
+	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -129,20 +130,67 @@ func (d *definitions) mayRun(p *access.Principal, settings map[string]json.RawMe
 	if p.Everything() || json.Unmarshal(settings["wasm"], &digest) != nil {
 		return nil
 	}
+	if slices.Contains(d.versions(p), digest) {
+		return nil
+	}
+	return event.Invalid("module", fmt.Sprintf("%.90q is no version of a function that you may see; push the module itself", digest))
+}
+
+// versions are those of the functions that p may see.
+func (d *definitions) versions(p *access.Principal) []string {
+	all := []string{}
 	for _, f := range d.eng.Functions() {
 		if !p.Sees(access.Function, f.Name) {
 			continue
 		}
-		if f.Digest == digest {
-			return nil
+		if f.Digest != "" && !slices.Contains(all, f.Digest) {
+			all = append(all, f.Digest)
 		}
 		for _, v := range f.Versions {
-			if v.Digest == digest {
-				return nil
+			if !slices.Contains(all, v.Digest) {
+				all = append(all, v.Digest)
 			}
 		}
 	}
-	return event.Invalid("module", fmt.Sprintf("%.90q is no version of a function that you may see; push the module itself", digest))
+	return all
+}
+
+// seenVersion completes name@digest among the versions that p may see: of another's, the beginning would say that it is
+// there, and the whole would run it. An error is that of a version which does not exist.
+func (d *definitions) seenVersion(p *access.Principal, ref, at string) (string, error) {
+	name, short, versioned := strings.Cut(ref, "@")
+	if !versioned || p.Everything() {
+		return ref, nil
+	}
+	digest, err := plugins.ResolveDigest(short, d.versions(p))
+	if err != nil {
+		return "", event.At(at, err)
+	}
+	return name + "@" + digest, nil
+}
+
+// seenShadows is seenVersion for those of a subscription's definition.
+func (d *definitions) seenShadows(p *access.Principal, doc []byte) ([]byte, error) {
+	var m map[string]json.RawMessage
+	if err := json.Unmarshal(doc, &m); err != nil {
+		return nil, err
+	}
+	if m["shadow"] == nil || p.Everything() {
+		return doc, nil
+	}
+	s, err := rules.ParseSubscription(doc, d.remote(nil))
+	if err != nil {
+		return nil, err
+	}
+	for i, ref := range s.Shadow {
+		if s.Shadow[i], err = d.seenVersion(p, ref, fmt.Sprintf("shadow[%d]", i)); err != nil {
+			return nil, err
+		}
+	}
+	if m["shadow"], err = json.Marshal(s.Shadow); err != nil {
+		return nil, err
+	}
+	return json.Marshal(m)
 }
 
 // discreet replaces an error that names what p may not see. Names are quoted in errors.

@@ -24,7 +24,9 @@ import (
 
 // The two tenants of these tests. Names of the same length, so that answers differ in the name alone.
 const (
-	acme = "acme." // has everything
+	acme      = "acme." // has everything
+	developer = "no tenant, the role of this name"
+
 	glbx = "glbx." // has a topic and a subscription of its own, and may do everything with them
 )
 
@@ -39,6 +41,7 @@ func startTenancy(t *testing.T) *tenancy {
 	p := newProcess(t)
 	p.o.token, p.o.autoCreate = "the-router's-own", true
 	p.o.rules = p.o.data + ".yaml"
+	p.o.auditTopic = "audit"
 	p.write(`version: 1
 topics: {acme.orders: {}, glbx.own: {}, shared: {}}
 functions: {glbx.pushed: {wasm: pushed}}
@@ -50,6 +53,11 @@ subscriptions:
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
+	_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: "developer", Roles: []string{"developer"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.keys[developer] = key
 	for _, tenant := range []string{acme, glbx} {
 		_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: tenant + "key", Roles: []string{"developer", "consumer", "operator"}, Tenant: tenant})
 		if err != nil {
@@ -216,6 +224,8 @@ func TestTwoTenants(t *testing.T) {
 		}
 	}
 	w.ownThings()
+	w.othersModules()
+	w.auditTopic()
 	w.sockets()
 	w.reachable(routes)
 }
@@ -313,15 +323,71 @@ func (w *tenancy) ownThings() {
 	if body := w.as("", 200, "GET", "/v1/topics/acme.orders/events", "", ""); strings.Count(body, `"id":`) != 1 {
 		w.t.Errorf("acme.orders has %s", body)
 	}
-	// A module of acme's is not there for who knows its digest.
-	var fn struct{ Wasm string }
-	if err := json.Unmarshal([]byte(w.as(acme, 200, "GET", "/v1/functions/acme.redact", "", "")), &fn); err != nil {
-		w.t.Fatal(err)
+}
+
+// othersModules asks for a module of acme's as who knows its digest: it is not there.
+func (w *tenancy) othersModules() {
+	w.t.Helper()
+	versionOf := func(tenant, name string) string {
+		var fn struct{ Wasm string }
+		if err := json.Unmarshal([]byte(w.as(tenant, 200, "GET", "/v1/functions/"+name, "", "")), &fn); err != nil {
+			w.t.Fatal(err)
+		}
+		return fn.Wasm
 	}
-	other := fn.Wasm[:len(fn.Wasm)-4] + "0000"
-	a, b := w.ask(glbx, "PUT", "/v1/functions/glbx.fn", "application/json", `{"module":"`+fn.Wasm+`"}`), w.ask(glbx, "PUT", "/v1/functions/glbx.fn", "application/json", `{"module":"`+other+`"}`)
-	if a.status != 400 || strings.ReplaceAll(a.body, fn.Wasm, other) != b.body {
-		w.t.Errorf("a digest of another's module: %+v\none of nothing: %+v", a, b)
+	theirs, own := versionOf(acme, "acme.redact"), versionOf(glbx, "glbx.emit")
+	for _, c := range []struct{ method, path, body string }{
+		{"PUT", "/v1/functions/glbx.fn", `{"module":"DIGEST"}`},
+		{"POST", "/v1/functions/glbx.emit/invoke?version=DIGEST", `{}`},
+		{"POST", "/v1/subscriptions/glbx.emit/replay", `{"since":"1h","function":"glbx.emit@DIGEST","dryRun":true}`},
+		{"POST", "/v1/subscriptions/glbx.emit/replay", `{"since":"1h","function":"glbx.emit@SHORT","dryRun":true}`},
+		{"POST", "/v1/subscriptions/glbx.emit/redrive", `{"function":"glbx.emit@DIGEST","dryRun":true}`},
+		{"PATCH", "/v1/subscriptions/glbx.emit", `{"shadow":["glbx.emit@DIGEST"]}`},
+		{"PATCH", "/v1/subscriptions/glbx.emit", `{"shadow":["glbx.emit@SHORT"]}`},
+	} {
+		ask := func(digest string) toldAnswer {
+			in := strings.NewReplacer("DIGEST", digest, "SHORT", digest[:20])
+			a := w.ask(glbx, c.method, in.Replace(c.path), "application/json", in.Replace(c.body))
+			a.body = strings.ReplaceAll(strings.ReplaceAll(a.body, digest, "·"), digest[:20], "·")
+			return a
+		}
+		a, b := ask(theirs), ask("sha256:0123456789abc"+theirs[20:])
+		if a.status/100 != 4 || a != b {
+			w.t.Errorf("%s %s %s of another's module: %+v\none of nothing: %+v", c.method, c.path, c.body, a, b)
+		}
+		if mine := ask(own); mine.status/100 != 2 {
+			w.t.Errorf("%s %s %s of its own: %+v", c.method, c.path, c.body, mine)
+		}
+	}
+	if body := w.as(glbx, 200, "GET", "/v1/subscriptions/glbx.emit", "", ""); !strings.Contains(body, "glbx.emit@"+own) {
+		w.t.Errorf("a shadow's version is not written out: %s", body)
+	}
+}
+
+// auditTopic tries to write to the audit log, to shorten it and to delete it, without a tenant.
+func (w *tenancy) auditTopic() {
+	w.t.Helper()
+	w.as(developer, 200, "PUT", "/v1/functions/forge", "text/javascript", `export default (e) => emit({topic: "audit", type: "access.changed"})`)
+	w.as(developer, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"forge","topic":"shared","functions":["forge"],"deliver":{"pull":{}},"retry":{"attempts":1}}`)
+	w.as(developer, 202, "POST", "/v1/topics/shared/events", "application/json", `{}`)
+	until(w.t, "what emits to the audit log is a dead letter", func() bool {
+		return strings.Contains(w.as("", 200, "GET", "/v1/subscriptions/forge/deadletters", "", ""), "written to by the router alone")
+	})
+	for _, c := range []struct {
+		as           string
+		status       int
+		method, path string
+		body         string
+	}{
+		{developer, 403, "POST", "/v1/topics/audit/events", `{}`},
+		{developer, 403, "POST", "/v1/subscriptions", `{"name":"s","topic":"shared","deliver":{"topic":"audit"}}`},
+		{developer, 403, "POST", "/v1/subscriptions", `{"name":"s","topic":"shared","deliver":{"topic":"other"},"deadLetter":"audit"}`},
+		{developer, 403, "PATCH", "/v1/topics/audit", `{"retain":{"events":1}}`},
+		{developer, 403, "DELETE", "/v1/topics/audit", ``},
+		{"", 403, "DELETE", "/v1/topics/audit", ``},
+		{"", 200, "PATCH", "/v1/topics/audit", `{"retain":{"age":"24h"}}`},
+	} {
+		w.as(c.as, c.status, c.method, c.path, "application/json", c.body)
 	}
 }
 

@@ -169,7 +169,7 @@ func (c *call) redrive() error {
 	if err := c.mayUseTopic(access.Operate, q.Topic); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(c.s.work, deadLetterTime)
+	ctx, cancel := context.WithTimeout(c.context(), deadLetterTime)
 	defer cancel()
 	d, err := c.s.o.Backend.Redrive(ctx, strings.Clone(c.params[0]),
 		event.Redrive{LetterQuery: q, Function: in.Function, Rate: in.Rate, Limit: in.Limit, DryRun: in.DryRun})

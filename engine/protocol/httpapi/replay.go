@@ -76,7 +76,7 @@ func (c *call) replay() error {
 		}
 		*x.to = at
 	}
-	ctx, cancel := context.WithTimeout(c.s.work, deadLetterTime)
+	ctx, cancel := context.WithTimeout(c.context(), deadLetterTime)
 	defer cancel()
 	info, err := c.s.o.Backend.Replay(ctx, strings.Clone(c.params[0]), r)
 	if err != nil {

@@ -173,7 +173,7 @@ func (c *call) invoke() error {
 	if err := c.fill(); err != nil {
 		return err
 	}
-	in, err := c.s.o.Backend.Invoke(c.s.work, strings.Clone(c.params[0]), c.query("version"), &c.events[0])
+	in, err := c.s.o.Backend.Invoke(c.context(), strings.Clone(c.params[0]), c.query("version"), &c.events[0])
 	if err != nil {
 		return err
 	}
