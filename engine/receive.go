@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"crypto/sha256"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -16,7 +15,8 @@ import (
 )
 
 // Receipts tell a webhook that was stored before: by its id, and by what was signed where the id is not part of that, since
-// whoever saw a signed request can send it again under another id. A receipt is written with the event, in one commit,
+// whoever saw a signed request can send it again under another id. What was published is no webhook: the dedupe window of
+// the topic does not count, so that nobody who may publish can have a webhook taken for a repeat by taking its id. A receipt is written with the event, in one commit,
 // and counts for 12 hours at least, whatever the topic's dedupe window is: senders repeat for longer than clients do, and
 // a signed request without a time in it never becomes stale.
 
@@ -56,26 +56,28 @@ func (e *Engine) Receive(ctx context.Context, topic string, ev *event.Event, pro
 	p := publications.Get().(*publication)
 	defer p.recycle()
 	e.turn.Add(1)
+	hasID := ev.ClientID
+	ev.ClientID = false // receipts tell, not what is published
 	if err := e.admit(t, p, ev); err != nil {
 		return "", false, err
 	}
 	span := uint32(e.now().Unix() / int64(receiptSpan/time.Second))
 	var room [2][receiptSize]byte
 	keys := room[:0]
-	if ev.ClientID {
+	if hasID {
 		keys = append(keys, receiptKey(span, t, receiptID, ev.Source, ev.ID))
 	}
 	if proof != nil {
 		keys = append(keys, receiptKey(span, t, receiptProof, ev.Source, string(proof)))
 	}
 	defer e.receipts.hold(keys)()
-	for _, key := range keys {
+	for i, key := range keys {
 		first, err := e.receipt(ctx, key)
 		if err != nil {
 			return "", false, err
 		}
 		if first != nil {
-			return string(first), true, nil
+			return string(first), true, e.receipts.note(ctx, e, keys[i+1:], first)
 		}
 	}
 	ops := make([]storage.Op, 0, len(keys)+1)
@@ -88,20 +90,33 @@ func (e *Engine) Receive(ctx context.Context, topic string, ev *event.Event, pro
 	p.batch.Ops = ops
 	err = e.store.Commit(ctx, &p.batch)
 	p.batch.Ops = nil
-	var c *storage.ConflictError
-	switch {
-	case errors.As(err, &c): // published by another way; told by its id all the same
-		return strings.Clone(ev.ID), true, nil
-	case err != nil:
+	if err != nil {
 		return "", false, fmt.Errorf("store: %w", err)
 	}
 	e.receipts.span.Store(span)
-	w := p.where[0]
-	repeat = p.batch.Appends[w.append].Entries[w.entry].Repeat
-	if !repeat {
-		e.o.Observer.Published(t.name, 1, len(ev.Data))
+	e.o.Observer.Published(t.name, 1, len(ev.Data))
+	return strings.Clone(ev.ID), false, nil
+}
+
+// note writes a repeat's other receipts, which hold is held for: one that was signed anew under the same id could
+// else be sent again in a form in which its id is not found.
+func (r *receiving) note(ctx context.Context, e *Engine, keys [][receiptSize]byte, id []byte) error {
+	var ops []storage.Op
+	for i := range keys {
+		switch known, err := e.receipt(ctx, keys[i]); {
+		case err != nil:
+			return err
+		case known == nil:
+			ops = append(ops, put(tableReceipts, keys[i][:], id))
+		}
 	}
-	return strings.Clone(ev.ID), repeat, nil
+	if len(ops) == 0 {
+		return nil
+	}
+	if err := e.store.Commit(ctx, &storage.Batch{Ops: ops}); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	return nil
 }
 
 const receiptSize = 4 + 4 + 1 + 16

@@ -57,6 +57,7 @@ func TestReceiveTellsRepeats(t *testing.T) {
 		{"a", "", "other", "pb", 0, "a", true},        // the same id, signed anew
 		{"a", "another key", "1", "pc", 0, "a", true}, // which is another partition's
 		{"b", "", "1", "pa", 0, "a", true},            // the same signed request under another id
+		{"x", "", "1", "pb", 0, "a", true},            // what a repeat was signed with counts as well
 		{"b", "", "1", "pd", 0, "b", false},
 		{"c", "", "1", "", 0, "c", false},
 		{"c", "", "1", "", time.Minute, "c", true}, // past the topic's window
@@ -117,17 +118,20 @@ func TestReceiveRaces(t *testing.T) {
 	}
 }
 
-// An id that was published by another way is taken for a repeat, not for a fault of the sender; without an id and a proof
-// each is an event of its own.
+// What was published is no webhook, whatever source and id it claims: it keeps none out. Without an id and a proof each is an
+// event of its own.
 func TestReceiveBesidePublish(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.apply(Spec{Topics: []event.Topic{{Name: "hooks"}}})
-	evs := []event.Event{{ID: "a", ClientID: true, Source: "/sources/s", Type: "t", Data: []byte("other")}}
-	if err := w.e.Publish(t.Context(), "hooks", evs, make([]event.Position, 1)); err != nil {
-		t.Fatal(err)
-	}
-	if first, repeat := w.receive("a", "", "1", ""); first != "a" || !repeat {
-		t.Errorf("%s %v", first, repeat)
+	for _, data := range []string{"1", "other"} {
+		id := "a" + data
+		evs := []event.Event{{ID: id, ClientID: true, Source: "/sources/s", Type: "t", Data: []byte(data)}}
+		if err := w.e.Publish(t.Context(), "hooks", evs, make([]event.Position, 1)); err != nil {
+			t.Fatal(err)
+		}
+		if first, repeat := w.receive(id, "", "1", ""); first != id || repeat {
+			t.Errorf("%s %v", first, repeat)
+		}
 	}
 	for range 2 {
 		if _, repeat := w.receive("", "", "1", ""); repeat {
