@@ -166,7 +166,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	}
 	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic,
 		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}}}
-	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
+	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Spend: httpapi.Spend, Reserve: httpapi.Reserve, Release: httpapi.Release, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err
 	}
 	if r.edge, err = openEdge(o); err != nil {

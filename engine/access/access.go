@@ -95,7 +95,8 @@ type Principal struct {
 	Roles  []string // not to be changed
 	Limits Limits
 
-	all     bool // everything within the tenant
+	id      string // see Identity
+	all     bool   // everything within the tenant
 	grants  *grants
 	expires int64 // unix nanoseconds; 0 never
 	ended   atomic.Bool
@@ -103,6 +104,10 @@ type Principal struct {
 	source  *source // of the token that it showed; nil: none
 	set     *keySet // that verified it
 }
+
+// Identity tells p from every other principal, as Name, which two tenants' may share, does not. What somebody has used of
+// his limits is kept by it.
+func (p *Principal) Identity() string { return p.id }
 
 // an era is the time between two changes of what roles mean.
 type era struct{ ended atomic.Bool }
@@ -165,7 +170,9 @@ func (p *Principal) Ended(now time.Time) bool {
 }
 
 // anyone is who comes in where nothing is guarded.
-func anyone() *Principal { return &Principal{Name: "anyone", Roles: []string{"admin"}, all: true} }
+func anyone() *Principal {
+	return &Principal{Name: "anyone", id: "anyone", Roles: []string{"admin"}, all: true}
+}
 
 type contextKey struct{}
 

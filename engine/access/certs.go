@@ -95,6 +95,7 @@ func (f *inForce) certificate(c *x509.Certificate, now time.Time) (*Principal, e
 			continue
 		}
 		p := f.principal("cert:"+name, rule.tenant, rule.roles)
+		p.id += "\x00" + string(c.RawIssuer) // names are unique with whom they were given by
 		p.expires = c.NotAfter.UnixNano() + 1
 		f.certs.put(&cached{sum: sum, principal: p})
 		return p, nil

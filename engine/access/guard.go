@@ -186,7 +186,7 @@ var (
 
 // principal compiles what roles allow. Names that are no role here allow nothing.
 func (f *inForce) principal(name, tenant string, roles []string) *Principal {
-	p := &Principal{Name: name, Tenant: tenant, Roles: roles, grants: new(grants), era: f.era}
+	p := &Principal{Name: name, Tenant: tenant, Roles: roles, grants: new(grants), era: f.era, id: name + "\x00" + tenant}
 	first := true
 	for _, r := range roles {
 		r := f.roles[r]

@@ -115,6 +115,7 @@ func (r *keyring) compile(f *inForce) {
 // with is h with its key changed.
 func (h *held) with(k Key, f *inForce) *held {
 	n := &held{key: k, principal: f.principal("key:"+k.Name, k.Tenant, k.Roles)}
+	n.principal.id = "key:" + k.ID
 	n.used.Store(h.used.Load())
 	n.kept.Store(h.kept.Load())
 	if !k.Expires.IsZero() {

@@ -221,16 +221,78 @@ type session struct {
 	needs needs
 	name  string
 	who   atomic.Pointer[access.Principal]
+
+	nc     *conn   // that he is at the other end of
+	client *bucket // of his address
+	end    func()  // ends the connection: he may not go on
 }
 
 type sessionKey struct{}
 
-// Caller is who is at the other end of a connection that a Mount took over, as it is known now. Nil: nobody.
+// Caller is who is at the other end of a connection that a Mount took over, as it is known now. Nil: nobody, or not any
+// more.
 func Caller(ctx context.Context) *access.Principal {
 	if se, ok := ctx.Value(sessionKey{}).(*session); ok {
-		return se.who.Load()
+		return se.now(ctx)
 	}
 	return nil
+}
+
+// now is who the caller is; nil, and the connection ends, where what he has shown has just ended.
+func (se *session) now(ctx context.Context) *access.Principal {
+	p := se.who.Load()
+	if se.needs.in == Anyone || !p.Ended(se.s.o.Now()) {
+		return p
+	}
+	if se.check(ctx) != nil {
+		se.end()
+		return nil
+	}
+	return se.who.Load()
+}
+
+// Spend takes a message on a connection that a Mount took over from what its caller and its address may send, as if it
+// were a request.
+func Spend(ctx context.Context) error {
+	se, ok := ctx.Value(sessionKey{}).(*session)
+	if !ok {
+		return nil
+	}
+	l := se.s.limits
+	if l.address.bounds() && se.client != nil {
+		if wait := se.client.requests.take(l.now(), l.address); wait > 0 {
+			return l.tooFast(wait)
+		}
+	}
+	p := se.now(ctx)
+	if p == nil {
+		return nil // who asks next is told why
+	}
+	_, err := l.spend(p)
+	return err
+}
+
+// Reserve takes n more bytes of the room for large bodies for a message on a connection that a Mount took over, which has
+// size bytes with them. Release gives them back, and so does the end of the connection.
+func Reserve(ctx context.Context, n, size int) error {
+	se, ok := ctx.Value(sessionKey{}).(*session)
+	if !ok {
+		return nil
+	}
+	if err := se.s.shed(int64(size)); err != nil {
+		return err
+	}
+	if !se.s.bodies.reserve(se.nc, int64(n), se.needs.in == Anyone) {
+		return se.s.tooManyBodies()
+	}
+	return nil
+}
+
+// Release gives back all that Reserve took.
+func Release(ctx context.Context) {
+	if se, ok := ctx.Value(sessionKey{}).(*session); ok {
+		se.s.bodies.release(se.nc)
+	}
 }
 
 // ErrRevoked is why the context of a connection ends whose caller may not read it any more.
@@ -241,6 +303,9 @@ func (c *call) session() *session {
 	cred.Bearer = strings.Clone(cred.Bearer)
 	se := &session{s: c.s, cred: cred, needs: c.route.needs, name: strings.Clone(c.params[0])}
 	se.who.Store(c.principal)
+	if nc := connOf(c.ctx); nc != nil {
+		se.nc, se.client, nc.se = nc, nc.client, se
+	}
 	return se
 }
 
@@ -269,6 +334,7 @@ func (se *session) check(ctx context.Context) error {
 // hold returns a context that ends when ctx does, or, for ErrRevoked, when the caller may not go on. Call stop.
 func (se *session) hold(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, sessionKey{}, se))
+	se.end = func() { cancel(ErrRevoked) }
 	var again *time.Timer
 	again = time.AfterFunc(time.Hour, func() {
 		switch err := se.check(ctx); {

@@ -102,6 +102,8 @@ type conn struct {
 	limited bool       // and from what its principal may
 	refusal error      // why its body was not read; nil if it was
 
+	se *session // of who reads it, once it was taken over
+
 	linger  atomic.Bool // the peer may still be sending what nobody will read
 	pending atomic.Pointer[takeover]
 }

@@ -249,8 +249,7 @@ func (c *call) arrive(h *fasthttp.RequestHeader) error {
 	}
 	if l.address.bounds() {
 		if wait := nc.client.requests.take(l.now(), l.address); wait > 0 {
-			l.refused[limitAddressRate].Add(1)
-			return tooMany(wait, l.address, "your address sends more than %g requests a second; wait", l.o.Rate)
+			return l.tooFast(wait)
 		}
 	}
 	if !l.strangers.bounds() {
@@ -283,6 +282,11 @@ func (c *call) isKnown() (bool, error) {
 		return false, c.stranger()
 	}
 	return err == nil, nil
+}
+
+func (l *limiter) tooFast(wait time.Duration) error {
+	l.refused[limitAddressRate].Add(1)
+	return tooMany(wait, l.address, "your address sends more than %g requests a second; wait", l.o.Rate)
 }
 
 func (l *limiter) tooStrange(wait time.Duration) error {
@@ -340,7 +344,7 @@ func (c *call) limit(p *access.Principal) error {
 	}
 	nc.limited = true
 	now := l.now()
-	b := l.principals.get(p.Name, now)
+	b := l.principals.get(p.Identity(), now)
 	if most := p.Limits.Conns; most > 0 && nc.holds.Load() != b {
 		if n := b.conns.Add(1); int(n) > most {
 			b.conns.Add(-1)
@@ -353,16 +357,25 @@ func (c *call) limit(p *access.Principal) error {
 			before.conns.Add(-1)
 		}
 	}
+	r, err := l.spend(p)
+	if err == nil && r.bounds() {
+		c.tellLimit(b, now, r)
+	}
+	return err
+}
+
+// spend takes one request from what a principal may send.
+func (l *limiter) spend(p *access.Principal) (rate, error) {
 	r := newRate(p.Limits.Rate, p.Limits.Burst)
 	if !r.bounds() {
-		return nil
+		return r, nil
 	}
-	if wait := b.requests.take(now, r); wait > 0 {
+	now := l.now()
+	if wait := l.principals.get(p.Identity(), now).requests.take(now, r); wait > 0 {
 		l.refused[limitPrincipalRate].Add(1)
-		return tooMany(wait, r, "%s sends more than %g requests a second; wait", p.Name, p.Limits.Rate)
+		return r, tooMany(wait, r, "%s sends more than %g requests a second; wait", p.Name, p.Limits.Rate)
 	}
-	c.tellLimit(b, now, r)
-	return nil
+	return r, nil
 }
 
 // tellLimit says on every answer to a principal with a rate what is left of it.

@@ -198,7 +198,7 @@ func TestPrincipalLimits(t *testing.T) {
 	if got := ask(3, second); got != 200 {
 		t.Errorf("the second principal's second connection: %d", got)
 	}
-	if b := s.limits.principals.get("cert:edge-1", 0); b.conns.Load() != 1 {
+	if b := s.limits.principals.get(first.Identity(), 0); b.conns.Load() != 1 {
 		t.Errorf("%d connections of the first are counted after one has closed", b.conns.Load())
 	}
 	if refused(s, "principal_connections") != 1 || refused(s, "principal_rate") != 1 {

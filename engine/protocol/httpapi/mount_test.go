@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -80,5 +81,99 @@ func TestMountsAreBehindTheChecks(t *testing.T) {
 	go func() { _ = s.Shutdown(context.Background()) }() // the test's end waits for it
 	if b, err := io.ReadAll(r); err != nil || string(b) != "taken\ndrained\n" {
 		t.Errorf("%q, %v", b, err)
+	}
+}
+
+// What was taken over is bound like requests are: by the principal's rate and the room for large bodies; and it ends, before
+// anything else is written, with what was shown to open it.
+func TestConnectionsThatWereTakenOverAreBound(t *testing.T) {
+	policy, err := access.ParsePolicy("access.yaml", []byte("version: 1\nroles: {slow: [{allow: [read], topics: [\"*\"]}]}\nlimits: {slow: {rate: 1/h, burst: 3}}\n"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, key, text := keyed(t, access.Options{Policy: policy}, access.Key{Roles: []string{"slow"}})
+	_, other, err := g.CreateKey(t.Context(), nil, access.Key{Name: key.Name, Roles: []string{"slow"}, Tenant: "other"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	status := func(err error) int {
+		if err == nil {
+			return 200
+		}
+		p, _ := problemOf(err)
+		return p.Status
+	}
+	m := Mount{Method: "GET", Path: "/v1/ws", Stream: true, In: Known, Serve: func(_ *fasthttp.RequestCtx, take func(func(context.Context, net.Conn, []byte)) error) error {
+		return take(func(ctx context.Context, nc net.Conn, _ []byte) {
+			_, _ = fmt.Fprintln(nc, "open")
+			var b [1]byte
+			for {
+				if _, err := io.ReadFull(nc, b[:]); err != nil {
+					return
+				}
+				switch b[0] {
+				case 's':
+					_, _ = fmt.Fprintf(nc, "%d\n", status(Spend(ctx)))
+				case 'r':
+					_, _ = fmt.Fprintf(nc, "%d\n", status(Reserve(ctx, 600_000, 600_000)))
+				case 'g':
+					Release(ctx)
+					_, _ = fmt.Fprintln(nc, "0")
+				case 'w':
+					_, _ = fmt.Fprintf(nc, "%t\n", Caller(ctx) != nil)
+				case 'f':
+					st := outStream{s: nc.(*conn).s, out: []byte("secret\n")}
+					if st.flush(nc) != nil {
+						_, _ = fmt.Fprintln(nc, "ended")
+					}
+				case 'e':
+					<-ctx.Done()
+					_, _ = fmt.Fprintln(nc, context.Cause(ctx) == ErrRevoked)
+				}
+			}
+		})
+	}}
+	s, url := serve(t, Options{Backend: newFake("orders"), Guard: g, BodyBytes: 1 << 20, Limits: event.Limits{Body: 1 << 20}, Mounts: []Mount{m}, Recheck: time.Hour})
+	open := func(key string) func(string) string {
+		c := connect(t, url)
+		_, _ = fmt.Fprintf(c.nc, "GET /v1/ws HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer %s\r\n\r\n", key)
+		if line, err := c.r.ReadString('\n'); err != nil || line != "open\n" {
+			t.Fatal(line, err)
+		}
+		return func(what string) string {
+			_, _ = io.WriteString(c.nc, what)
+			line, err := c.r.ReadString('\n')
+			if err != nil {
+				t.Fatal(what, err)
+			}
+			return strings.TrimSpace(line)
+		}
+	}
+	one := open(text)
+	two := open(other)
+	for i, x := range []struct {
+		ask        func(string) string
+		what, want string
+	}{
+		{one, "s", "200"}, {one, "s", "200"}, {one, "s", "429"}, {two, "s", "200"}, // the other of the same name
+		{one, "r", "200"}, {two, "r", "503"}, {one, "g", "0"}, {two, "r", "200"}, {one, "w", "true"}, {one, "f", "secret"},
+	} {
+		if got := x.ask(x.what); got != x.want {
+			t.Errorf("%d: %s: %q, want %q", i, x.what, got, x.want)
+		}
+	}
+	if err := g.RevokeKey(t.Context(), nil, key.ID); err != nil {
+		t.Fatal(err)
+	}
+	for _, x := range [][2]string{{"f", "ended"}, {"w", "false"}, {"e", "true"}} {
+		if got := one(x[0]); got != x[1] {
+			t.Errorf("revoked: %s: %q, want %q", x[0], got, x[1])
+		}
+		if got := two("w"); got != "true" {
+			t.Errorf("the other: %q", got)
+		}
+	}
+	if n := refused(s, "principal_rate"); n != 1 {
+		t.Errorf("%d refusals are counted", n)
 	}
 }

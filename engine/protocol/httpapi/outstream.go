@@ -39,8 +39,12 @@ func (st *outStream) begin(contentType string) {
 	st.out = append(st.out, "\r\n"...)
 }
 
-// flush writes out, within Options.WriteTimeout.
+// flush writes out, within Options.WriteTimeout, unless who reads may not go on.
 func (st *outStream) flush(nc net.Conn) error {
+	if c, ok := nc.(*conn); ok && c.se != nil && c.se.needs.in != Anyone && c.se.now(st.s.work) == nil {
+		st.out = st.out[:0]
+		return ErrRevoked
+	}
 	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
 		return err
 	}

@@ -48,6 +48,11 @@ type Options struct {
 	Backend Backend
 	// May asks whether the client of a socket's context may do something, whenever it is about to; nil: everything.
 	May func(ctx context.Context, a access.Action, k access.Kind, name string) error
+	// Spend takes a message from what the client may send, Reserve n bytes for one that has size with them from the room
+	// that there is for large ones, and Release gives back all that was reserved; nil: nothing is bounded.
+	Spend   func(ctx context.Context) error
+	Reserve func(ctx context.Context, n, size int) error
+	Release func(ctx context.Context)
 	// Problem tells an error as one JSON object (RFC 9457), and whether it is the router's own fault, to be logged.
 	Problem func(err error) (doc []byte, internal bool)
 	// Render appends an event as structured JSON.
@@ -67,9 +72,10 @@ const (
 	maxSubscriptions = 64
 	maxCredit        = 10_000
 	defaultCredit    = 100
-	maxRef           = 256    // bytes
-	maxFragments     = 10_000 // frames of one message
-	maxLeased        = 10_000 // deliveries of one subscription that a socket holds unsettled
+	maxRef           = 256      // bytes
+	maxFragments     = 10_000   // frames of one message
+	largeMessage     = 16 << 10 // bytes past which a message needs room
+	maxLeased        = 10_000   // deliveries of one subscription that a socket holds unsettled
 	pullBatch        = 100
 	pullWait         = 30 * time.Second
 )
@@ -84,6 +90,12 @@ func (o Options) withDefaults() Options {
 	}
 	if o.May == nil {
 		o.May = func(context.Context, access.Action, access.Kind, string) error { return nil }
+	}
+	if o.Spend == nil {
+		o.Spend = func(context.Context) error { return nil }
+	}
+	if o.Reserve == nil || o.Release == nil {
+		o.Reserve, o.Release = func(context.Context, int, int) error { return nil }, func(context.Context) {}
 	}
 	fill := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

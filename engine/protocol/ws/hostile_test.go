@@ -2,11 +2,14 @@ package ws
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/http"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -186,4 +189,39 @@ func TestHandshakeRefused(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestMessagesAreBound: each is taken from what the client may send, and a large one needs room, which it gives back.
+func TestMessagesAreBound(t *testing.T) {
+	var spent, room atomic.Int64
+	room.Store(100_000)
+	h := start(t, Options{
+		Spend: func(context.Context) error {
+			if spent.Add(1) > 4 {
+				return errors.New("too many")
+			}
+			return nil
+		},
+		Reserve: func(_ context.Context, n, size int) error {
+			if room.Add(int64(-n)) < 0 || size > 100_000 {
+				return errors.New("no room")
+			}
+			return nil
+		},
+		Release: func(context.Context) { room.Store(100_000) },
+	})
+	c := h.dial(t)
+	publish := func(n int) {
+		c.say(`{"op":"publish","ref":"p","topic":"orders","events":[%q]}`, strings.Repeat("x", n))
+	}
+	for range 3 { // one after the other there is room for all
+		publish(60_000)
+		c.want("ok", "p")
+	}
+	publish(10)
+	c.want("ok", "p")
+	publish(10)
+	c.want("error", "p")
+	publish(200_000)
+	c.closes(1013, "no room for large messages")
 }

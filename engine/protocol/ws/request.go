@@ -56,6 +56,9 @@ func (k *socket) request(ctx context.Context, message []byte) error {
 	var out []byte
 	var begin *sub
 	if err == nil {
+		err = k.s.o.Spend(ctx)
+	}
+	if err == nil {
 		switch q.op {
 		case "subscribe":
 			begin, out, err = k.subscribe(ctx, &q)

@@ -56,6 +56,9 @@ var (
 	errUnsubscribed = errors.New("unsubscribed")
 )
 
+// tryAgainLater is 1013 of the IANA's close codes.
+const tryAgainLater frames.StatusCode = 1013
+
 // A violation is what a client did against RFC 6455; the socket closes with the code.
 type violation struct {
 	code   frames.StatusCode
@@ -116,7 +119,7 @@ func (k *socket) serve(ctx context.Context) error {
 	var message []byte
 	for {
 		var err error
-		if message, err = k.message(message[:0]); err != nil {
+		if message, err = k.message(ctx, message[:0]); err != nil {
 			return err
 		}
 		k.working.Lock()
@@ -129,12 +132,13 @@ func (k *socket) serve(ctx context.Context) error {
 		}
 		if cap(message) > 4<<10 {
 			message = nil
+			k.s.o.Release(ctx)
 		}
 	}
 }
 
 // message reads one message, answering pings on the way.
-func (k *socket) message(dst []byte) ([]byte, error) {
+func (k *socket) message(ctx context.Context, dst []byte) ([]byte, error) {
 	var until time.Time // the message's last frame must have come; zero before its first
 	state := frames.StateServerSide
 	for n := 0; ; {
@@ -156,7 +160,7 @@ func (k *socket) message(dst []byte) ([]byte, error) {
 			return nil, &violation{frames.StatusProtocolError, err.Error()}
 		}
 		if h.OpCode.IsControl() {
-			if err := k.control(h); err != nil {
+			if err := k.control(ctx, h); err != nil {
 				return nil, err
 			}
 			continue
@@ -173,7 +177,7 @@ func (k *socket) message(dst []byte) ([]byte, error) {
 		case n > maxFragments:
 			return nil, &violation{frames.StatusPolicyViolation, fmt.Sprintf("the limit is %d frames a message", maxFragments)}
 		}
-		if dst, err = k.payload(dst, h); err != nil {
+		if dst, err = k.payload(ctx, dst, h); err != nil {
 			return nil, err
 		}
 		if h.Fin {
@@ -210,10 +214,15 @@ func (k *socket) awaitFrame(until time.Time) error {
 }
 
 // payload appends a frame's payload, taking memory only for what has arrived.
-func (k *socket) payload(dst []byte, h frames.Header) ([]byte, error) {
+func (k *socket) payload(ctx context.Context, dst []byte, h frames.Header) ([]byte, error) {
 	for from := len(dst); h.Length > int64(len(dst)-from); {
 		at := len(dst)
 		n := int(min(h.Length-int64(at-from), int64(max(readBuffer, at))))
+		if at+n > largeMessage {
+			if err := k.s.o.Reserve(ctx, n, at+n); err != nil {
+				return nil, &violation{tryAgainLater, "there is no room for large messages now; come back, or send smaller ones"}
+			}
+		}
 		dst = slices.Grow(dst, n)[:at+n]
 		if _, err := io.ReadFull(k.r, dst[at:]); err != nil {
 			return nil, err
@@ -224,8 +233,8 @@ func (k *socket) payload(dst []byte, h frames.Header) ([]byte, error) {
 }
 
 // control answers a control frame (RFC 6455, 5.5); io.EOF after the client's close frame.
-func (k *socket) control(h frames.Header) error {
-	p, err := k.payload(nil, h)
+func (k *socket) control(ctx context.Context, h frames.Header) error {
+	p, err := k.payload(ctx, nil, h)
 	if err != nil {
 		return err
 	}
