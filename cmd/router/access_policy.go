@@ -25,24 +25,20 @@ type policyFile struct {
 	stamp  string   // of those
 }
 
-// load reads the policy.
+// load reads the policy. Each file is stamped before it is read: what changes meanwhile is seen by the next look. So are
+// those of a policy that is not good, one of which may be what it lacks.
 func (f *policyFile) load() (*access.Policy, error) {
-	files := []string{f.path}
-	f.stamp = stampsOf(f.files) // before it is read: what changes meanwhile is seen by the next look
-	text, err := readSmall(f.path)
+	f.files, f.stamp = nil, ""
+	read := func(name string) ([]byte, error) {
+		f.files = append(f.files, name)
+		f.stamp += stampOf(name)
+		return readSmall(name)
+	}
+	text, err := read(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("--access: %w", err)
 	}
-	p, err := access.ParsePolicy(f.path, text, func(name string) ([]byte, error) {
-		files = append(files, name)
-		return readSmall(name)
-	}, f.getenv)
-	if err != nil {
-		return nil, err
-	}
-	f.files = files
-	f.stamp = stampsOf(files)
-	return p, nil
+	return access.ParsePolicy(f.path, text, read, f.getenv)
 }
 
 func readSmall(path string) ([]byte, error) {

@@ -124,6 +124,20 @@ func (o *edgeOptions) check(cmd *cobra.Command) error {
 		}
 		o.server.Clients.Proxies = append(o.server.Clients.Proxies, prefix)
 	}
+	if o.server.Clients.StrangerRate == 0 {
+		return usagef(cmd, "--stranger-rate 0: want requests a second, or -1 for no bound")
+	}
+	for _, x := range []struct {
+		flag, needs string
+		given       bool
+	}{
+		{"proxy-header", "trusted-proxy", len(o.proxies) > 0}, {"client-certs", "client-ca", o.clientCA != ""}, {"https-port", "http-redirect", o.redirect != ""},
+		{"acme-dir", "acme-host", len(o.acme.Hosts) > 0}, {"acme-email", "acme-host", len(o.acme.Hosts) > 0}, {"acme-ca", "acme-host", len(o.acme.Hosts) > 0},
+	} {
+		if cmd.Flags().Changed(x.flag) && !x.given {
+			return usagef(cmd, "--%s does nothing without --%s: give both, or neither", x.flag, x.needs)
+		}
+	}
 	switch o.proxyHeader {
 	case "x-forwarded-for":
 	case "forwarded":

@@ -29,20 +29,20 @@ func (f *egressFile) load() (*egress.Policy, error) {
 	if f.path == "" {
 		return &egress.Policy{}, nil
 	}
-	if len(f.files) == 0 {
-		f.files = []string{f.path}
+	f.files, f.stamp = nil, ""
+	read := func(name string) ([]byte, error) { // stamped before: what changes meanwhile is seen by the next look
+		f.files = append(f.files, name)
+		f.stamp += stampOf(name)
+		return os.ReadFile(name)
 	}
-	f.stamp = stampsOf(f.files) // before it is read: what changes meanwhile is seen by the next look
-	text, err := os.ReadFile(f.path)
+	text, err := read(f.path)
 	if err != nil {
 		return nil, fmt.Errorf("--egress: %w", err)
 	}
-	p, err := egress.ParsePolicy(f.path, text, os.ReadFile, f.getenv)
+	p, err := egress.ParsePolicy(f.path, text, read, f.getenv)
 	if err != nil {
 		return nil, err
 	}
-	f.files = p.Files
-	f.stamp = stampsOf(f.files)
 	return &p.Policy, nil
 }
 

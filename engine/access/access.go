@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -167,6 +168,15 @@ func (p *Principal) Sees(k Kind, name string) bool {
 func (p *Principal) Ended(now time.Time) bool {
 	return p == nil || p.ended.Load() || p.era != nil && p.era.ended.Load() || p.expires != 0 && now.UnixNano() >= p.expires ||
 		p.source != nil && p.source.set.Load() != p.set
+}
+
+// nanos is t in Unix nanoseconds, which end in 2262: what is good for longer, as certificates that end in 9999 are, is good
+// until then.
+func nanos(t time.Time) int64 {
+	if t.Year() > 2261 {
+		return math.MaxInt64
+	}
+	return t.UnixNano()
 }
 
 // anyone is who comes in where nothing is guarded.

@@ -267,6 +267,88 @@ certificates:
 	}
 }
 
+// What is good past 2262, where nanoseconds end, is good.
+func TestFarExpiry(t *testing.T) {
+	clk := newClock()
+	g := newGuard(t, Options{Now: clk.now, Keys: &memory{}, Policy: parse(t, "version: 1\ncertificates: [{subject: \"edge-*\", roles: [publisher]}]\n", nil)})
+	for _, year := range []int{2262, 2300, 9999} {
+		_, text, err := g.CreateKey(t.Context(), nil, Key{Name: "far", Roles: []string{"reader"}, Expires: time.Date(year, 12, 31, 23, 59, 59, 0, time.UTC)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p, err := g.Authenticate(t.Context(), Credentials{Bearer: text}); err != nil || p.Ended(clk.now()) {
+			t.Errorf("a key until %d: %v", year, err)
+		}
+	}
+	c := cert(clk, "edge-1", func(c *x509.Certificate) { c.NotAfter = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC) })
+	p, err := g.Authenticate(t.Context(), Credentials{Certificate: c})
+	if again, _ := g.Authenticate(t.Context(), Credentials{Certificate: c}); err != nil || again != p {
+		t.Errorf("a certificate until 9999: %v, remembered: %t", err, again == p)
+	}
+}
+
+// Names may be shared, by tenants' keys and certificates of several authorities; who is behind them is not.
+func TestIdentity(t *testing.T) {
+	clk := newClock()
+	g := newGuard(t, Options{Now: clk.now, Keys: &memory{}, Policy: parse(t, "version: 1\ncertificates: [{subject: \"edge-*\", roles: [publisher]}]\n", nil)})
+	seen := map[string]string{}
+	add := func(what string, c Credentials) {
+		p, err := g.Authenticate(t.Context(), c)
+		if err != nil {
+			t.Fatal(what, err)
+		}
+		if of, ok := seen[p.Identity()]; ok || p.Identity() == "" {
+			t.Errorf("%s has the identity %q of %s", what, p.Identity(), of)
+		}
+		seen[p.Identity()] = what
+	}
+	for _, tenant := range []string{"", "acme", "acme"} {
+		_, text, err := g.CreateKey(t.Context(), nil, Key{Name: "k", Roles: []string{"reader"}, Tenant: tenant})
+		if err != nil {
+			t.Fatal(err)
+		}
+		add("a key of "+tenant, Credentials{Bearer: text})
+	}
+	for _, by := range []string{"one", "two"} {
+		add("a certificate by "+by, Credentials{Certificate: cert(clk, "edge-1", func(c *x509.Certificate) { c.Raw, c.RawIssuer = []byte("DER by "+by), []byte(by) })})
+	}
+}
+
+// One who has a /64 floods no more than one who has an address, and where many flood somebody else's first is kept.
+func TestAuditOfAFloodFromEverywhere(t *testing.T) {
+	clk := newClock()
+	from := map[string]int{}
+	g := newGuard(t, Options{Now: clk.now, Audit: func(e AuditEntry) { from[e.Addr]++ }, Keys: &memory{}})
+	victim := netip.MustParseAddr("198.51.100.9")
+	a := netip.MustParseAddr("2001:db8::1").As16()
+	const seconds = 300
+	for i := range seconds * 20 {
+		a[8+i%8] = byte(i / 8)
+		g.Authenticate(t.Context(), Credentials{Addr: netip.AddrFrom16(a)})
+		if i%20 == 0 {
+			g.Authenticate(t.Context(), Credentials{Addr: victim})
+		}
+		clk.pass(time.Second / 20)
+	}
+	flood := 0
+	for addr, n := range from {
+		if strings.HasPrefix(addr, "2001:") {
+			flood += n
+		}
+	}
+	if n := from[victim.String()]; n < seconds*9/10 && flood > shareBurst+shareRate*seconds || flood > 2*(shareBurst+shareRate*seconds) || n == 0 {
+		t.Errorf("%d entries of a victim's %d, %d of a flood's", n, seconds, flood)
+	}
+	g.audit.all, g.audit.share = bucket{last: clk.now()}, [shares]share{} // what there is for all is used up, by others
+	before := from[victim.String()]
+	for range 5 {
+		g.Authenticate(t.Context(), Credentials{Addr: victim})
+	}
+	if n := from[victim.String()] - before; n != 1 {
+		t.Errorf("%d entries while there is no room for all, want its own one", n)
+	}
+}
+
 func TestAuditOfAFlood(t *testing.T) {
 	clk := newClock()
 	var got []AuditEntry
@@ -292,7 +374,7 @@ func TestAuditOfAFlood(t *testing.T) {
 	for i := range 10_000 {
 		g.Authenticate(t.Context(), Credentials{Addr: netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)})})
 	}
-	if len(got) > shareBurst+2+2*refusalBurst {
+	if len(got) > shareBurst+2+2*(refusalBurst+shares) {
 		t.Errorf("%d entries", len(got))
 	}
 	clk.pass(time.Hour)

@@ -3,6 +3,7 @@ package access
 import (
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -32,13 +33,18 @@ type AuditEntry struct {
 }
 
 // Refusals may not fill a disk: a flood of them leaves entries of refusalRate a second in all, and of shareRate a
-// second of one address (or of what shares its slot), so that one who floods hides nobody else. What is left out is
-// counted, and said with the next entry.
+// second of one address, of IPv6 one /64 (or of what shares its slot, which nobody outside can tell). Where many addresses
+// use up what there is for all, each has reserveRate a second still, so that no flood hides everything of somebody else.
+// What is left out is counted, and said with the next entry.
 const (
 	refusalRate, refusalBurst = 20, 200
 	shareRate, shareBurst     = 2, 20
+	reserveRate               = 1.0 / 20
 	shares                    = 256
 )
+
+// share is what of the entries one slot of addresses has.
+type share struct{ usual, reserve bucket }
 
 // bucket is a token bucket that is filled when it is asked.
 type bucket struct {
@@ -70,21 +76,24 @@ type auditor struct {
 
 	mu    sync.Mutex
 	all   bucket
-	share [shares]bucket
+	seed  maphash.Seed
+	share [shares]share
 	left  uint64
 }
 
-func (a *auditor) init(o Options) { a.tell, a.now = o.Audit, o.Now }
+func (a *auditor) init(o Options) { a.tell, a.now, a.seed = o.Audit, o.Now, maphash.MakeSeed() }
 
 // admit reports whether a refusal at addr gets an entry, and how many before it got none.
 func (a *auditor) admit(addr netip.Addr, now time.Time) (ok bool, left uint64) {
-	slot := 0
-	for _, c := range addr.As16() {
-		slot = slot*31 + int(c)
+	addr = addr.Unmap().WithZone("")
+	of := addr.As16()
+	if addr.Is6() {
+		clear(of[8:]) // who has one has them all
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !a.share[uint(slot)%shares].take(now, shareRate, shareBurst) || !a.all.take(now, refusalRate, refusalBurst) {
+	s := &a.share[maphash.Bytes(a.seed, of[:])%shares]
+	if !s.usual.take(now, shareRate, shareBurst) || !a.all.take(now, refusalRate, refusalBurst) && !s.reserve.take(now, reserveRate, 1) {
 		a.left++
 		return false, 0
 	}

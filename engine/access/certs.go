@@ -96,7 +96,7 @@ func (f *inForce) certificate(c *x509.Certificate, now time.Time) (*Principal, e
 		}
 		p := f.principal("cert:"+name, rule.tenant, rule.roles)
 		p.id += "\x00" + string(c.RawIssuer) // names are unique with whom they were given by
-		p.expires = c.NotAfter.UnixNano() + 1
+		p.expires = nanos(c.NotAfter.Add(1))
 		f.certs.put(&cached{sum: sum, principal: p})
 		return p, nil
 	}

@@ -176,7 +176,7 @@ func (f *inForce) authenticateJWT(ctx context.Context, text string, sum digest, 
 	if err != nil {
 		return nil, err
 	}
-	p.expires, p.source, p.set = until.UnixNano(), src, set
+	p.expires, p.source, p.set = nanos(until), src, set
 	f.tokens.put(&cached{sum: sum, principal: p})
 	return p, nil
 }

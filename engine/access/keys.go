@@ -119,7 +119,7 @@ func (h *held) with(k Key, f *inForce) *held {
 	n.used.Store(h.used.Load())
 	n.kept.Store(h.kept.Load())
 	if !k.Expires.IsZero() {
-		n.principal.expires = k.Expires.UnixNano()
+		n.principal.expires = nanos(k.Expires)
 	}
 	return n
 }
