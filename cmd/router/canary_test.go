@@ -141,14 +141,19 @@ func (f *flock) ask(p *process, method, path, contentType, body string, headers 
 
 // start starts a router that logs everything; rules is the path of its rules, "" for none.
 func (f *flock) start(rules string) *process {
+	p := f.unstarted(rules)
+	p.start()
+	f.t.Cleanup(func() { p.stop() })
+	return p
+}
+
+func (f *flock) unstarted(rules string) *process {
 	p := newProcess(f.t)
 	p.o.log = slog.New(slog.NewTextHandler(f, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	p.o.token = f.plant("MILLRACE_TOKEN")
 	f.env["MILLRACE_TOKEN"] = p.o.token
 	p.o.env = func(name string) string { return f.env[name] }
 	p.o.rules, p.o.autoCreate = rules, rules == ""
-	p.start()
-	f.t.Cleanup(func() { p.stop() })
 	return p
 }
 
@@ -162,8 +167,8 @@ func (f *flock) everyGet(p *process, topic, subscription, function string) {
 		f.t.Fatal(err)
 	}
 	for _, path := range slices.Sorted(maps.Keys(doc.Paths)) {
-		if doc.Paths[path]["get"] == nil || strings.HasSuffix(path, "/stream") || strings.HasSuffix(path, "/ws") {
-			continue
+		if doc.Paths[path]["get"] == nil || strings.HasSuffix(path, "/stream") || strings.HasSuffix(path, "/ws") || path == "/v1/backup" {
+			continue // a backup is everything that there is, and docs/backup.md says so
 		}
 		name := subscription
 		if strings.Contains(path, "/functions/") {
