@@ -51,6 +51,7 @@ type Engine struct {
 	parked     alarms // of what is due
 	alarms     alarms
 	hosts      hosts
+	budget     sendBudget
 	schedules  scheduleBook
 	circuit    breakerLimits
 	uncounted  letterQueue
@@ -84,6 +85,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.spawn = func(f func(context.Context)) { e.readers.Go(func() { f(life) }) }
 	e.parked.wake, e.alarms.wake = make(chan struct{}, 1), make(chan struct{}, 1)
 	e.schedules.wake, e.schedules.alarm.ring = make(chan struct{}, 1), e.schedules.ring
+	e.budget.open(e)
 	e.hosts.e, e.circuit = e, breakerLimits{o.CircuitFailures, o.CircuitWait, o.CircuitMaxWait}
 	e.uncounted.wake = make(chan struct{}, 1)
 	e.replies, e.invoking = newReplies(o), newInvocations()

@@ -18,6 +18,7 @@ type gate struct {
 	shut    shutBy // senders are not woken until who shut it opens it
 	alarm   alarm
 	waited  bool   // for events to go together, and then could not go
+	needs   int64  // bytes of the batch that did not fit into the budget of sends
 	target  string // of the sink that the circuit is about
 
 	rateWaits, hostWaits uint64 // sends that were put off
@@ -31,6 +32,7 @@ const (
 	byCircuit
 	byRate
 	byHost
+	byMemory
 )
 
 // A pass is one send's way through the gate and back.

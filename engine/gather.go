@@ -79,6 +79,7 @@ func (s *subscription) gather(c *subConfig, w *sender) {
 	if waits {
 		s.withdraw(&w.pass) // others of the target's host shall not wait because this one waits for events
 		w.outside = true
+		s.refund(w) // nor others for the budget of sends
 		s.waitForMore(c, w)
 		goes := len(w.jobs) > 0 && s.mayGo(c)
 		if goes && s.enter(c, &w.pass) {
@@ -120,9 +121,12 @@ func (s *subscription) mayGo(c *subConfig) bool {
 }
 
 // putJobsBack puts what w holds where it is taken from again.
-func (s *subscription) putJobsBack(w *sender) {
+func (s *subscription) putJobsBack(w *sender) { s.putBackFrom(w, 0) }
+
+// putBackFrom puts back what w holds from the n-th job on.
+func (s *subscription) putBackFrom(w *sender, n int) {
 	face := s.config.Load().Deliver.Face
-	for _, j := range w.jobs {
+	for _, j := range w.jobs[n:] {
 		switch {
 		case j.made == nil:
 			s.again(j.it)
@@ -138,7 +142,8 @@ func (s *subscription) putJobsBack(w *sender) {
 			s.again(j.it)
 		}
 	}
-	w.jobs = w.jobs[:0]
+	clear(w.jobs[n:])
+	w.jobs = w.jobs[:n]
 }
 
 // full reports whether w need not wait for more.

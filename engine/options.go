@@ -36,6 +36,7 @@ type Options struct {
 	QueueBytes int           // bytes of log that they keep in memory, per subscription; 4 MiB
 	Flush      time.Duration // how often cursors are gathered and written; 100 ms
 	MaxLeases  int           // leases out at once, per subscription; 10,000
+	SendBytes  int64         // bytes of events larger than 4 KiB that are being sent at once, of all subscriptions; 256 MiB
 
 	// A target's circuit opens after so many failures in a row (10; negative: never), for CircuitWait (5 s), which
 	// doubles up to CircuitMaxWait (5 min).
@@ -77,6 +78,9 @@ func (o Options) withDefaults() Options {
 	fill(&o.Waiters, 4096)
 	fill(&o.Replies, 10_000)
 	fill(&o.CircuitFailures, 10)
+	if o.SendBytes == 0 {
+		o.SendBytes = 256 << 20
+	}
 	if o.CircuitWait == 0 {
 		o.CircuitWait = 5 * time.Second
 	}
@@ -135,8 +139,8 @@ func (o Options) validate() error {
 	if o.Store == nil {
 		errs = append(errs, errors.New("option Store is missing"))
 	}
-	if o.Queue < 1 || o.QueueBytes < 1 || o.MaxLeases < 1 {
-		errs = append(errs, errors.New("options Queue, QueueBytes and MaxLeases: want at least 1"))
+	if o.Queue < 1 || o.QueueBytes < 1 || o.MaxLeases < 1 || o.SendBytes < 1 {
+		errs = append(errs, errors.New("options Queue, QueueBytes, MaxLeases and SendBytes: want at least 1"))
 	}
 	if o.CircuitWait < 0 || o.CircuitMaxWait < o.CircuitWait {
 		errs = append(errs, errors.New("options CircuitWait and CircuitMaxWait: want positive times, the second not below the first"))

@@ -20,11 +20,14 @@ type sender struct {
 	id         []byte // the deliveries' ids, one after the other
 	ends       []int  // where each ends
 	fits       func(item) bool
-	closed     bool        // what came next does not fit
-	limits     sinkLimits  // under which it gathers
-	alarm      alarm       // ends the gathering
-	reply      event.Reply // where the sink puts one
-	asks       bool        // it shall
+	affords    func(item) bool // takes out of the budget of sends what sending it takes
+	charged    int64           // what it has taken
+	short      bool            // it was not there
+	closed     bool            // what came next does not fit
+	limits     sinkLimits      // under which it gathers
+	alarm      alarm           // ends the gathering
+	reply      event.Reply     // where the sink puts one
+	asks       bool            // it shall
 
 	err     error          // of the send
 	partial *event.Partial // err, if it is one
@@ -36,10 +39,11 @@ type sender struct {
 
 func (s *subscription) send(crew *crew) {
 	w := &sender{}
+	w.affords = func(it item) bool { return s.affords(w, it) }
 	ctx := s.e.working()
 	s.mu.Lock()
 	for {
-		c, j, ok := s.nextJob(crew, &w.pass)
+		c, j, ok := s.nextJob(crew, w)
 		if !ok {
 			crew.running--
 			s.mu.Unlock()
@@ -48,6 +52,9 @@ func (s *subscription) send(crew *crew) {
 		w.begin(j, c.limits)
 		if !w.pass.probe || batchOf(j.it) != 0 { // of what finds out whether the target is back there is least
 			s.gather(c, w)
+		}
+		if len(w.jobs) > 0 {
+			s.settleCharge(w)
 		}
 		s.kick() // others may take the rest
 		switch {
@@ -64,6 +71,8 @@ func (s *subscription) send(crew *crew) {
 			s.observe(w, time.Since(began))
 			v := verdictOf(w)
 			down := w.pass.hostPassed(s, v)
+			s.e.budget.ended(w.charged)
+			w.charged = 0
 			s.mu.Lock()
 			s.passed(c, &w.pass, v, down)
 			if w.err == nil && w.reply.Status != 0 {
@@ -78,7 +87,7 @@ func (s *subscription) send(crew *crew) {
 }
 
 // nextJob waits for something to send. The caller holds s.mu.
-func (s *subscription) nextJob(crew *crew, p *pass) (*subConfig, job, bool) {
+func (s *subscription) nextJob(crew *crew, w *sender) (*subConfig, job, bool) {
 	for {
 		if !s.stopped() && !s.ended {
 			if c := s.under(); c != nil {
@@ -86,11 +95,16 @@ func (s *subscription) nextJob(crew *crew, p *pass) (*subConfig, job, bool) {
 					s.leaveLocked(c) // the definition has changed: others go on, or fewer
 					return nil, job{}, false
 				}
-				if !s.filler.waits() && s.sendable(c) && s.enter(c, p) {
-					if j, ok := s.takeJob(c, nil); ok {
+				if !s.filler.waits() && s.sendable(c) && s.enter(c, &w.pass) {
+					w.short = false
+					if j, ok := s.takeJob(c, w.affords); ok {
 						return c, j, true
 					}
-					s.withdraw(p)
+					s.refund(w)
+					s.withdraw(&w.pass)
+					if w.short {
+						s.shutGate(byMemory, 0)
+					}
 				}
 				s.leaveLocked(c)
 			}

@@ -19,10 +19,11 @@ type memorySplit struct {
 	Dedupe    int64 // the index of ids
 	Functions int64 // linear memory of function instances, together
 	Bodies    int64 // large bodies of requests while they are read and answered, together
+	Sends     int64 // large events while they are sent, together
 }
 
 // splitMemory divides total bytes: an eighth for the cache and for fresh blocks each, a sixteenth for a
-// memtable and the dedupe index, a quarter for functions, an eighth for requests' bodies; each within what it can make use of.
+// memtable and the dedupe index, a quarter for functions, an eighth for requests' bodies and for events on their way out each; each within what it can make use of.
 func splitMemory(total int64) memorySplit {
 	clamp := func(v, low, high int64) int64 { return max(low, min(v, high)) }
 	return memorySplit{
@@ -33,12 +34,13 @@ func splitMemory(total int64) memorySplit {
 		Dedupe:    clamp(total/16, 1<<20, 64<<20),
 		Functions: clamp(total/4, 64<<20, 8<<30),
 		Bodies:    clamp(total/8, 16<<20, 512<<20),
+		Sends:     clamp(total/8, 8<<20, 512<<20),
 	}
 }
 
 func (m memorySplit) String() string {
-	return fmt.Sprintf("%s (cache %s, memtable %s, fresh blocks %s, ids %s, functions %s, bodies %s)", sizeText(m.Total),
-		sizeText(m.Cache), sizeText(m.MemTable), sizeText(m.Fresh), sizeText(m.Dedupe), sizeText(m.Functions), sizeText(m.Bodies))
+	return fmt.Sprintf("%s (cache %s, memtable %s, fresh blocks %s, ids %s, functions %s, bodies %s, sends %s)", sizeText(m.Total),
+		sizeText(m.Cache), sizeText(m.MemTable), sizeText(m.Fresh), sizeText(m.Dedupe), sizeText(m.Functions), sizeText(m.Bodies), sizeText(m.Sends))
 }
 
 // defaultMemory is 80 % of what the cgroup allows, or of what the machine has.

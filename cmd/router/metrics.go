@@ -174,6 +174,10 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	gauge(descDedupe, float64(s.DedupeBytes))
 	gauge(descDegraded, truth(s.Degraded != ""))
 	gauge(descWaiters, float64(e.Waiters()))
+	used, waiting, limit := e.SendBytes()
+	gauge(descSendBytes, float64(used))
+	gauge(descSendWaiting, float64(waiting))
+	gauge(descSendLimit, float64(limit))
 }
 
 func (m *metrics) collectTopics(e *engine.Engine, out chan<- prometheus.Metric) {

@@ -16,12 +16,15 @@ type edgeStats struct {
 }
 
 var (
-	descConns      = describe("connections", "Connections that are open, streams among them.")
-	descRefused    = describe("limit_refusals_total", "Requests and connections refused because of a limit.", "limit")
-	descHandshakes = describe("tls_handshake_failures_total", "TLS handshakes that failed.")
-	descExpiry     = describe("tls_certificate_expiry_seconds", "Seconds until the certificate expires; below 0 it has.", "name")
-	descInFlight   = describe("bodies_in_flight_bytes", "Bytes of large bodies that are being read or answered.")
-	descBudget     = describe("bodies_in_flight_limit_bytes", "How many there may be.")
+	descConns       = describe("connections", "Connections that are open, streams among them.")
+	descRefused     = describe("limit_refusals_total", "Requests and connections refused because of a limit.", "limit")
+	descHandshakes  = describe("tls_handshake_failures_total", "TLS handshakes that failed.")
+	descExpiry      = describe("tls_certificate_expiry_seconds", "Seconds until the certificate expires; below 0 it has.", "name")
+	descInFlight    = describe("bodies_in_flight_bytes", "Bytes of large bodies that are being read or answered.")
+	descSendBytes   = describe("send_bytes", "Bytes of events over 4 KiB that are being sent.")
+	descSendWaiting = describe("send_bytes_waiting", "Bytes of those that wait for room, of each subscription the next send alone.")
+	descSendLimit   = describe("send_bytes_limit", "How many may be sent at once.")
+	descBudget      = describe("bodies_in_flight_limit_bytes", "How many there may be.")
 )
 
 // edgeStats reads them.

@@ -124,7 +124,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if note != nil {
 		fork = note.Fork
 	}
-	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, Fork: fork, Sealed: o.auditTopic, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, Observer: m.observer(), Log: o.log}); err != nil {
+	if r.engine, err = engine.Open(ctx, engine.Options{Store: r.store, Host: r.host, Fork: fork, Sealed: o.auditTopic, AutoCreate: o.autoCreate, AcceptClock: o.acceptClock, Limits: o.edge.limits, SendBytes: o.memory.Sends, Observer: m.observer(), Log: o.log}); err != nil {
 		return r, err
 	}
 	if err := tidyData(o.data, note); err != nil {

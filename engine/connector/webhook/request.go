@@ -12,8 +12,8 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// keepBuffer is target.keep where there are no batches.
-const keepBuffer = 256 << 10
+// keepBuffer is target.keep where there are no batches. Ten thousand subscriptions may have a lane each.
+const keepBuffer = 64 << 10
 
 // A target is what of a sink's configuration every request repeats.
 type target struct {

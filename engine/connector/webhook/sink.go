@@ -190,6 +190,9 @@ func (s *Sink) release(l *lane) {
 	if cap(l.answer) > 4<<10 {
 		l.answer = nil
 	}
+	if cap(l.buf) > s.target.keep || l.conn == nil && cap(l.buf) > 4<<10 { // a lane may rest for long, one of thousands
+		l.buf = nil
+	}
 	s.mu.Lock()
 	if l.conn == nil || s.closed {
 		l.hangUp()
