@@ -75,7 +75,7 @@ func (d *definitions) applySources(set *rules.Set) {
 	d.sources(list)
 }
 
-var descSourceRequests = describe("source_requests_total", "Requests to the source, by what became of them: accepted, repeat, handshake, refused (not verified), invalid, failed; _unknown is for sources that there are not.", "source", "outcome")
+var descSourceRequests = describe("source_requests_total", "Requests to the source, by what became of them: accepted, repeat, renamed (a repeat by what was signed, under another id), handshake, refused (not verified), invalid, failed; _unknown is for sources that there are not.", "source", "outcome")
 
 func (m *metrics) collectSources(out chan<- prometheus.Metric) {
 	if m.sources == nil {

@@ -13,7 +13,7 @@ import (
 func TestSourceSeriesAreBounded(t *testing.T) {
 	var list []hooks.Stats
 	for i := range maxSeries + 5 {
-		list = append(list, hooks.Stats{Name: fmt.Sprintf("s%04d", i), Counts: [6]uint64{1}})
+		list = append(list, hooks.Stats{Name: fmt.Sprintf("s%04d", i), Counts: [7]uint64{1}})
 	}
 	m := &metrics{sources: func() ([]hooks.Stats, uint64) { return list, 0 }}
 	out := make(chan prometheus.Metric, 10*len(list))

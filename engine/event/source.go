@@ -15,10 +15,10 @@ type Source struct {
 	Headers []string // kept as extensions; in lower case
 	RawForm bool     // a form stays text; else it becomes a JSON object
 	Origins []string // of CloudEvents senders that may deliver here; "*": all
-	// SignedID says that the id is read from what is signed. Where it is not, whoever saw a webhook could send it again
-	// under another id, so that repeats are told by the signature as well.
-	SignedID bool
-	Owner    Owner
+	// ByID tells repeats by the id alone, not by what was signed as well: whoever saw a webhook can send it again under
+	// another id, where that is not signed.
+	ByID  bool
+	Owner Owner
 }
 
 // EventSource is the attribute source of its events.
@@ -37,6 +37,7 @@ type Hook struct {
 	Received time.Time
 
 	// Proof is set where the verifier of a scheme that signs has returned nil: what is the same for the same signed request, and for no other.
+	// A scheme whose senders say different things with the same signature has what tells them apart in it, too.
 	Proof  [32]byte
 	Proved bool
 }
@@ -119,6 +120,8 @@ type Provided struct {
 	Type, Subject, Key, ID, Time string
 
 	SignsBody     bool
+	JSON          bool // a body that is JSON is that, whatever Content-Type says, which is not signed
+	Form          bool // and one that is not is a form
 	SignsQuery    bool
 	SignedHeaders []string      // in lower case
 	Tolerance     time.Duration // of the signed timestamp; 0: none is signed

@@ -58,7 +58,7 @@ func SchemeOf[O any](about string, open func(o O) (event.Verifier, error)) Schem
 	}}
 }
 
-var sourceShape = shape{keys: []string{"topic", "verify", "url", "type", "subject", "key", "id", "time", "extensions", "form", "origins"}}
+var sourceShape = shape{keys: []string{"topic", "verify", "url", "type", "subject", "key", "id", "time", "extensions", "form", "repeats", "origins"}}
 
 // Bounds of a source.
 const (
@@ -100,6 +100,12 @@ func (p *parser) source(name string, key, n *node) Source {
 		text, ok := p.str(v)
 		if s.RawForm = text == "raw"; ok && !s.RawForm && text != "json" {
 			p.bad(v, "is %s%s", v.shown(), suggest(text, []string{"json", "raw"}))
+		}
+	}
+	if v := f["repeats"]; v != nil {
+		text, ok := p.str(v)
+		if s.ByID = text == "id"; ok && !s.ByID && text != "both" {
+			p.bad(v, "is %s%s", v.shown(), suggest(text, []string{"both", "id"}))
 		}
 	}
 	if v := f["origins"]; v != nil {
@@ -235,9 +241,6 @@ func (p *parser) expressions(s *Source, f map[string]*node, provided event.Provi
 			}
 			texts[i] = t
 		}
-		if x.Key == "id" && texts[i] != nil {
-			s.SignedID = idSigned(texts[i], provided)
-		}
 	}
 	fill := &filler{texts: texts}
 	for i, t := range texts {
@@ -262,20 +265,6 @@ func (p *parser) expression(n *node, text string) *filters.Text {
 		return nil
 	}
 	return t
-}
-
-// idSigned reports whether all that an expression reads is covered by a scheme's signature.
-func idSigned(t *filters.Text, by event.Provided) bool {
-	data, query := t.Reads()
-	if data && !by.SignsBody || query && !by.SignsQuery {
-		return false
-	}
-	for _, name := range t.Headers() {
-		if !slices.Contains(by.SignedHeaders, name) {
-			return false
-		}
-	}
-	return true
 }
 
 // filler computes the attributes of events.
@@ -329,6 +318,11 @@ func effectiveSource(s event.Source, options *doc, expressions [5]string) *doc {
 		form = "raw"
 	}
 	d.set("form", text(form))
+	repeats := "both"
+	if s.ByID {
+		repeats = "id"
+	}
+	d.set("repeats", text(repeats))
 	for _, x := range []struct {
 		key    string
 		values []string
@@ -364,10 +358,11 @@ func describeSources(schemes map[string]SchemeKind) []described {
 		"type":       expression("Of the event."),
 		"subject":    expression("Of the event."),
 		"key":        expression("The event's partitionkey."),
-		"id":         expression("Of the event: a repeat is told by it. Without one it is made of the signature."),
+		"id":         expression("Of the event: a repeat is told by it, and by what was signed. Without one it is made of the signature."),
 		"time":       expression("Of the event: RFC 3339, or seconds or milliseconds since 1970."),
 		"extensions": {is: listOf(plainText("header")), about: "Headers that the event keeps, as extensions named by their letters and digits.", absent: "none"},
 		"form":       {is: oneOf("json", "raw"), about: "What becomes of a form: a JSON object, or its text.", absent: "`json`", std: "json"},
+		"repeats":    {is: oneOf("both", "id"), about: "What tells a repeat: the id and what was signed, or the id alone, for senders who sign the same for different webhooks.", absent: "`both`", std: "both"},
 		"origins":    {is: listOf(plainText("name")), about: "CloudEvents senders that are told, when they ask by OPTIONS, that they may deliver; `*` is all.", absent: "none"},
 	}}
 	return append([]described{source, verify}, options...)

@@ -77,6 +77,7 @@ sources:
     time: data.at
     extensions: [X-Request-Id, x-trace]
     form: raw
+    repeats: id
     origins: [eventgrid.azure.net]
   open: {topic: open, verify: none}
   judged: {topic: open, verify: {function: {name: judge}}}
@@ -88,7 +89,7 @@ sources:
 	own := event.Owner{File: "r.yaml"}
 	want := []event.Source{
 		{Name: "github", Topic: "code", Scheme: "github"},
-		{Name: "own", Topic: "code", Scheme: "github", URL: "https://hooks.example.com/in", Headers: []string{"x-request-id", "x-trace"}, RawForm: true, Origins: []string{"eventgrid.azure.net"}, SignedID: true},
+		{Name: "own", Topic: "code", Scheme: "github", URL: "https://hooks.example.com/in", Headers: []string{"x-request-id", "x-trace"}, RawForm: true, Origins: []string{"eventgrid.azure.net"}, ByID: true},
 		{Name: "open", Topic: "open", Scheme: "none"},
 		{Name: "judged", Topic: "open", Scheme: "function"},
 	}

@@ -1,11 +1,35 @@
 package hooks
 
 import (
+	"bytes"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/millrace/millrace/engine/event"
 )
+
+// mediaType is what a body is. No scheme signs Content-Type: where it is known what the sender sends, the body, which is signed,
+// tells it by itself, so that whoever repeats a webhook under another type makes no other event of it.
+func mediaType(h *event.Hook, by event.Provided) string {
+	contentType, _ := h.Header("content-type")
+	if !by.JSON {
+		return contentType
+	}
+	base, _, _ := strings.Cut(contentType, ";")
+	isJSON := strings.EqualFold(strings.TrimSpace(base), "application/json")
+	switch body := bytes.TrimLeft(h.Body, " \t\r\n"); {
+	case len(body) == 0, isForm(contentType) && by.Form && body[0] != '{' && body[0] != '[':
+		return contentType
+	case body[0] == '{' || body[0] == '[':
+		if isJSON || event.CheckJSON(h.Body) != nil {
+			return contentType
+		}
+		return "application/json"
+	case by.Form:
+		return formType
+	}
+	return contentType
+}
 
 // readData takes the body as the event's data, byte for byte, but for a form.
 func readData(h *event.Hook, contentType string, rawForm bool, ev *event.Event) error {

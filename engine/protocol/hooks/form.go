@@ -18,9 +18,11 @@ type formField struct {
 	values []string
 }
 
+const formType = "application/x-www-form-urlencoded"
+
 func isForm(contentType string) bool {
 	base, _, _ := strings.Cut(contentType, ";")
-	return strings.EqualFold(strings.TrimSpace(base), "application/x-www-form-urlencoded")
+	return strings.EqualFold(strings.TrimSpace(base), formType)
 }
 
 // parseForm reads application/x-www-form-urlencoded: names in the order of their first values.

@@ -24,7 +24,7 @@ func (o GitHub) Open() (event.Verifier, error) {
 		keys: newKeys(sha256.New, asBytes(secretsOf(o.Secret, o.Secrets))),
 		provided: event.Provided{
 			Type: `"github." + headers["x-github-event"]`, ID: `headers["x-github-delivery"]`, Subject: `data.repository.full_name`,
-			SignsBody: true,
+			SignsBody: true, JSON: true, Form: true,
 		}}, nil
 }
 
@@ -32,6 +32,7 @@ func (o GitHub) Open() (event.Verifier, error) {
 type bodySigned struct {
 	header, prefix, encoding string
 	keys                     keys
+	with                     []string // headers that tell apart webhooks with one body, though they are not signed
 	provided                 event.Provided
 }
 
@@ -56,6 +57,16 @@ func (v *bodySigned) Verify(_ context.Context, h *event.Hook, say func(string)) 
 	}
 	if say != nil {
 		told(say, "it is the signature of the body (%d bytes)", len(h.Body))
+	}
+	if len(v.with) > 0 {
+		sum := sha256.New()
+		for _, name := range v.with {
+			value, _ := h.Header(name)
+			_, _ = sum.Write(h.Proof[:])
+			_, _ = sum.Write(bytesOf(value)) // of no fixed length, so that each goes into a sum of its own
+			sum.Sum(h.Proof[:0])
+			sum.Reset()
+		}
 	}
 	return nil
 }

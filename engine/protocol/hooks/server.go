@@ -187,10 +187,14 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, x *serving, h *event.Hook) erro
 	if err != nil {
 		return err
 	}
-	if repeat {
-		x.counts.repeats.Add(1)
-	} else {
+	switch {
+	case !repeat:
 		x.counts.accepted.Add(1)
+	case id == ev.ID:
+		x.counts.repeats.Add(1)
+	default: // somebody changed what is not signed, or the sender says the same of two things
+		x.counts.renamed.Add(1)
+		s.o.Log.Warn("a webhook is signed as one before and has another id; it is taken for a repeat, unless rules say `repeats: id`", "source", x.Name, "id", ev.ID, "first", id)
 	}
 	if q, ok := x.Verifier.(quiet); ok {
 		answer(ctx, q.Quiet())
@@ -224,7 +228,7 @@ func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.
 	if err := x.Verifier.Verify(ctx, h, say); err != nil {
 		return nil, nil, err
 	}
-	contentType, _ := h.Header("content-type")
+	contentType := mediaType(h, x.Verifier.Provides())
 	if t, ok := x.Verifier.(typed); ok {
 		contentType = t.Media()
 	}
@@ -242,10 +246,11 @@ func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.
 	if err := x.attributes(h, ev); err != nil {
 		return nil, nil, err
 	}
-	switch {
-	case ev.ID != "" && h.Proved && !x.SignedID:
+	if h.Proved && !x.ByID {
+		// Also where the id is signed: what reads it out of the body goes by headers that are not.
 		proof = h.Proof[:]
-	case ev.ID == "" && h.Proved: // no id of the sender's: what was signed is one
+	}
+	if h.Proved && ev.ID == "" { // no id of the sender's: what was signed is one
 		ev.ID = hex.EncodeToString(h.Proof[:16])
 	}
 	ev.ClientID = ev.ID != ""
@@ -278,11 +283,8 @@ func eventTime(text string) string {
 	if text == "" {
 		return ""
 	}
-	digits := strings.TrimSuffix(text, ".0")
-	if whole, _, found := strings.Cut(text, "."); found { // such as 1355517523.000005
-		digits = whole
-	}
-	if strings.Trim(digits, "0123456789") == "" && len(digits) <= 13 {
+	digits, fraction, isFraction := strings.Cut(text, ".") // such as 1355517523.000005
+	if allDigits(digits) && len(digits) <= 13 && (!isFraction || allDigits(fraction)) {
 		n := int64(0)
 		for _, c := range []byte(digits) {
 			n = n*10 + int64(c-'0')
@@ -297,6 +299,8 @@ func eventTime(text string) string {
 	}
 	return text
 }
+
+func allDigits(s string) bool { return s != "" && strings.Trim(s, "0123456789") == "" }
 
 // read fills in a hook, which borrows the request.
 func (s *Server) read(h *event.Hook, x *serving, ctx *fasthttp.RequestCtx) {

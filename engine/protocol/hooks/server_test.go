@@ -135,7 +135,7 @@ func TestServe(t *testing.T) {
 		if err != nil || res.StatusCode() != 200 {
 			t.Fatalf("%v %s", err, res)
 		}
-		if got := box.events[i+1]; got.ID != tt.id || got.ClientID != (tt.id != "") || string(got.Data) != tt.body || got.Type != "webhook" || got.DataContentType != tt.contentType && tt.body != "" || box.proofs[i+1] {
+		if got := box.events[i+1]; got.ID != tt.id || got.ClientID != (tt.id != "") || string(got.Data) != tt.body || got.Type != "webhook" || got.DataContentType != tt.contentType && tt.body != "" || box.proofs[i+1] != strings.HasSuffix(tt.uri, "own") {
 			t.Errorf("%+v", got)
 		}
 	}
@@ -144,10 +144,10 @@ func TestServe(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 	list, unknown := s.Stats()
-	if want := [6]uint64{2, 2, 0, 1, 2, 0}; len(list) != 2 || list[0].Counts != want || unknown != 1 || list[0].Last == nil {
+	if want := [7]uint64{2, 1, 1, 0, 1, 2, 0}; len(list) != 2 || list[0].Counts != want || unknown != 1 || list[0].Last == nil {
 		t.Errorf("%+v, %d unknown; want %v", list, unknown, want)
 	}
-	if want := [6]uint64{3, 0, 0, 0, 2, 1}; list[1].Counts != want {
+	if want := [7]uint64{3, 0, 0, 0, 0, 2, 1}; list[1].Counts != want {
 		t.Errorf("%+v; want %v", list[1], want)
 	}
 	s.Set([]Source{{Source: event.Source{Name: "own"}, Verifier: v, Fill: fill, Doc: json.RawMessage("{}")}})
@@ -355,5 +355,79 @@ func TestTry(t *testing.T) {
 	ctx.Init(&fasthttp.Request{}, nil, nil)
 	if err := s.ServeList(&ctx, nil); err != nil || !strings.Contains(string(ctx.Response.Body()), `"scheme":""`) || !strings.Contains(string(ctx.Response.Body()), `"accepted":0`) {
 		t.Errorf("%v %s", err, ctx.Response.Body())
+	}
+}
+
+// What no signature covers makes no second event of a webhook: neither another media type nor another id. A sender who
+// signs the same for different webhooks loses none by it.
+func TestRepeatsUnderOtherHeaders(t *testing.T) {
+	const evt = `{"id":"evt_1","event_id":"Ev1","type":"made"}`
+	hmac := open(t, HMAC{Secret: "k", Header: "x-sig"})
+	signed := []string{
+		"Stripe-Signature: t=" + stamp(0) + ",v1=" + hexOf("k", stamp(0)+"."+evt),
+		"X-Slack-Request-Timestamp: " + stamp(0), "X-Slack-Signature: v0=" + hexOf("k", "v0:"+stamp(0)+":"+evt),
+		"X-Hub-Signature-256: sha256=" + hexOf("k", evt), "X-Sig: " + hexOf("k", evt),
+		"X-Shopify-Hmac-Sha256: " + base64Of("k", evt),
+	}
+	for _, tt := range []struct {
+		name   string
+		source Source
+		one    []string
+		other  []string
+		stored int
+		json   bool // whatever the headers say
+	}{
+		{"stripe", Source{Verifier: open(t, Stripe{Secret: "k"})}, []string{"Content-Type: application/json"}, []string{"Content-Type: text/plain"}, 1, true},
+		{"stripe first as text", Source{Verifier: open(t, Stripe{Secret: "k"})}, []string{"Content-Type: text/plain"}, []string{"Content-Type: application/json"}, 1, true},
+		{"slack as a form", Source{Verifier: open(t, Slack{Secret: "k"})}, []string{"Content-Type: " + formType}, []string{"Content-Type: application/json"}, 1, true},
+		{"hmac", Source{Verifier: hmac}, []string{"Content-Type: application/json"}, []string{"Content-Type: text/plain"}, 1, true},
+		{"github under another id", Source{Verifier: open(t, GitHub{Secret: "k"})}, []string{"X-Id: 1"}, []string{"X-Id: 2"}, 1, true},
+		{"hmac by id", Source{Source: event.Source{ByID: true}, Verifier: hmac}, []string{"X-Id: 1"}, []string{"X-Id: 2"}, 2, true},
+		{"shopify under another id", Source{Verifier: open(t, Shopify{Secret: "k"})}, []string{"X-Id: 1", "X-Shopify-Topic: orders/create"}, []string{"X-Id: 2", "X-Shopify-Topic: orders/create"}, 1, true},
+		{"shopify of another topic", Source{Verifier: open(t, Shopify{Secret: "k"})}, []string{"X-Id: 1", "X-Shopify-Topic: orders/create"}, []string{"X-Id: 2", "X-Shopify-Topic: orders/paid"}, 2, true},
+	} {
+		box := &inbox{}
+		tt.source.Name = "s"
+		s := newServer(t, box, tt.source)
+		s.Set([]Source{{Source: tt.source.Source, Verifier: tt.source.Verifier, Fill: func(h *event.Hook, ev *event.Event) error {
+			if ev.ID, _ = h.Header("x-id"); ev.ID == "" && h.JSON {
+				ev.ID = "evt_1"
+			}
+			return nil
+		}}})
+		for _, more := range [][]string{tt.one, tt.other, tt.one} {
+			if res, err := ask(s, "POST", "/v1/sources/s", evt, append(more, signed...)...); err != nil || res.StatusCode() != 200 {
+				t.Errorf("%s: %v %s", tt.name, err, res)
+			}
+		}
+		if len(box.events) != tt.stored {
+			t.Errorf("%s: %d are stored; want %d", tt.name, len(box.events), tt.stored)
+			continue
+		}
+		if ev := box.events[0]; tt.json && ev.DataContentType != "application/json" {
+			t.Errorf("%s: it is %s", tt.name, ev.DataContentType)
+		}
+	}
+	// What is no JSON is a form where the sender has forms, and what the sender says elsewhere.
+	for body, want := range map[string]string{"a=b": formType, "[1]": "application/json", "{": "text/plain", "": "text/plain"} {
+		h := &event.Hook{Body: []byte(body), Headers: []event.HookHeader{{Name: "Content-Type", Value: "text/plain"}}}
+		if got := mediaType(h, event.Provided{JSON: true, Form: true}); got != want {
+			t.Errorf("%q is %s; want %s", body, got, want)
+		}
+		if got := mediaType(h, event.Provided{}); got != "text/plain" {
+			t.Errorf("%q is %s", body, got)
+		}
+	}
+}
+
+func TestTimesOfEvents(t *testing.T) {
+	for text, want := range map[string]string{
+		"1700000000": "2023-11-14T22:13:20Z", "1700000000.0": "2023-11-14T22:13:20Z", "1355517523.000005": "2012-12-14T20:38:43Z",
+		"1700000000123": "2023-11-14T22:13:20.123Z", "2026-01-31T00:00:00Z": "2026-01-31T00:00:00Z",
+		"": "", ".": "", ".5": "", "..": "", "1.": "", "1.2.3": "", "1.x": "", "-1": "", "yesterday": "", "17000000000000": "",
+	} {
+		if got := eventTime(text); got != want {
+			t.Errorf("%q is %q; want %q", text, got, want)
+		}
 	}
 }

@@ -12,8 +12,8 @@ import (
 
 // counts are what became of a source's requests.
 type counts struct {
-	accepted, repeats, handshakes, unverified, invalid, failed atomic.Uint64
-	last                                                       atomic.Pointer[Refusal]
+	accepted, repeats, renamed, handshakes, unverified, invalid, failed atomic.Uint64
+	last                                                                atomic.Pointer[Refusal]
 }
 
 // Refusal is the last request of a source that was refused, and why.
@@ -36,13 +36,13 @@ func (c *counts) refused(now time.Time, err error) {
 
 // Outcomes are the names under which a source's requests are counted.
 func Outcomes() []string {
-	return []string{"accepted", "repeat", "handshake", "refused", "invalid", "failed"}
+	return []string{"accepted", "repeat", "renamed", "handshake", "refused", "invalid", "failed"}
 }
 
 // Stats are the figures of one source; Counts has one for each of Outcomes.
 type Stats struct {
 	Name   string
-	Counts [6]uint64
+	Counts [7]uint64
 	Last   *Refusal // nil: none was refused
 }
 
@@ -50,7 +50,7 @@ type Stats struct {
 func (s *Server) Stats() (list []Stats, unknown uint64) {
 	for name, x := range *s.sources.Load() {
 		c := x.counts
-		list = append(list, Stats{name, [6]uint64{c.accepted.Load(), c.repeats.Load(), c.handshakes.Load(), c.unverified.Load(), c.invalid.Load(), c.failed.Load()}, c.last.Load()})
+		list = append(list, Stats{name, [7]uint64{c.accepted.Load(), c.repeats.Load(), c.renamed.Load(), c.handshakes.Load(), c.unverified.Load(), c.invalid.Load(), c.failed.Load()}, c.last.Load()})
 	}
 	slices.SortFunc(list, func(a, b Stats) int { return strings.Compare(a.Name, b.Name) })
 	return list, s.unknown.Load()
