@@ -13,8 +13,8 @@ import (
 
 // holding is what sinks have in hand at once, all of them together.
 type holding struct {
-	now, most, took atomic.Int64
-	open            chan struct{} // closed: they hold nothing back any more
+	now, most atomic.Int64
+	open      chan struct{} // closed: they hold nothing back any more
 }
 
 // holdSink holds every send until it is let go, of events larger than small ones.

@@ -25,11 +25,9 @@ func (e *examination) mend(ctx context.Context, data string, fix bool) {
 	if _, err := os.Stat(data); err != nil {
 		return
 	}
-	release := func() error { return nil }
 	held, err := pebblestore.Hold(filepath.Join(data, storeDir)) // what lies half made may be a router's at work
 	switch {
 	case err == nil:
-		release = held.Close
 	case errors.Is(err, fs.ErrNotExist): // no router has ever kept its data here: whose files they are is not known
 		if fix {
 			e.find("mend", "note", "name the data directory with --data", "nothing is mended: %s has no store", data)
@@ -59,7 +57,7 @@ func (e *examination) mend(ctx context.Context, data string, fix bool) {
 		}
 		e.find("mend", "good", "", "%s: mended (%s)", r.what, r.do)
 	}
-	if err := release(); err != nil {
+	if err := held.Close(); err != nil {
 		e.find("mend", "bad", "", "%v", err)
 	}
 }

@@ -265,7 +265,7 @@ func TestClient(t *testing.T) {
 	if n := accepted(); n != 0 {
 		t.Errorf("%d connections", n)
 	}
-	if d.Client() != d.Client() || d.Client() == d.Operator().Client() {
+	if first := d.Client(); first != d.Client() || first == d.Operator().Client() {
 		t.Error("one client each for targets and for what the operator names")
 	}
 }
