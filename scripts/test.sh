@@ -60,7 +60,8 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/
 done
 
 # Without goroutines, or driving built programs from outside: without race detector.
-plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$|/acceptance$'
+plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$'
+outside='/acceptance$'
 tests "packages without goroutines, and those that drive programs" . $($GO list ./... | grep -E "$plain")
 
 # The tests that count allocations, wherever they are, told by their names.
@@ -92,7 +93,18 @@ singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|Backtest
 tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
 tests "programs, seeds and faults, one after the other" . -run "$singly" ./cmd/router ./engine ./storage/pebblestore
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-tests "race detector" . -race -skip "^(${counting:-none})\$|$singly" $($GO list ./... | grep -vE "$plain|$guests")
+# The binary driven from outside waits most of its time: beside the others.
+mkdir "$work/beside"
+(
+	tally=$work/beside/tally work=$work/beside
+	tests "the binary, from outside" . $($GO list ./... | grep -E "$outside")
+	exit $failed
+) >"$work/beside/out" 2>&1 &
+beside=$!
+tests "race detector" . -race -skip "^(${counting:-none})\$|$singly" $($GO list ./... | grep -vE "$plain|$outside|$guests")
+wait $beside || failed=1
+cat "$work/beside/out"
+cat "$work/beside/tally" >>"$tally"
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed
