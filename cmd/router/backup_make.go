@@ -158,12 +158,12 @@ func listFiles(files []backupFile, dir, as string) ([]backupFile, error) {
 // backupAtRest makes a backup of a data directory that no router has open.
 func backupAtRest(ctx context.Context, data string, begin func(*backupHead) error, w io.Writer) (*backupHead, error) {
 	dir := filepath.Join(data, storeDir)
+	if err := pebblestore.Check(ctx, dir, false, func(string) {}); err != nil { // it takes the lock for itself
+		return nil, err
+	}
 	held, err := pebblestore.Hold(dir)
 	if err != nil {
 		return nil, err
-	}
-	if err := pebblestore.Check(ctx, dir, false, func(string) {}); err != nil {
-		return nil, errors.Join(err, held.Close())
 	}
 	head := &backupHead{Made: time.Now().UTC(), Version: thisBuild().Version}
 	head.Files, err = listFiles(nil, dir, storeDir)
