@@ -41,6 +41,24 @@ tests() {
 	fi
 }
 
+# beside NAME DIR ARGUMENTS...: tests, while others run; joined waits for them.
+beside() {
+	side=$work/beside
+	rm -rf "$side"
+	mkdir "$side"
+	(
+		tally=$side/tally work=$side
+		tests "$@"
+		exit $failed
+	) >"$side/out" 2>&1 &
+	pid=$!
+}
+joined() {
+	wait $pid || failed=1
+	cat "$side/out"
+	cat "$side/tally" >>"$tally"
+}
+
 gofiles() { find . -name '*.go' -not -path '*/node_modules/*' -not -path '*/testdata/*' -not -path './.git/*'; }
 unformatted() { gofiles | xargs gofmt -l; }
 
@@ -90,21 +108,14 @@ router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsFo
 engine='CounterThroughPowerCuts|PoisonOfEveryKeyIsIsolated|StateComesAndGoes|StepsAgainstAModel|QuickstartFunction|ConservationOfLongScripts|RedriveThroughPowerCuts|ReplayThroughPowerCuts|HistoryAndRollback|NoHerd'
 store='Crash|FlippedBit|TornLog|RingGivesItsSpaceBack'
 singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain|CollectModules)"
-tests "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
+beside "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
 tests "programs, seeds and faults, one after the other" . -run "$singly" ./cmd/router ./engine ./storage/pebblestore
+joined
+# The binary driven from outside waits most of its time.
+beside "the binary, from outside" . $($GO list ./... | grep -E "$outside")
 tests "functions, race detector" . -race -run "$sharing" $($GO list ./... | grep -E '/plugins$|/plugins/abi/')
-# The binary driven from outside waits most of its time: beside the others.
-mkdir "$work/beside"
-(
-	tally=$work/beside/tally work=$work/beside
-	tests "the binary, from outside" . $($GO list ./... | grep -E "$outside")
-	exit $failed
-) >"$work/beside/out" 2>&1 &
-beside=$!
 tests "race detector" . -race -skip "^(${counting:-none})\$|$singly" $($GO list ./... | grep -vE "$plain|$outside|$guests")
-wait $beside || failed=1
-cat "$work/beside/out"
-cat "$work/beside/tally" >>"$tally"
+joined
 
 "$passfail" -tally "$tally" -sum || failed=1
 exit $failed
