@@ -41,9 +41,10 @@ type Engine struct {
 	working  func() context.Context // what sends and functions run under: ends with abort
 	readers  sync.WaitGroup         // everything spawn started
 
-	dirty  dirtySet
-	litter chan struct{} // modules may have become unnamed
-	logged atomic.Int64  // bytes of all functions' logs
+	flushing sync.Mutex // held during a flush
+	dirty    dirtySet
+	litter   chan struct{} // modules may have become unnamed
+	logged   atomic.Int64  // bytes of all functions' logs
 
 	shadowing  sync.WaitGroup // every shadow's worker
 	shadowLife func() context.Context

@@ -77,6 +77,8 @@ type rowChange struct {
 // outstanding, and a row of its own for each of the others. Subscriptions that nothing matched since the
 // last flush cost nothing, however many they are.
 func (e *Engine) flush(ctx context.Context) error {
+	e.flushing.Lock() // what one trims the next must find committed
+	defer e.flushing.Unlock()
 	ops := e.trimTraces(ctx, e.plan.Load(), nil) // it reads the disk: before any subscription is held up
 	dirty := e.dirty.take()
 	fold := make(map[*subscription]*folded, len(dirty))

@@ -115,6 +115,7 @@ func TestOneDialer(t *testing.T) {
 		"engine/edge/acme.go":              "the directory of certificates that the operator named",
 		"cmd/router/rules_remote.go":       "upon the guarded client",
 		"cmd/router/edge.go":               "asks its own listener",
+		"cmd/router/notify.go":             "tells systemd over the socket that it names",
 		"cmd/router/client.go":             "a client of a router",
 		"cmd/router/bench_load.go":         "a client of a router",
 		"cmd/router/demo.go":               "a client of a router",

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"net/netip"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -106,6 +107,7 @@ func (a *auditor) refused(addr netip.Addr, e AuditEntry) {
 		return
 	}
 	e.Time = a.now()
+	e.Name, e.Detail = strings.Clone(e.Name), strings.Clone(e.Detail) // a name may be borrowed from the request
 	ok, left := a.admit(addr, e.Time)
 	if !ok {
 		return
@@ -147,7 +149,8 @@ func (g *Guard) Changed(p *Principal, kind, name, detail string) {
 	if g.o.Audit == nil {
 		return
 	}
-	e := AuditEntry{Time: g.o.Now(), Kind: kind, Name: clip(name), Outcome: Changed, Detail: detail}
+	// Both may be borrowed from the request.
+	e := AuditEntry{Time: g.o.Now(), Kind: kind, Name: strings.Clone(clip(name)), Outcome: Changed, Detail: strings.Clone(detail)}
 	if p != nil {
 		e.Principal = p.Name
 	}

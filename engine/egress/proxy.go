@@ -120,11 +120,11 @@ func (p *Proxy) through(ctx context.Context, own *TLS, to hop) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { _ = c.SetDeadline(time.Unix(1, 0)) })
-	if deadline, ok := ctx.Deadline(); ok {
-		_ = c.SetDeadline(deadline)
-	}
 	raw := c
+	stop := context.AfterFunc(ctx, func() { _ = raw.SetDeadline(time.Unix(1, 0)) })
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = raw.SetDeadline(deadline)
+	}
 	if p.Scheme == "https" {
 		host, _, _ := net.SplitHostPort(p.Addr)
 		o, err := config(host, nil, own)
