@@ -233,7 +233,7 @@ func TestCertificatesAreReadAgain(t *testing.T) {
 	for name, cert := range map[string][]byte{"the certificate without its key": whole, "half of it": whole[:len(whole)/2], "nothing": nil} {
 		write(t, files.Cert, cert)
 		before := log.count(complaint)
-		told = e.look(told)
+		told = e.look(map[string]bool{}) // each as if it were the first: two of them are told in the same words
 		told = e.look(told)
 		if !shows(first) {
 			t.Errorf("%s: the old one is not shown", name)

@@ -32,7 +32,7 @@ out("shopify", { "X-Shopify-Hmac-Sha256": hmac(env.SHOPIFY_SECRET, body, "base64
 
 body = '{"type":"user.created","timestamp":"2026-01-31T12:00:00Z","data":{"id":7}}';
 for (const [source, prefix, secret] of [["svix", "svix", env.SVIX_SECRET], ["standard", "webhook", env.OLD_SECRET]]) {
-	const signature = new Webhook(secret).sign("msg_" + source, new Date(), body);
+	const signature = new Webhook(secret).sign("msg_" + source, new Date(now * 1000), body);
 	out(source, { [prefix + "-id"]: "msg_" + source, [prefix + "-timestamp"]: `${now}`, [prefix + "-signature"]: "v1,AAAA " + signature }, body,
 		{ type: "user.created", id: "msg_" + source, time: "2026-01-31T12:00:00Z" });
 }
