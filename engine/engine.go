@@ -227,42 +227,9 @@ func (e *Engine) Close(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func nearest(want string, have []string) string {
-	best, at := "", 3
-	for _, h := range have {
-		if d := distance(want, h); d < at {
-			best, at = h, d
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance of two short names.
-func distance(a, b string) int {
-	if len(a) > 64 || len(b) > 64 {
-		return 1 << 10
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			diagonal, row[j+1] = row[j+1], min(row[j+1]+1, row[j]+1, diagonal+cost)
-		}
-	}
-	return row[len(b)]
-}
-
 func unknown(kind, name string, have []string, hint string) error {
 	s := fmt.Sprintf("%s %.80q does not exist", kind, name)
-	if n := nearest(name, have); n != "" {
+	if n := event.Nearest(name, have); n != "" {
 		s += fmt.Sprintf("; did you mean %q?", n)
 	}
 	if hint != "" {

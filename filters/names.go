@@ -57,48 +57,16 @@ func clip(s string) string {
 
 // suggest names the candidate nearest to a misspelt name, if one is near.
 func suggest(name string, candidates []string) string {
-	best, distance := "", 3
-	if len(name) < 4 {
-		distance = 2
-	}
-	for _, c := range candidates {
-		if d := edits(strings.ToLower(name), c); d < distance {
-			best, distance = c, d
+	best := event.Nearest(name, candidates)
+	for _, c := range candidates { // length, topicname
+		if best == "" && len(c) > 2 && strings.HasPrefix(strings.ToLower(name), c) {
+			best = c
 		}
 	}
 	if best == "" {
-		for _, c := range candidates { // length, topicname
-			if len(c) > 2 && strings.HasPrefix(strings.ToLower(name), c) {
-				return fmt.Sprintf("; did you mean %q?", c)
-			}
-		}
 		return ""
 	}
 	return fmt.Sprintf("; did you mean %q?", best)
-}
-
-// edits is the Levenshtein distance.
-func edits(a, b string) int {
-	if len(a) > 40 {
-		return len(a)
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, diagonal+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // kindOfField says how a field is read.

@@ -9,6 +9,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/millrace/millrace/engine/event"
+
 	"go.yaml.in/yaml/v3"
 )
 
@@ -249,7 +251,7 @@ func mayBeSecret(line string) bool {
 
 // likeSecretKey is secretKey for keys that are misspelt.
 func likeSecretKey(key string) bool {
-	return secretKey(key) || nearest(strings.ToLower(key), secretKeys) != ""
+	return secretKey(key) || event.Nearest(strings.ToLower(key), secretKeys) != ""
 }
 
 // maxAbove is how many lines above one are looked at.

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 // The states of a node's text.
@@ -193,7 +195,7 @@ func (p *parser) attached(n *node, name string) ([]byte, error) {
 	}
 	hint := ""
 	if p.siblings != nil {
-		if s := nearest(filepath.Base(path), p.siblings(path)); s != "" && errors.Is(a.err, fs.ErrNotExist) {
+		if s := event.Nearest(filepath.Base(path), p.siblings(path)); s != "" && errors.Is(a.err, fs.ErrNotExist) {
 			hint = fmt.Sprintf("; did you mean %s?", quote(filepath.Join(filepath.Dir(name), s)))
 		}
 	}

@@ -265,19 +265,6 @@ func TestUnits(t *testing.T) {
 	}
 }
 
-func TestNearest(t *testing.T) {
-	names := []string{"orders", "order-lines", "audit", "a"}
-	for name, want := range map[string]string{"ordres": "orders", "ORDERS": "orders", "order_lines": "order-lines", "audi": "audit",
-		"zebra": "", "": "", "b": "a", strings.Repeat("x", 1000): ""} {
-		if name == "" {
-			continue
-		}
-		if got := nearest(name, names); got != want {
-			t.Errorf("nearest to %q is %q, want %q", name, got, want)
-		}
-	}
-}
-
 // Parse alone falls back on the process: what comes over the network must not read it.
 func TestWhoMayReadTheProcess(t *testing.T) {
 	t.Setenv("RULES_TEST_VARIABLE", "orders")

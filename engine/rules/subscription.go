@@ -154,7 +154,7 @@ func (p *parser) start(n *node) event.Start {
 }
 
 func near(s string, among ...string) string {
-	if m := nearest(s, among); m != "" {
+	if m := event.Nearest(s, among); m != "" {
 		return fmt.Sprintf("; did you mean %q?", m)
 	}
 	return ""

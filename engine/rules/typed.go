@@ -6,6 +6,7 @@ import (
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/filters"
 )
 
@@ -101,7 +102,7 @@ func missingName(name string, names []string, refused bool) (hint string, refuse
 	if refused {
 		return suggest(name, names), true
 	}
-	near := nearest(name, names)
+	near := event.Nearest(name, names)
 	// A schema that allows more names may well have item1 beside item2, or id beside ip.
 	if near == "" || !strings.EqualFold(near, name) && (min(len(near), len(name)) < 4 || sameButDigits(near, name)) {
 		return "", false
