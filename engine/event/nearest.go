@@ -6,7 +6,7 @@ import "strings"
 // one that is a few letters off, a third of the shorter at most and one at least. It is for messages.
 func Nearest(name string, among []string) string {
 	best, at := "", 0
-	if len(name) > maxNear {
+	if name == "" || len(name) > maxNear {
 		return ""
 	}
 	for _, s := range among {
