@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/millrace/millrace/engine/edge"
+	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 )
@@ -26,6 +28,7 @@ import (
 type edgeOptions struct {
 	certs, keys []string
 	acme        edge.ACMEOptions
+	acmeCA      string // PEM file
 	clientCA    string
 	clientCerts string // require or request
 	hsts        time.Duration
@@ -59,7 +62,7 @@ func (o *edgeOptions) flags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.acme.Hosts, "acme-host", nil, "get a certificate for this `name` from an ACME authority, to whose terms this agrees; may be repeated")
 	f.StringVar(&o.acme.Directory, "acme-dir", "", "`URL` of the ACME authority's directory (Let's Encrypt's)")
 	f.StringVar(&o.acme.Email, "acme-email", "", "`address` to which the ACME authority may write")
-	f.StringVar(&o.acme.CA, "acme-ca", "", "PEM `file` of the authorities of the ACME directory's own certificate (the system's)")
+	f.StringVar(&o.acmeCA, "acme-ca", "", "PEM `file` of authorities of the ACME directory's own certificate, besides the system's")
 	f.StringVar(&o.redirect, "http-redirect", "", "`address` at which plain HTTP is redirected to HTTPS, and ACME challenges are answered, such as :80")
 	f.IntVar(&o.redirectPort, "https-port", 0, "`port` that redirects name (that of --listen)")
 	f.DurationVar(&o.hsts, "hsts", 365*24*time.Hour, "how long browsers are to come by HTTPS only, told on HTTPS; 0 is not told")
@@ -180,7 +183,7 @@ func (o *edgeOptions) pairs() ([]edge.Pair, error) {
 }
 
 // openEdge reads the certificates; nil without TLS.
-func openEdge(o routerOptions) (*edge.Edge, error) {
+func openEdge(o routerOptions, d *egress.Dialer) (*edge.Edge, error) {
 	e := o.edge
 	if len(e.certs) == 0 && len(e.acme.Hosts) == 0 {
 		return nil, nil
@@ -193,8 +196,29 @@ func openEdge(o routerOptions) (*edge.Edge, error) {
 	if len(e.acme.Hosts) > 0 {
 		eo.ACME = &e.acme
 		eo.ACME.Cache = cmp.Or(e.acme.Cache, filepath.Join(o.data, "acme"))
+		if eo.ACME.HTTP, err = acmeTransport(d, e.acmeCA); err != nil {
+			return nil, err
+		}
 	}
 	return edge.New(eo)
+}
+
+// acmeTransport asks an ACME authority through the process's dialer. The operator has named it: a private one may lie on
+// the router's own network.
+func acmeTransport(d *egress.Dialer, ca string) (http.RoundTripper, error) {
+	var o egress.TLSOptions
+	if ca != "" {
+		text, err := os.ReadFile(ca)
+		if err != nil {
+			return nil, fmt.Errorf("--acme-ca: %w", err)
+		}
+		o.CA = []string{string(text)}
+	}
+	own, err := egress.NewTLS(o)
+	if err != nil {
+		return nil, fmt.Errorf("--acme-ca %s: %w", ca, err)
+	}
+	return d.Operator().ClientWith(own).Transport, nil
 }
 
 // listen opens the addresses of r; on error nothing stays open.

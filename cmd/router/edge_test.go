@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log"
 	"math/big"
@@ -182,8 +183,16 @@ func TestACME(t *testing.T) {
 			authority.StartTLS()
 			defer authority.Close()
 			p := newProcess(t)
-			acme := edge.ACMEOptions{Hosts: []string{"events.example.com"}, Directory: authority.URL + wfe.DirectoryPath, CA: dirCert}
-			p.o.edge = edgeOptions{redirect: "127.0.0.1:0", clientCerts: "require", acme: acme}
+			acme := edge.ACMEOptions{Hosts: []string{"events.example.com"}, Directory: authority.URL + wfe.DirectoryPath}
+			p.o.edge = edgeOptions{redirect: "127.0.0.1:0", clientCerts: "require", acme: acme, acmeCA: dirCert}
+			proxy := &connectProxy{}
+			if challenge == "http-01" { // by the proxy and the authorities of the egress policy
+				p.o.edge.acmeCA, p.o.egress = "", filepath.Join(t.TempDir(), "egress.yaml")
+				policy := fmt.Sprintf("version: 1\nproxy: {url: %q}\ntls: {ca: [%q]}\n", proxy.start(t), dirCert)
+				if err := os.WriteFile(p.o.egress, []byte(policy), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
 			p.o.hosts = []string{"events.example.com"}
 			r, err := openRouter(t.Context(), p.o)
 			if err != nil {
@@ -218,7 +227,10 @@ func TestACME(t *testing.T) {
 			if code, body := ask(t, c, "GET", "https://events.example.com/healthz", ""); code != 200 {
 				t.Errorf("%d %s", code, body)
 			}
-			again, err := edge.New(edge.Options{ACME: &edge.ACMEOptions{Hosts: acme.Hosts, Directory: "https://127.0.0.1:1/", Cache: filepath.Join(p.o.data, "acme")}})
+			if asked, want := proxy.only(), authority.Listener.Addr().String(); challenge == "http-01" && asked != want {
+				t.Errorf("the proxy was asked for %q; want %s alone", asked, want)
+			}
+			again, err := edge.New(edge.Options{ACME: &edge.ACMEOptions{Hosts: acme.Hosts, Directory: "https://127.0.0.1:1/", Cache: filepath.Join(p.o.data, "acme"), HTTP: testDialer(t).Client().Transport}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -112,7 +112,7 @@ func TestOneDialer(t *testing.T) {
 		"engine/egress/dialer.go":          "the guarded dialer itself",
 		"engine/egress/proxy.go":           "connects to the proxy that the operator named",
 		"engine/connector/webhook/auth.go": "a client upon Options.Dialer, for dialers that have none",
-		"engine/edge/acme.go":              "the directory of certificates that the operator named",
+		"engine/edge/acme.go":              "upon the transport that it is given, the guarded client's",
 		"cmd/router/rules_remote.go":       "upon the guarded client",
 		"cmd/router/edge.go":               "asks its own listener",
 		"cmd/router/notify.go":             "tells systemd over the socket that it names",

@@ -169,7 +169,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Spend: httpapi.Spend, Reserve: httpapi.Reserve, Release: httpapi.Release, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err
 	}
-	if r.edge, err = openEdge(o); err != nil {
+	if r.edge, err = openEdge(o, dialer); err != nil {
 		return r, err
 	}
 	if err := r.listen(ctx); err != nil {

@@ -24,7 +24,8 @@ type ACMEOptions struct {
 	Directory string   // of the authority; "": Let's Encrypt's
 	Email     string   // where the authority may write to; may be empty
 	Cache     string   // folder of the account's key and the certificates; made if missing
-	CA        string   // PEM file of more authorities that the directory's own certificate may be of; "": the system's
+
+	HTTP http.RoundTripper // asks the authority; required
 }
 
 // An authority gets and renews certificates.
@@ -56,20 +57,13 @@ func newAuthority(o ACMEOptions, log *slog.Logger) (*authority, error) {
 	if u, err := url.Parse(o.Directory); err != nil || u.Scheme != "https" || u.Host == "" {
 		return nil, fmt.Errorf("the directory %.200q is not an https URL", o.Directory)
 	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS12}, ForceAttemptHTTP2: true, IdleConnTimeout: time.Minute}
-	if o.CA != "" {
-		text, err := readPEM(o.CA)
-		if err != nil {
-			return nil, fmt.Errorf("--acme-ca: %w", err)
-		}
-		if transport.TLSClientConfig.RootCAs, err = parsePool(text); err != nil {
-			return nil, fmt.Errorf("--acme-ca: %s: %w", o.CA, err)
-		}
+	if o.HTTP == nil {
+		return nil, errors.New("no HTTP client is given to ask the ACME authority with")
 	}
 	a := &authority{log: log, hosts: hosts, ends: map[string]time.Time{}, m: &autocert.Manager{
 		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(o.Cache), Email: o.Email, HostPolicy: autocert.HostWhitelist(hosts...),
 		Client: &acme.Client{DirectoryURL: o.Directory, UserAgent: "millrace",
-			HTTPClient: &http.Client{Transport: &orders{next: transport, at: map[string]string{}}, Timeout: 30 * time.Second}},
+			HTTPClient: &http.Client{Transport: &orders{next: o.HTTP, at: map[string]string{}}, Timeout: 30 * time.Second}},
 	}}
 	a.http = a.m.HTTPHandler(http.NotFoundHandler())
 	return a, nil

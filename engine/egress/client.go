@@ -18,18 +18,24 @@ func (d *Dialer) Client() *http.Client {
 	if c := d.client[d.named]; c != nil {
 		return c
 	}
-	c := &http.Client{
-		Transport:     &transports{d: d},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
+	c := d.ClientWith(nil)
 	d.client[d.named] = c
 	return c
+}
+
+// ClientWith returns a client of its own, like Client's, with own above the policy's TLS options. own may be nil.
+func (d *Dialer) ClientWith(own *TLS) *http.Client {
+	return &http.Client{
+		Transport:     &transports{d: d, own: own},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
 }
 
 // transports has one transport for each policy in turn: a connection that was made under one, with its proxy and its
 // pins, is not used for requests under the next.
 type transports struct {
-	d *Dialer
+	d   *Dialer
+	own *TLS // may be nil
 
 	mu    sync.Mutex
 	epoch uint64
@@ -55,7 +61,7 @@ func (t *transports) current() *http.Transport {
 		t.now.CloseIdleConnections() // those in use close when they become idle, for nothing asks for them again
 	}
 	t.epoch, t.now = epoch, &http.Transport{
-		DialContext: t.d.DialContext, DialTLSContext: t.d.dialTLS, ForceAttemptHTTP2: true,
+		DialContext: t.d.DialContext, DialTLSContext: t.dialTLS, ForceAttemptHTTP2: true,
 		MaxIdleConns: 64, MaxIdleConnsPerHost: 8, IdleConnTimeout: 30 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 		DisableCompression:     true, // a bomb would unpack in our memory
@@ -66,17 +72,17 @@ func (t *transports) current() *http.Transport {
 // handshakeTime bounds a TLS handshake.
 const handshakeTime = 10 * time.Second
 
-func (d *Dialer) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+func (t *transports) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
 		return nil, err
 	}
-	o, err := d.TLS(host, nil)()
+	o, err := t.d.TLS(host, t.own)()
 	if err != nil {
 		return nil, err
 	}
 	o.NextProtos = []string{"h2", "http/1.1"}
-	raw, err := d.DialContext(ctx, network, addr)
+	raw, err := t.d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
