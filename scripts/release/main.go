@@ -127,6 +127,11 @@ func release(dir, out, only string, dirty bool, env []string) error {
 		return err
 	}
 	defer os.RemoveAll(work)
+	if !dirty {
+		if dir, err = checkout(dir, filepath.Join(work, "source"), src.revision); err != nil {
+			return err
+		}
+	}
 	// The demo's function is part of the program: what lies there from before may be of another Go.
 	if err := build(dir, env, filepath.Join("examples", "quickstart", "functions", "redact"), "../redact.wasm", "wasip1/wasm", "-buildmode=c-shared", "-ldflags=-s -w -buildid="); err != nil {
 		return err
@@ -151,6 +156,20 @@ func release(dir, out, only string, dirty bool, env []string) error {
 	}
 	fmt.Print(sums.String())
 	return nil
+}
+
+// checkout clones a commit of the repository dir to a folder of its own and returns that: a build takes minutes, and what
+// is written in dir meanwhile, or what git ignores there, is not of the commit.
+func checkout(dir, to, revision string) (string, error) {
+	root, err := ask(dir, "git", "rev-parse", "--show-toplevel")
+	if err != nil {
+		return "", err
+	}
+	if _, err := ask(dir, "git", "clone", "-q", "--no-checkout", root, to); err != nil {
+		return "", err
+	}
+	_, err = ask(to, "git", "checkout", "-q", "--detach", revision)
+	return to, err
 }
 
 // build runs go build in a folder below dir, for a platform.
@@ -207,11 +226,7 @@ func reproduce(platform string) error {
 	if platform == "here" {
 		platform = runtime.GOOS + "/" + runtime.GOARCH
 	}
-	root, err := ask(".", "git", "rev-parse", "--show-toplevel")
-	if err != nil {
-		return err
-	}
-	revision, err := ask(root, "git", "rev-parse", "HEAD") // the second clone may come after another commit
+	revision, err := ask(".", "git", "rev-parse", "HEAD") // the second clone may come after another commit
 	if err != nil {
 		return err
 	}
@@ -223,10 +238,7 @@ func reproduce(platform string) error {
 	var made [2]map[string]string
 	for i, at := range []string{"a", "some/other place/deeper"} {
 		clone, out := filepath.Join(work, at), filepath.Join(work, fmt.Sprint("out", i))
-		if _, err := ask(".", "git", "clone", "-q", root, clone); err != nil {
-			return err
-		}
-		if _, err := ask(clone, "git", "checkout", "-q", "--detach", revision); err != nil {
+		if _, err := checkout(".", clone, revision); err != nil {
 			return err
 		}
 		if err := release(clone, out, platform, false, append(os.Environ(), "GOCACHE="+filepath.Join(work, fmt.Sprint("cache", i)))); err != nil {

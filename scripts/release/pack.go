@@ -96,6 +96,14 @@ type license struct {
 	} `json:"license"`
 }
 
+// license notes the first licence that is known.
+func (c *component) license(text []byte) {
+	if id := spdx(text); id != "" && len(c.Licenses) == 0 {
+		c.Licenses = make([]license, 1)
+		c.Licenses[0].License.ID = id
+	}
+}
+
 // inventory reads from a built program what is in it: an SBOM, and the licences that have to go with it.
 func inventory(path, platform string, src source) (bom, notices []byte, err error) {
 	info, err := buildinfo.ReadFile(path)
@@ -109,6 +117,16 @@ func inventory(path, platform string, src source) (bom, notices []byte, err erro
 	main := module("application", info.Main.Path, src.version)
 	parts := []component{module("library", "std", strings.TrimPrefix(info.GoVersion, "go"))}
 	var text bytes.Buffer
+	root, err := ask(".", "go", "env", "GOROOT")
+	if err != nil {
+		return nil, nil, err
+	}
+	own, err := os.ReadFile(filepath.Join(root, "LICENSE")) // the program holds Go's runtime and library
+	if err != nil {
+		return nil, nil, err
+	}
+	parts[0].license(own)
+	fmt.Fprintf(&text, "Go %s\n\n%s\n\n----\n\n", info.GoVersion, bytes.TrimSpace(own))
 	for _, d := range info.Deps {
 		if d.Replace != nil {
 			d = d.Replace
@@ -119,10 +137,7 @@ func inventory(path, platform string, src source) (bom, notices []byte, err erro
 			return nil, nil, err
 		}
 		for _, f := range files {
-			if id := spdx(f); id != "" && len(c.Licenses) == 0 {
-				c.Licenses = make([]license, 1)
-				c.Licenses[0].License.ID = id
-			}
+			c.license(f)
 			fmt.Fprintf(&text, "%s %s\n\n%s\n\n----\n\n", d.Path, d.Version, bytes.TrimSpace(f))
 		}
 		if len(files) == 0 {

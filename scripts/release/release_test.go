@@ -51,6 +51,48 @@ func TestLicences(t *testing.T) {
 	}
 }
 
+// A release is built from the commit: what is written meanwhile in the folder that it was called in, or lies there
+// ignored, is not in it.
+func TestReleasesAreOfTheCommit(t *testing.T) {
+	dir := t.TempDir()
+	git := func(args ...string) {
+		t.Helper()
+		if _, err := ask(dir, append([]string{"git", "-c", "user.name=t", "-c", "user.email=t@example.com"}, args...)...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	git("init", "-q")
+	write("main.go", "committed")
+	write(".gitignore", "extra.go\n")
+	git("add", ".")
+	git("commit", "-q", "-m", "one")
+	src, err := sourceOf(dir, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	write("main.go", "changed")
+	write("extra.go", "ignored")
+	if _, err := sourceOf(dir, false); err == nil || !strings.Contains(err.Error(), "main.go") {
+		t.Errorf("a folder that differs from its commit: %v", err)
+	}
+	at, err := checkout(dir, filepath.Join(t.TempDir(), "a", "b"), src.revision)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b, err := os.ReadFile(filepath.Join(at, "main.go")); err != nil || string(b) != "committed" {
+		t.Errorf("main.go is %q, %v", b, err)
+	}
+	if _, err := os.Stat(filepath.Join(at, "extra.go")); err == nil {
+		t.Error("what git ignores came along")
+	}
+}
+
 func read(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("..", "..", name))
