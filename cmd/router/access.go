@@ -44,7 +44,7 @@ func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv 
 	var policy *access.Policy
 	var err error
 	if o.accessFile != "" {
-		g.policy = &policyFile{path: o.accessFile, getenv: getenv}
+		g.policy = newPolicyFile(o.accessFile, getenv)
 		if policy, err = g.policy.load(); err != nil {
 			return nil, err
 		}

@@ -23,7 +23,7 @@ func (p *program) policyOf(path string) (*access.Policy, error) {
 	if path == "" {
 		return nil, nil
 	}
-	return (&policyFile{path: path, getenv: p.variables()}).load()
+	return newPolicyFile(path, p.variables()).load()
 }
 
 func accessShow(p *program) *cobra.Command {

@@ -7,84 +7,42 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/egress"
 )
 
-// maxPolicy bounds a policy file and each file that it names, in bytes.
-const maxPolicy = 4 << 20
-
-// A policyFile is the file of a process's access policy (--access) and what of it has been read.
+// A policyFile is the file of a process's access policy (--access).
 type policyFile struct {
-	path   string
+	watchedFile
 	getenv func(string) (string, bool)
-	files  []string // that it named when it was last read, itself first
-	stamp  string   // of those
 }
 
-// load reads the policy. Each file is stamped before it is read: what changes meanwhile is seen by the next look. So are
-// those of a policy that is not good, one of which may be what it lacks.
+func newPolicyFile(path string, getenv func(string) (string, bool)) *policyFile {
+	return &policyFile{watchedFile{path: path}, getenv}
+}
+
+// load reads the policy.
 func (f *policyFile) load() (*access.Policy, error) {
-	f.files, f.stamp = nil, ""
-	read := func(name string) ([]byte, error) {
-		f.files = append(f.files, name)
-		f.stamp += stampOf(name)
-		return readSmall(name)
-	}
-	text, err := read(f.path)
+	text, err := f.readTop()
 	if err != nil {
 		return nil, fmt.Errorf("--access: %w", err)
 	}
-	return access.ParsePolicy(f.path, text, read, f.getenv)
+	return access.ParsePolicy(f.path, text, f.read, f.getenv)
 }
 
-func readSmall(path string) ([]byte, error) {
-	file, err := os.Open(path)
+// reload puts what the file says now in force. A bad policy changes nothing.
+func (f *policyFile) reload(g *access.Guard, log *slog.Logger) {
+	p, err := f.load()
+	if err == nil {
+		err = g.SetPolicy(p)
+	}
 	if err != nil {
-		return nil, err
+		log.Error("the access policy was not reloaded; that before is in force", "path", f.path, "error", err)
+		return
 	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxPolicy+1))
-	if err == nil && len(text) > maxPolicy {
-		err = fmt.Errorf("%s: has over %d bytes", path, maxPolicy)
-	}
-	return text, err
-}
-
-// watch reads the policy again when it, or a file that it names, changes or a signal asks for it, until ctx ends. A bad
-// one changes nothing.
-func (f *policyFile) watch(ctx context.Context, g *access.Guard, hangup <-chan os.Signal, every time.Duration, log *slog.Logger) {
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	seen := f.stamp
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-		case <-ticker.C:
-			now := stampsOf(f.files)
-			if now == f.stamp {
-				continue
-			}
-			if now != seen { // whoever writes it may not be done; it is read once it stays the same for a tick
-				seen = now
-				continue
-			}
-		}
-		p, err := f.load()
-		if err == nil {
-			err = g.SetPolicy(p)
-		}
-		if err != nil {
-			log.Error("the access policy was not reloaded; that before is in force", "path", f.path, "error", err)
-			continue
-		}
-		g.Changed(nil, "policy", f.path, "reloaded")
-	}
+	g.Changed(nil, "policy", f.path, "reloaded")
 }
 
 // jwksFetcher fetches the keys of issuers through the process's dialer. The operator has named them: an issuer may lie on

@@ -18,13 +18,13 @@ func TestPolicyEditedWhileItIsRead(t *testing.T) {
 	const text = "version: 1\njwt: {corp: {issuer: i, audience: a, secret: \"${env:SECRET}\", algorithms: [HS256], roles: {claim: roles}}}\n"
 	write(path, text)
 	edited := false
-	f := &policyFile{path: path, getenv: func(string) (string, bool) {
+	f := newPolicyFile(path, func(string) (string, bool) {
 		if !edited {
 			write(path, text+"# edited\n")
 			edited = true
 		}
 		return strings.Repeat("x", 32), true
-	}}
+	})
 	if _, err := f.load(); err != nil {
 		t.Fatal(err)
 	}

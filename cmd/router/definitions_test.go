@@ -21,18 +21,19 @@ import (
 
 // process is a whole router in this process, on a port and a directory of its own.
 type process struct {
-	t    *testing.T
-	o    routerOptions
-	r    *router
-	base string
-	stop func()
-	log  *bytes.Buffer
+	t      *testing.T
+	o      routerOptions
+	r      *router
+	base   string
+	hangup chan os.Signal
+	stop   func()
+	log    *bytes.Buffer
 }
 
 // newProcess is one that has not started, without rules.
 func newProcess(t *testing.T) *process {
 	t.Helper()
-	p := &process{t: t, log: &bytes.Buffer{}, o: routerOptions{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", private: true, look: 20 * time.Millisecond,
+	p := &process{t: t, log: &bytes.Buffer{}, hangup: make(chan os.Signal), o: routerOptions{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", private: true, look: 20 * time.Millisecond,
 		memory: splitMemory(256 << 20), env: func(string) string { return "" }}}
 	p.o.memory.Total = 0 // the test's own limit stands
 	p.o.log = slog.New(slog.NewTextHandler(p.log, nil))
@@ -69,7 +70,7 @@ func (p *process) start() {
 	p.r, p.base = r, "http://"+r.ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- r.run(ctx, nil) }()
+	go func() { ended <- r.run(ctx, p.hangup) }()
 	p.stop = func() {
 		cancel()
 		if err := <-ended; err != nil {

@@ -1,14 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"time"
 
 	"github.com/spf13/cobra"
 
@@ -16,12 +13,14 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// An egressFile is the policy file of a process (--egress) and what of it has been read.
+// An egressFile is the policy file of a process (--egress); its path is "" for none.
 type egressFile struct {
-	path   string // "" for none
+	watchedFile
 	getenv func(string) (string, bool)
-	files  []string // that it named when it was last read
-	stamp  string   // of those
+}
+
+func newEgressFile(path string, getenv func(string) (string, bool)) *egressFile {
+	return &egressFile{watchedFile{path: path}, getenv}
 }
 
 // load reads the policy; it is the zero one where there is no file.
@@ -29,17 +28,11 @@ func (f *egressFile) load() (*egress.Policy, error) {
 	if f.path == "" {
 		return &egress.Policy{}, nil
 	}
-	f.files, f.stamp = nil, ""
-	read := func(name string) ([]byte, error) { // stamped before: what changes meanwhile is seen by the next look
-		f.files = append(f.files, name)
-		f.stamp += stampOf(name)
-		return os.ReadFile(name)
-	}
-	text, err := read(f.path)
+	text, err := f.readTop()
 	if err != nil {
 		return nil, fmt.Errorf("--egress: %w", err)
 	}
-	p, err := egress.ParsePolicy(f.path, text, read, f.getenv)
+	p, err := egress.ParsePolicy(f.path, text, f.read, f.getenv)
 	if err != nil {
 		return nil, err
 	}
@@ -55,36 +48,17 @@ func (f *egressFile) open(private bool) (*egress.Dialer, error) {
 	return egress.New(egress.Options{AllowPrivate: private, Policy: p})
 }
 
-// watch reads the policy again when it, or a certificate that it names, changes or a signal asks for it, until ctx ends.
-func (f *egressFile) watch(ctx context.Context, d *egress.Dialer, hangup <-chan os.Signal, every time.Duration, log *slog.Logger) {
-	ticker := time.NewTicker(every)
-	defer ticker.Stop()
-	seen := f.stamp
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-hangup:
-		case <-ticker.C:
-			now := stampsOf(f.files)
-			if now == f.stamp {
-				continue
-			}
-			if now != seen { // whoever writes it may not be done; it is read once it stays the same for a tick
-				seen = now
-				continue
-			}
-		}
-		p, err := f.load()
-		if err == nil {
-			err = d.SetPolicy(p)
-		}
-		if err != nil {
-			log.Error("the egress policy was not reloaded; that before is in force", "path", f.path, "error", err)
-			continue
-		}
-		log.Info("the egress policy was reloaded", "path", f.path, "allow", len(p.Allow), "deny", len(p.Deny))
+// reload puts what the file says now in force. A bad policy changes nothing.
+func (f *egressFile) reload(d *egress.Dialer, log *slog.Logger) {
+	p, err := f.load()
+	if err == nil {
+		err = d.SetPolicy(p)
 	}
+	if err != nil {
+		log.Error("the egress policy was not reloaded; that before is in force", "path", f.path, "error", err)
+		return
+	}
+	log.Info("the egress policy was reloaded", "path", f.path, "allow", len(p.Allow), "deny", len(p.Deny))
 }
 
 func egressCommand(p *program) *cobra.Command {
@@ -113,7 +87,7 @@ that the host resolves to here and now. It connects to nothing but the resolver.
 		if err != nil {
 			return err
 		}
-		d, err := (&egressFile{path: file, getenv: p.variables()}).open(private)
+		d, err := newEgressFile(file, p.variables()).open(private)
 		if err != nil {
 			return err
 		}

@@ -195,7 +195,7 @@ func TestEgressFileIsWatched(t *testing.T) {
 	cert, _ := selfSigned(t)
 	write(ca, cert)
 	write(path, "version: 1\ntls: {ca: [ca.pem]}\n")
-	f := &egressFile{path: path, getenv: func(string) (string, bool) { return "", false }}
+	f := newEgressFile(path, func(string) (string, bool) { return "", false })
 	d, err := f.open(false)
 	if err != nil {
 		t.Fatal(err)
@@ -204,7 +204,9 @@ func TestEgressFileIsWatched(t *testing.T) {
 	hangup := make(chan os.Signal)
 	ctx, stop := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
-	wg.Go(func() { f.watch(ctx, d, hangup, 5*time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))) })
+	wg.Go(func() {
+		f.watch(ctx, hangup, 5*time.Millisecond, func() { f.reload(d, slog.New(slog.NewTextHandler(&log, nil))) })
+	})
 	defer func() { stop(); wg.Wait() }()
 	logged := func(what string) {
 		t.Helper()

@@ -3,9 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -145,4 +147,40 @@ func TestRulesInTwoHalves(t *testing.T) {
 		}
 	}
 	t.Logf("%d rounds", rounds)
+}
+
+// One signal has every file read again at once: rules, policies and certificates.
+func TestOneSignalReadsEveryFile(t *testing.T) {
+	var log lockedBuffer
+	cert, key, _ := certified(t, "before")
+	newCert, newKey, _ := certified(t, "after")
+	p := newProcess(t)
+	dir := t.TempDir()
+	p.o.look, p.o.log = time.Hour, slog.New(slog.NewTextHandler(&log, nil))
+	p.o.rules, p.o.accessFile, p.o.egress = filepath.Join(dir, "rules.yaml"), filepath.Join(dir, "access.yaml"), filepath.Join(dir, "egress.yaml")
+	p.o.edge = edgeOptions{certs: []string{cert}, keys: []string{key}}
+	for _, path := range []string{p.o.rules, p.o.accessFile, p.o.egress} {
+		if err := os.WriteFile(path, []byte("version: 1\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.start()
+	defer func() { p.stop() }()
+	logged := func(what string) {
+		t.Helper()
+		until(t, "the log says "+what, func() bool { return strings.Contains(log.String(), what) })
+	}
+	if err := os.Rename(newCert, cert); err != nil { // which does not fit its key yet
+		t.Fatal(err)
+	}
+	p.hangup <- syscall.SIGHUP
+	logged("rules reloaded")
+	logged("detail=reloaded")
+	logged("the egress policy was reloaded")
+	logged("the TLS files cannot be used")
+	if err := os.Rename(newKey, key); err != nil {
+		t.Fatal(err)
+	}
+	p.hangup <- syscall.SIGHUP
+	logged("a TLS certificate was loaded")
 }

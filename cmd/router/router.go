@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -9,11 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -109,7 +106,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		o.log.Log(ctx, slog.Level(level*4-4), message, "function", function)
 	}
 	getenv := func(name string) (string, bool) { v := o.env(name); return v, v != "" }
-	r.policy = &egressFile{path: o.egress, getenv: getenv}
+	r.policy = newEgressFile(o.egress, getenv)
 	dialer, err := r.policy.open(o.private)
 	if err != nil {
 		return r, err
@@ -220,44 +217,8 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 		}
 		return nil
 	})
-	if r.edge != nil {
-		g.Go(func() error {
-			r.edge.Watch(serving, nil)
-			return nil
-		})
-	}
-	switch {
-	case r.defs.path == "": // none, or what was applied over the API
-	case r.defs.afar != nil:
-		g.Go(func() error {
-			r.defs.pollAfar(serving, hangup)
-			return nil
-		})
-	case r.o.files == nil:
-		g.Go(func() error {
-			r.defs.watch(serving, hangup, cmp.Or(r.o.look, time.Second))
-			return nil
-		})
-	}
-	if r.o.egress != "" {
-		again := make(chan os.Signal, 1)
-		signal.Notify(again, syscall.SIGHUP)
-		defer signal.Stop(again)
-		g.Go(func() error {
-			r.policy.watch(serving, r.dialer, again, cmp.Or(r.o.look, time.Second), r.o.log)
-			return nil
-		})
-	}
+	r.watch(serving, g, hangup)
 	g.Go(func() error { return r.guard.Run(serving) })
-	if r.guard.policy != nil {
-		again := make(chan os.Signal, 1)
-		signal.Notify(again, syscall.SIGHUP)
-		defer signal.Stop(again)
-		g.Go(func() error {
-			r.guard.policy.watch(serving, r.guard.Guard, again, cmp.Or(r.o.look, time.Second), r.o.log)
-			return nil
-		})
-	}
 	if a := r.guard.audit; a != nil {
 		g.Go(func() error {
 			a.run(serving)

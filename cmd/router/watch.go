@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,7 +9,65 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
+
+// watch keeps what comes from files up to date until ctx ends: rules, policies, certificates. On a signal all of them are
+// looked at at once.
+func (r *router) watch(ctx context.Context, g *errgroup.Group, hangup <-chan os.Signal) {
+	var bells []chan os.Signal
+	start := func(watch func(hangup <-chan os.Signal)) {
+		bell := make(chan os.Signal, 1)
+		bells = append(bells, bell)
+		g.Go(func() error {
+			watch(bell)
+			return nil
+		})
+	}
+	every := cmp.Or(r.o.look, time.Second)
+	switch {
+	case r.defs.path == "": // none, or what was applied over the API
+	case r.defs.afar != nil:
+		start(func(hangup <-chan os.Signal) { r.defs.pollAfar(ctx, hangup) })
+	case r.o.files == nil:
+		start(func(hangup <-chan os.Signal) { r.defs.watch(ctx, hangup, every) })
+	}
+	if f := r.policy; f.path != "" {
+		start(func(hangup <-chan os.Signal) {
+			f.watch(ctx, hangup, every, func() { f.reload(r.dialer, r.o.log) })
+		})
+	}
+	if f := r.guard.policy; f != nil {
+		start(func(hangup <-chan os.Signal) {
+			f.watch(ctx, hangup, every, func() { f.reload(r.guard.Guard, r.o.log) })
+		})
+	}
+	if r.edge != nil {
+		start(func(hangup <-chan os.Signal) { r.edge.Watch(ctx, hangup) })
+	}
+	g.Go(func() error {
+		ring(ctx, hangup, bells)
+		return nil
+	})
+}
+
+// ring passes each signal on to all bells until ctx ends. Whoever has not heard the last one yet need not hear it twice.
+func ring(ctx context.Context, hangup <-chan os.Signal, bells []chan os.Signal) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case s := <-hangup:
+			for _, bell := range bells {
+				select {
+				case bell <- s:
+				default:
+				}
+			}
+		}
+	}
+}
 
 // watch reloads the rules when the file changes or a signal asks for it, until ctx ends.
 func (d *definitions) watch(ctx context.Context, hangup <-chan os.Signal, every time.Duration) {

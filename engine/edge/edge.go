@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -173,9 +174,9 @@ func (e *Edge) Expiries() []Expiry {
 	return out
 }
 
-// Watch looks at the files again and again, and at once when a value comes from now, until ctx ends. What cannot be used
+// Watch looks at the files again and again, and at once when a signal asks for it, until ctx ends. What cannot be used
 // is told and changes nothing. It also gets certificates from the ACME authority before a client asks for them.
-func (e *Edge) Watch(ctx context.Context, now <-chan struct{}) {
+func (e *Edge) Watch(ctx context.Context, hangup <-chan os.Signal) {
 	if e.acme != nil {
 		done := make(chan struct{})
 		go func() {
@@ -193,7 +194,7 @@ func (e *Edge) Watch(ctx context.Context, now <-chan struct{}) {
 		select {
 		case <-ctx.Done():
 			return
-		case <-now:
+		case <-hangup:
 		case <-tick.C:
 		}
 	}
