@@ -2,11 +2,8 @@ package main
 
 import (
 	"encoding/json"
-	"io/fs"
 	"os"
 	"os/exec"
-	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 )
@@ -14,42 +11,11 @@ import (
 // Every test that docs/semantics.md names as the proof of a promise is there, and every row that promises
 // something names one.
 func TestSemanticsNameTheirProofs(t *testing.T) {
-	root := filepath.Join("..", "..")
-	have := map[string]bool{}
-	declared := regexp.MustCompile(`(?m)^func (Test\w+)\(`)
-	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
-		if d.IsDir() && (d.Name() == "node_modules" || d.Name() == ".git") {
-			return filepath.SkipDir
-		}
-		if !strings.HasSuffix(path, "_test.go") {
-			return nil
-		}
-		text, err := os.ReadFile(path)
-		for _, m := range declared.FindAllStringSubmatch(string(text), -1) {
-			have[m[1]] = true
-		}
-		return err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	page, err := os.ReadFile(filepath.Join(root, "docs", "semantics.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := regexp.MustCompile("`(Test\\w+)`").FindAllStringSubmatch(string(page), -1)
-	for _, m := range named {
-		if !have[m[1]] {
-			t.Errorf("docs/semantics.md names %s, which is no test of this project", m[1])
-		}
-	}
+	page, named := proofsOf(t, "semantics.md")
 	if len(named) < 40 {
 		t.Errorf("docs/semantics.md names %d tests", len(named))
 	}
-	for line := range strings.Lines(string(page)) {
+	for line := range strings.Lines(page) {
 		if cells := strings.Split(strings.TrimSpace(line), "|"); strings.HasPrefix(line, "|") && len(cells) == 5 && !strings.HasPrefix(cells[1], "-") &&
 			!strings.Contains(line, "`Test") && !strings.Contains(line, "| Test |") && !strings.Contains(line, "| none between") {
 			t.Errorf("docs/semantics.md promises without a test: %s", line)
