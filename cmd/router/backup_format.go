@@ -32,12 +32,68 @@ const (
 
 // A backupHead is backup.json.
 type backupHead struct {
-	Format  int          `json:"format"`
-	Made    time.Time    `json:"made"` // what was acknowledged before is in it
-	Version string       `json:"version"`
-	Bytes   int64        `json:"bytes"` // of all files
-	Files   []backupFile `json:"files"`
+	Format  int         `json:"format"`
+	Made    time.Time   `json:"made"` // what was acknowledged before is in it
+	Version string      `json:"version"`
+	Bytes   int64       `json:"bytes"` // of all files
+	Files   backupFiles `json:"files"`
 }
+
+// backupFiles are a backup's. Reading them stops at the first too many: 64 MiB of empty entries would be 1 GiB in memory.
+type backupFiles []backupFile
+
+// UnmarshalJSON reads the files one at a time.
+func (l *backupFiles) UnmarshalJSON(text []byte) error {
+	*l = nil
+	return eachOf(text, func(d *json.Decoder) error {
+		var f backupFile
+		err := d.Decode(&f)
+		*l = append(*l, f)
+		return err
+	})
+}
+
+// backupSumsOf are the sums of files by name, read one at a time too.
+type backupSumsOf map[string]string
+
+// UnmarshalJSON reads the sums one at a time.
+func (m *backupSumsOf) UnmarshalJSON(text []byte) error {
+	*m = backupSumsOf{}
+	return eachOf(text, func(d *json.Decoder) error {
+		name, err := d.Token()
+		if err != nil {
+			return err
+		}
+		key, _ := name.(string) // a key is no other; the decoder sees to it
+		var sum string
+		err = d.Decode(&sum)
+		(*m)[key] = sum
+		return err
+	})
+}
+
+// eachOf calls read for each member of a JSON array or object, which a backup has maxBackupFiles of at most.
+func eachOf(text []byte, read func(*json.Decoder) error) error {
+	d := json.NewDecoder(bytes.NewReader(text))
+	begin, err := d.Token()
+	if err != nil {
+		return err
+	}
+	if begin != json.Delim('[') && begin != json.Delim('{') {
+		return fmt.Errorf("%.20v is no list of files", begin)
+	}
+	for n := 0; d.More(); n++ {
+		if n == maxBackupFiles {
+			return errManyFiles
+		}
+		if err := read(d); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var errManyFiles = fmt.Errorf("it names more than %d files, and a backup has no more", maxBackupFiles)
 
 // A backupFile is one file of the data directory.
 type backupFile struct {
@@ -48,9 +104,9 @@ type backupFile struct {
 }
 
 type backupSums struct {
-	Format int               `json:"format"`
-	Head   string            `json:"head"` // SHA-256 of backup.json, in hex
-	Files  map[string]string `json:"files"`
+	Format int          `json:"format"`
+	Head   string       `json:"head"` // SHA-256 of backup.json, in hex
+	Files  backupSumsOf `json:"files"`
 }
 
 // writeBackup writes a backup of files that nobody changes meanwhile.
@@ -64,7 +120,7 @@ func writeBackup(ctx context.Context, w io.Writer, head backupHead) error {
 		return err
 	}
 	sum := sha256.Sum256(text)
-	sums := backupSums{Format: backupVersion, Head: hex.EncodeToString(sum[:]), Files: make(map[string]string, len(head.Files))}
+	sums := backupSums{Format: backupVersion, Head: hex.EncodeToString(sum[:]), Files: make(backupSumsOf, len(head.Files))}
 	tw := tar.NewWriter(w)
 	if err := writeTarFile(tw, backupHeadName, head.Made, bytes.NewReader(text), int64(len(text))); err != nil {
 		return err
@@ -148,7 +204,7 @@ func readBackup(ctx context.Context, r io.Reader, begin func(*backupHead) error,
 		return nil, err
 	}
 	sum := sha256.Sum256(text)
-	sums := backupSums{Format: head.Format, Head: hex.EncodeToString(sum[:]), Files: make(map[string]string, len(head.Files))}
+	sums := backupSums{Format: head.Format, Head: hex.EncodeToString(sum[:]), Files: make(backupSumsOf, len(head.Files))}
 	for i, f := range head.Files {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -237,9 +293,6 @@ func (h *backupHead) check() error {
 	}
 	if h.Format < 1 {
 		return errNoBackup
-	}
-	if len(h.Files) > maxBackupFiles {
-		return fmt.Errorf("%w: it names %d files; a backup has %d at most", errBackupBad, len(h.Files), maxBackupFiles)
 	}
 	seen, total, store := make(map[string]bool, len(h.Files)), int64(0), false
 	for _, f := range h.Files {

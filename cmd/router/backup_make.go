@@ -103,7 +103,7 @@ func walkKept(data string, fn func(rel string, d fs.DirEntry) error) error {
 			return nil
 		case storeDir, backupStage, restoreStage, filepath.Join("functions", "compiled"), "lost+found":
 			return filepath.SkipDir
-		case restoredName: // of a start that is still to come
+		case restoredName, restoreLock: // of a start that is still to come
 			return nil
 		}
 		if !d.IsDir() && (!d.Type().IsRegular() || pebblestore.Own(d.Name()) || strings.HasSuffix(d.Name(), ".tmp")) {

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -257,6 +258,71 @@ func TestRestoreAfterAKill(t *testing.T) {
 	}
 	if err := r.claim(); err == nil || !strings.Contains(err.Error(), "holds store") {
 		t.Errorf("a restoration over a store: %v", err)
+	}
+}
+
+// Two restorations into one directory would unpack over each other; and one that has ended leaves no lock behind, also
+// when it has failed.
+func TestOneRestorationAtOnce(t *testing.T) {
+	data := filepath.Join(t.TempDir(), "data")
+	entered, leave := make(chan struct{}), make(chan struct{})
+	first := make(chan error, 1)
+	go func() {
+		r := &restoration{p: &program{stderr: io.Discard}, data: data, quick: true}
+		first <- r.run(t.Context(), readerOf(func(b []byte) (int, error) {
+			close(entered)
+			<-leave
+			return 0, io.EOF
+		}))
+	}()
+	<-entered
+	stage := filepath.Join(data, restoreStage)
+	if code, _, errs := runAt(t, "", "restore", os.DevNull, "--data", data); code != 1 || !strings.Contains(errs, "another restoration is at work") {
+		t.Errorf("a second one: %d %s", code, errs)
+	}
+	if _, err := os.Stat(stage); err != nil {
+		t.Errorf("the second has taken the first one's folder: %v", err)
+	}
+	close(leave)
+	if err := <-first; !errors.Is(err, errNoBackup) {
+		t.Errorf("the first: %v", err)
+	}
+	if entries, err := os.ReadDir(data); err != nil || len(entries) != 0 {
+		t.Errorf("what is left: %v, %v", entries, err)
+	}
+	if code, _, errs := runAt(t, "", "restore", os.DevNull, "--data", data); code != 1 || !strings.Contains(errs, errNoBackup.Error()) {
+		t.Errorf("a third one: %d %s", code, errs)
+	}
+}
+
+type readerOf func([]byte) (int, error)
+
+func (r readerOf) Read(b []byte) (int, error) { return r(b) }
+
+// What a backup names is counted while it is read: not when tens of millions of entries are in memory.
+func TestBackupNamesAreBounded(t *testing.T) {
+	many := strings.Repeat("{},", 2*maxBackupFiles)
+	sums := strings.Repeat(`"a":"",`, 2*maxBackupFiles)
+	for name, read := range map[string]func() (int, error){
+		"files": func() (int, error) {
+			var h backupHead
+			err := json.Unmarshal([]byte(`{"format":1,"files":[`+many+`{}]}`), &h)
+			return cap(h.Files), err
+		},
+		"sums": func() (int, error) {
+			var s backupSums
+			err := json.Unmarshal([]byte(`{"format":1,"files":{`+sums+`"b":""}}`), &s)
+			return 0, err
+		},
+	} {
+		if n, err := read(); !errors.Is(err, errManyFiles) || n > 2*maxBackupFiles {
+			t.Errorf("%s: room for %d, %v", name, n, err)
+		}
+	}
+	for _, bad := range []string{`{"files":1}`, `{"files":null}`, `{"files":[1]}`, `{"files":{"a":1}}`} {
+		if json.Unmarshal([]byte(bad), &backupHead{}) == nil && json.Unmarshal([]byte(bad), &backupSums{}) == nil {
+			t.Errorf("%s is read as files and as sums", bad)
+		}
 	}
 }
 

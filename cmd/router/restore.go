@@ -80,7 +80,12 @@ type restoration struct {
 	stage string
 }
 
-func (r *restoration) run(ctx context.Context, in io.Reader) error {
+func (r *restoration) run(ctx context.Context, in io.Reader) (err error) {
+	release, err := lockRestore(r.data)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, release()) }()
 	r.stage = filepath.Join(r.data, restoreStage)
 	if err := r.claim(); err != nil {
 		return err
@@ -99,14 +104,14 @@ func (r *restoration) run(ctx context.Context, in io.Reader) error {
 // claim makes the folder to unpack into, in a data directory that holds nothing else.
 func (r *restoration) claim() error {
 	entries, err := os.ReadDir(r.data)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil {
 		return err
 	}
 	var held []string
 	again := false
 	for _, e := range entries {
 		switch e.Name() {
-		case "lost+found":
+		case "lost+found", restoreLock:
 		case restoreStage:
 			again = true
 		default:
@@ -140,7 +145,7 @@ func (r *restoration) unpack(ctx context.Context, in io.Reader) (*backupHead, er
 	head, err := readBackup(ctx, in, func(h *backupHead) error {
 		total = h.Bytes
 		for _, f := range h.Files {
-			if top, _, _ := strings.Cut(f.Name, "/"); top == restoreStage || top == backupStage || f.Name == restoredName || f.Name == movedName || top == "lost+found" {
+			if top, _, _ := strings.Cut(f.Name, "/"); top == restoreStage || top == backupStage || top == restoreLock || f.Name == restoredName || f.Name == movedName || top == "lost+found" {
 				return fmt.Errorf("%w: %q is no name of a backup's file", errBackupBad, f.Name)
 			}
 		}
@@ -231,7 +236,7 @@ func openData(dir string) (*restored, error) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, restoreStage)); err == nil {
 		if _, err := os.Stat(filepath.Join(dir, storeDir)); err != nil {
-			return nil, fmt.Errorf("data directory %s: a restoration was cut short here; run 'router restore' again, or remove the directory", dir)
+			return nil, fmt.Errorf("data directory %s: a restoration is at work or was cut short here; let it end, run 'router restore' again, or remove the directory", dir)
 		}
 	}
 	b, err := os.ReadFile(filepath.Join(dir, restoredName))

@@ -30,6 +30,12 @@ func openFiles() (uint64, error) {
 	return uint64(l.Max), nil
 }
 
+// lockFile takes a file's lock or fails at once. It belongs to what was opened, and ends when that is closed or its process ends.
+func lockFile(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
+
+// unlockAndRemove removes the file while it is locked, so that nobody's but the own goes.
+func unlockAndRemove(f *os.File) error { return errors.Join(os.Remove(f.Name()), f.Close()) }
+
 // syncFolder makes what was renamed in a folder survive a power cut.
 func syncFolder(dir string) error {
 	d, err := os.Open(dir)

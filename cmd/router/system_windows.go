@@ -28,6 +28,18 @@ func openFiles() (uint64, error) {
 	return 0, errors.New("Windows sets no limit that can be read; memory is the bound")
 }
 
+// lockFile takes a file's lock or fails at once. It ends when the file is closed or its process ends.
+func lockFile(f *os.File) error {
+	return windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &windows.Overlapped{})
+}
+
+// unlockAndRemove closes first: Windows removes no file that is open. One that somebody else has opened by now stays.
+func unlockAndRemove(f *os.File) error {
+	err := f.Close()
+	_ = os.Remove(f.Name())
+	return err
+}
+
 // syncFolder does nothing: Windows syncs no folder, and what was renamed is up to NTFS's journal.
 func syncFolder(string) error { return nil }
 
