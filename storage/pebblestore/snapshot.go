@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 
 	"github.com/cockroachdb/pebble/v2"
@@ -98,21 +97,11 @@ func checkpoint(db *pebble.DB, dir string) (err error) {
 // part of the copy that was read early may be zero where one that was read later says that it is synced, which an
 // opening Pebble takes for corruption. What was written before the copying began lies before any gap.
 func (f *files) cutNewestLog() error {
-	names, err := f.fs.List(f.db)
-	if err != nil {
+	logs, newest, err := f.logs()
+	if err != nil || newest == "" {
 		return err
 	}
-	newest, number := "", uint64(0)
-	for _, name := range names {
-		num, ok := strings.CutSuffix(name, ".log")
-		if n, err := strconv.ParseUint(num, 10, 64); ok && err == nil && n >= number {
-			newest, number = name, n
-		}
-	}
-	if newest == "" {
-		return nil
-	}
-	good, err := f.goodLog(newest, number)
+	good, _, err := f.walkLog(newest, logs[newest])
 	if !errors.Is(err, record.ErrZeroedChunk) && !errors.Is(err, record.ErrInvalidChunk) {
 		return nil // a clean end, or one that is torn off, which Pebble takes
 	}
@@ -122,26 +111,6 @@ func (f *files) cutNewestLog() error {
 		return err
 	}
 	return writeFile(f.fs, f.db, newest, b[:good])
-}
-
-// goodLog returns where the last whole record of a log ends before the first that is not, and what is wrong there.
-func (f *files) goodLog(name string, num uint64) (good int64, err error) {
-	h, err := f.fs.Open(f.fs.PathJoin(f.db, name))
-	if err != nil {
-		return 0, err
-	}
-	defer h.Close()
-	r := newRecordReader(record.NewReader, h, num)
-	for {
-		rec, err := r.Next()
-		if err == nil {
-			_, err = io.Copy(io.Discard, rec)
-		}
-		if err != nil {
-			return good, err
-		}
-		good = r.Offset()
-	}
 }
 
 // roomForLogs refuses a snapshot that would take the disk below its watermark: Pebble's logs are copied.

@@ -125,37 +125,45 @@ func (f *files) explain(err error) error {
 // walkLogs reads Pebble's write-ahead logs and reports those that are corrupt. Only the newest may have a torn
 // end: a log is closed with a mark of its end before the next one begins.
 func (f *files) walkLogs(report func(name string, err error)) {
-	names, err := f.fs.List(f.db)
+	logs, newest, err := f.logs()
 	if err != nil {
 		report("", err)
 		return
 	}
-	logs, newest := map[string]uint64{}, uint64(0)
-	for _, name := range names {
-		num, ok := strings.CutSuffix(name, ".log")
-		if n, err := strconv.ParseUint(num, 10, 64); ok && err == nil {
-			logs[name], newest = n, max(newest, n)
-		}
-	}
-	for name, n := range logs {
-		at, err := f.walkLog(name, n)
+	for name, num := range logs {
+		_, at, err := f.walkLog(name, num)
 		torn := errors.Is(err, record.ErrUnexpectedEOF) || errors.Is(err, record.ErrZeroedChunk)
-		if err != nil && !errors.Is(err, io.EOF) && !(torn && n == newest) {
+		if err != nil && !errors.Is(err, io.EOF) && !(torn && name == newest) {
 			report(name, fmt.Errorf("byte %d: %w", at, err))
 		}
 	}
 }
 
-// newRecordReader calls record.NewReader, whose second parameter has a type that Pebble does not export.
-func newRecordReader[N ~uint64](open func(io.Reader, N) *record.Reader, r io.Reader, num uint64) *record.Reader {
-	return open(r, N(num))
+// logs are the names and numbers of Pebble's write-ahead logs, and which is the newest, "" without any.
+func (f *files) logs() (logs map[string]uint64, newest string, err error) {
+	names, err := f.fs.List(f.db)
+	if err != nil {
+		return nil, "", err
+	}
+	logs = map[string]uint64{}
+	for _, name := range names {
+		text, ok := strings.CutSuffix(name, ".log")
+		num, err := strconv.ParseUint(text, 10, 64)
+		if !ok || err != nil {
+			continue
+		}
+		if logs[name] = num; num >= logs[newest] {
+			newest = name
+		}
+	}
+	return logs, newest, nil
 }
 
-// walkLog returns how the reading of a log ended, and where.
-func (f *files) walkLog(name string, num uint64) (int64, error) {
+// walkLog reads a log until it ends: err says how, good where the last whole record did, at how far it was read.
+func (f *files) walkLog(name string, num uint64) (good, at int64, err error) {
 	h, err := f.fs.Open(f.fs.PathJoin(f.db, name))
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	defer h.Close()
 	r := newRecordReader(record.NewReader, h, num)
@@ -165,9 +173,15 @@ func (f *files) walkLog(name string, num uint64) (int64, error) {
 			_, err = io.Copy(io.Discard, rec)
 		}
 		if err != nil {
-			return r.Offset(), err
+			return good, r.Offset(), err
 		}
+		good = r.Offset()
 	}
+}
+
+// newRecordReader calls record.NewReader, whose second parameter has a type that Pebble does not export.
+func newRecordReader[N ~uint64](open func(io.Reader, N) *record.Reader, r io.Reader, num uint64) *record.Reader {
+	return open(r, N(num))
 }
 
 // checkOffsets holds what Pebble came back with against the sidecar.
