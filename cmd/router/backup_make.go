@@ -30,6 +30,7 @@ type backups struct {
 	version string
 	now     func() time.Time
 	one     *sync.Mutex // held while there is one
+	book    *backupBook
 }
 
 // OpenBackup holds on to all that the data directory keeps, as it is now. Close lets go of it.
@@ -39,7 +40,7 @@ func (b backups) OpenBackup(ctx context.Context) (httpapi.Backup, error) {
 	}
 	bk := &openBackup{of: b, head: backupHead{Made: b.now().UTC(), Version: b.version}}
 	if err := bk.hold(ctx); err != nil {
-		return nil, errors.Join(fmt.Errorf("backup: %w", err), bk.Close())
+		return nil, errors.Join(b.book.ended(lastBackup{}, fmt.Errorf("backup: %w", err)), bk.Close())
 	}
 	return bk, nil
 }
@@ -75,7 +76,12 @@ func (bk *openBackup) hold(ctx context.Context) error {
 
 // WriteTo writes the backup.
 func (bk *openBackup) WriteTo(ctx context.Context, w io.Writer) error {
-	return writeBackup(ctx, w, bk.head)
+	err := writeBackup(ctx, w, bk.head)
+	last := lastBackup{Made: bk.head.Made, Ended: bk.of.now().UTC()}
+	for _, f := range bk.head.Files {
+		last.Bytes += f.Size
+	}
+	return bk.of.book.ended(last, err)
 }
 
 // Close lets go of the files.
@@ -103,7 +109,7 @@ func walkKept(data string, fn func(rel string, d fs.DirEntry) error) error {
 			return nil
 		case storeDir, backupStage, restoreStage, filepath.Join("functions", "compiled"), "lost+found":
 			return filepath.SkipDir
-		case restoredName, restoreLock: // of a start that is still to come
+		case restoredName, restoreLock, backupNote: // of a start that is still to come
 			return nil
 		}
 		if !d.IsDir() && (!d.Type().IsRegular() || pebblestore.Own(d.Name()) || strings.HasSuffix(d.Name(), ".tmp")) {

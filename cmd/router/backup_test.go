@@ -8,9 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -78,6 +80,13 @@ func TestBackupUnderLoad(t *testing.T) {
 		t.Fatalf("backup: %d %s", code, errs)
 	}
 	until(t, "more are published", func() bool { return published() > len(before)+20 })
+	metrics := p.must(200, "GET", "/metrics", "", "")
+	for _, want := range []string{`\nmillrace_backups_total{result="made"} 1\n`, `\nmillrace_backups_total{result="failed"} 0\n`, `\nmillrace_backup_last_bytes [1-9]`, `\nmillrace_backup_last_seconds [0-9]`,
+		`\nmillrace_backup_last_timestamp_seconds 1`} {
+		if !regexp.MustCompile(want).MatchString(metrics) {
+			t.Errorf("the metrics lack %s", want)
+		}
+	}
 	stop.Store(true)
 	publishers.Wait()
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
@@ -258,6 +267,40 @@ func TestRestoreAfterAKill(t *testing.T) {
 	}
 	if err := r.claim(); err == nil || !strings.Contains(err.Error(), "holds store") {
 		t.Errorf("a restoration over a store: %v", err)
+	}
+}
+
+// When the last backup was made is known after a restart too; one that was cut off counts as failed and changes nothing of that.
+func TestBackupsAreNoted(t *testing.T) {
+	data := t.TempDir()
+	book, err := openBackupBook(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last, made, failed := book.stats(); !last.Made.IsZero() || made+failed != 0 {
+		t.Errorf("of a new router: %v, %d, %d", last, made, failed)
+	}
+	want := lastBackup{Made: time.Unix(1_700_000_000, 0).UTC(), Ended: time.Unix(1_700_000_060, 0).UTC(), Bytes: 99}
+	if err := book.ended(want, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := book.ended(lastBackup{}, io.ErrClosedPipe); !errors.Is(err, io.ErrClosedPipe) {
+		t.Error(err)
+	}
+	if last, made, failed := book.stats(); last != want || made != 1 || failed != 1 {
+		t.Errorf("%v, %d, %d", last, made, failed)
+	}
+	if book, err = openBackupBook(data); err != nil || book.last != want {
+		t.Errorf("after a restart: %v, %v", book, err)
+	}
+	if err := walkKept(data, func(rel string, _ fs.DirEntry) error { return fmt.Errorf("a backup would have %s", rel) }); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(data, backupNote), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := openBackupBook(data); err == nil || !strings.Contains(err.Error(), "remove it") {
+		t.Errorf("a note that was cut: %v", err)
 	}
 }
 

@@ -35,6 +35,7 @@ type metrics struct {
 	rules     func() (counts loadCounts, state rulesState, ok bool)
 	revision  func() (id, source string) // of the rules; set with rules
 	refusals  func() map[string]uint64   // of targets, by reason
+	backups   func() (last lastBackup, made, failed uint64)
 }
 
 // maxSeries bounds the topics and subscriptions that have series of their own; the rest add up under
@@ -155,6 +156,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectEdge(out)
 	m.collectRules(out)
 	m.collectEgress(out)
+	m.collectBackups(out)
 	m.collectCallers(out)
 	m.collectIssuers(out)
 	collectSchedules(e, out)

@@ -161,8 +161,13 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 			return r, fmt.Errorf("--audit-topic: %w", err)
 		}
 	}
+	book, err := openBackupBook(o.data)
+	if err != nil {
+		return r, err
+	}
+	m.backups = book.stats
 	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic,
-		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}}}
+		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}, book: book}}
 	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Spend: httpapi.Spend, Reserve: httpapi.Reserve, Release: httpapi.Release, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err
 	}
