@@ -57,6 +57,7 @@ joined() {
 	wait $pid || failed=1
 	cat "$side/out"
 	cat "$side/tally" >>"$tally"
+	cat "$side/tally.failed" >>"$tally.failed"
 }
 
 gofiles() { find . -name '*.go' -not -path '*/node_modules/*' -not -path '*/testdata/*' -not -path './.git/*'; }

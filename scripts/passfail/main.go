@@ -4,16 +4,22 @@
 //	go test -json ./... | passfail -tally FILE -name unit
 //	passfail -tally FILE -sum
 //
+// The sum begins with what failed, in short: the whole is far above by then, and logs are cut at their end. It is kept
+// in FILE.failed.
+//
 // It exits with 1 if anything failed, if nothing ran, or if the input ends before a package has.
 package main
 
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -28,7 +34,7 @@ func run(args []string, in io.Reader, out, errs io.Writer) int {
 	tally := f.String("tally", "", "file of counts, a line a run")
 	name := f.String("name", "tests", "what this run is called")
 	check := f.String("check", "", "add a check that is no go test: pass or fail")
-	sum := f.Bool("sum", false, "print the sum of the tally and nothing else")
+	sum := f.Bool("sum", false, "print what failed, in short, and the sum of the tally")
 	if f.Parse(args) != nil {
 		return 2
 	}
@@ -38,13 +44,17 @@ func run(args []string, in io.Reader, out, errs io.Writer) int {
 	case *sum:
 		r, err = readTally(*tally)
 		if err == nil {
-			fmt.Fprintf(out, "%d passed, %d failed\n", r.passed, r.failed)
+			var failures []byte
+			if failures, err = os.ReadFile(*tally + ".failed"); errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+			fmt.Fprintf(out, "%s%d passed, %d failed\n", failures, r.passed, r.failed)
 		}
 	case *check != "":
 		r = result{passed: 1}
 		if *check != "pass" {
-			r = result{failed: 1}
-			fmt.Fprintf(out, "FAIL  %s\n", *name)
+			r = result{failed: 1, failures: []string{"FAIL  " + *name + "\n"}}
+			fmt.Fprint(out, r.failures[0])
 		}
 		err = addTally(*tally, *name, r)
 	default:
@@ -62,7 +72,38 @@ func run(args []string, in io.Reader, out, errs io.Writer) int {
 	return 0
 }
 
-type result struct{ passed, failed int }
+type result struct {
+	passed, failed int
+	failures       []string // each in a few lines
+}
+
+// Bounds of a failure in short.
+const (
+	shortLines = 6
+	shortLine  = 400 // bytes
+)
+
+// place finds what a test said itself, but for the logs of what it ran: the lines that name a place in a test.
+var place = regexp.MustCompile(`^\s*\w+_test\.go:\d+: `)
+
+// inShort is a failed test and the first that it said of it.
+func inShort(name string, words []string) string {
+	out := "FAIL  " + name + "\n"
+	left := shortLines
+	for line := range strings.Lines(strings.Join(words, "")) {
+		if !place.MatchString(line) || strings.Contains(line, ": the log of ") {
+			continue
+		}
+		if line = strings.TrimRight(line, "\n"); len(line) > shortLine {
+			line = strings.ToValidUTF8(line[:shortLine], "") + "…"
+		}
+		out += line + "\n"
+		if left--; left == 0 {
+			break
+		}
+	}
+	return out
+}
 
 // testEvent is a line of test2json.
 type testEvent struct {
@@ -112,6 +153,7 @@ func read(in io.Reader, out io.Writer) (result, error) {
 			if e.Test != "" {
 				r.failed++
 				failedIn[e.Package]++
+				r.failures = append(r.failures, inShort(short(e.Package)+" "+e.Test, said[key]))
 				fmt.Fprintf(out, "FAIL  %s %s\n%s", short(e.Package), e.Test, strings.Join(said[key], ""))
 				delete(said, key)
 				continue
@@ -120,6 +162,7 @@ func read(in io.Reader, out io.Writer) (result, error) {
 			fmt.Fprintf(out, "FAIL  %-60s %.1fs\n", short(e.Package), e.Elapsed)
 			if failedIn[e.Package] == 0 {
 				r.failed++
+				r.failures = append(r.failures, inShort(short(e.Package), said[key]))
 				fmt.Fprint(out, strings.Join(append(builds[e.FailedBuild], said[key]...), ""))
 				for k, words := range said { // what was running when it died
 					if strings.HasPrefix(k, e.Package+"\x00") && k != key {
@@ -136,7 +179,8 @@ func read(in io.Reader, out io.Writer) (result, error) {
 	slices.Sort(cut)
 	for _, p := range cut {
 		r.failed++
-		fmt.Fprintf(out, "FAIL  %s never ended\n", short(p))
+		r.failures = append(r.failures, "FAIL  "+short(p)+" never ended\n")
+		fmt.Fprint(out, r.failures[len(r.failures)-1])
 	}
 	return r, nil
 }
@@ -147,15 +191,19 @@ func addTally(file, name string, r result) error {
 	if file == "" {
 		return nil
 	}
+	if err := appendTo(file, fmt.Sprintf("%d %d %s\n", r.passed, r.failed, name)); err != nil {
+		return err
+	}
+	return appendTo(file+".failed", strings.Join(r.failures, ""))
+}
+
+func appendTo(file, text string) error {
 	f, err := os.OpenFile(file, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(f, "%d %d %s\n", r.passed, r.failed, name)
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	return err
+	_, err = f.WriteString(text)
+	return errors.Join(err, f.Close())
 }
 
 func readTally(file string) (result, error) {
