@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -62,4 +63,62 @@ func TestCursorThatClaimsMuch(t *testing.T) {
 	if runtime.ReadMemStats(&after); after.TotalAlloc-before.TotalAlloc > 10<<20 {
 		t.Errorf("100 cursors of %d bytes took %d", len(claim), after.TotalAlloc-before.TotalAlloc)
 	}
+}
+
+// FuzzLease: of whatever a client gives back as a lease, nothing but the very id that it was given settles the delivery,
+// gives it back or prolongs it; and nothing that another subscription has lent.
+func FuzzLease(f *testing.F) {
+	began := time.Now()
+	w := newWorld(f, Options{Now: func() time.Time { return began }}) // a lease that ran out would be lost for that reason alone
+	w.apply(specOf(pullSpec("mine", "orders", ""), pullSpec("theirs", "orders", "")))
+	w.publish("orders", "a", "b")
+	mine, theirs := w.pull("mine", 2), w.pull("theirs", 2)
+	given, _ := base64.RawURLEncoding.DecodeString(mine[0].ID)
+	f.Fuzz(func(t *testing.T, kind uint8, text string, change []byte) {
+		var id string
+		switch kind % 4 {
+		case 0: // anything
+			id = text
+		case 1: // a good one's bytes changed, and perhaps shorter or longer
+			b := slices.Clone(given)
+			for i, x := range change {
+				if i < len(b) {
+					b[i] ^= x
+				} else {
+					b = append(b, x)
+				}
+			}
+			id = base64.RawURLEncoding.EncodeToString(b[:max(0, len(b)-len(text))])
+		case 2: // its letters, with something among them
+			at := min(int(kind/4), len(mine[0].ID))
+			id = mine[0].ID[:at] + text + mine[0].ID[at:]
+		case 3: // of another subscription, perhaps under the tag of one of ours
+			b, _ := base64.RawURLEncoding.DecodeString(theirs[0].ID)
+			for i, x := range change {
+				if i < 12 && x&1 == 1 {
+					copy(b[leaseIDSize+i:], given[leaseIDSize+i:][:1])
+				}
+			}
+			id = base64.RawURLEncoding.EncodeToString(b)
+		}
+		if id == mine[0].ID {
+			return
+		}
+		for _, how := range []event.Settling{{Verb: event.Ack}, {Verb: event.Nack}, {Verb: event.Extend, Deadline: time.Minute}, {Verb: event.Extend}} {
+			lost, err := w.e.Settle(t.Context(), "mine", []string{id}, how)
+			if err != nil || len(lost) != 1 || lost[0].Lease != id {
+				t.Fatalf("verb %d of %q: %v, %v", how.Verb, id, lost, err)
+			}
+		}
+		s, c, err := w.e.pullable("mine")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.leave(c)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if len(s.leases.out) != 2 {
+			t.Fatalf("%q: %d deliveries are out", id, len(s.leases.out))
+		}
+	})
 }

@@ -87,8 +87,8 @@ type leaseRef struct {
 
 // openLease reads a lease id. It needs no lock.
 func (s *subscription) openLease(id string) leaseRef {
-	var buf [leaseIDSize + 12 + 8]byte
-	if base64.RawURLEncoding.DecodedLen(len(id)) != leaseIDSize+12 {
+	var buf [leaseIDSize + 12]byte
+	if len(id) != base64.RawURLEncoding.EncodedLen(leaseIDSize+12) { // Decode passes over line breaks
 		return leaseRef{why: event.LostUnknown}
 	}
 	n, err := base64.RawURLEncoding.Decode(buf[:], []byte(id))

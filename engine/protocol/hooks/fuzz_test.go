@@ -2,9 +2,15 @@ package hooks
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"os"
 	"strings"
 	"testing"
+	"time"
+	"unicode/utf8"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -19,13 +25,14 @@ func FuzzVerify(f *testing.F) {
 	for _, s := range timedSchemes(f) {
 		schemes[s.name] = s.v
 	}
-	f.Add("github", "X-Hub-Signature-256", "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17", "", "", "Hello, World!")
-	f.Add("stripe", "Stripe-Signature", "t=1700000000,v1=00,v1=aa,v0=bb", "", "", "{}")
-	f.Add("slack", "X-Slack-Signature", "v0=a2114d57b48eac39b9ad189dd8316235a7b4a8d21a10bd27519666489c69b503", "X-Slack-Request-Timestamp", "1700000000", "a=b")
-	f.Add("standard", "webhook-signature", "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE= v1a,AAAA", "webhook-timestamp", "1700000000", "{}")
-	f.Add("hmac", "X-Sig", "00, ff", "X-Time", "2023-11-14T22:13:20Z", "{}")
-	f.Add("twilio", "X-Twilio-Signature", "RSOYDt4T1cUTdK1PDd93/VVr8B8=", "Content-Type", "application/x-www-form-urlencoded", "a=%2&b")
-	f.Add("basic", "Authorization", "Basic dTpw", "", "", "")
+	pages, v := snsVector(f)
+	schemes["sns"] = v
+	signed := map[string]bool{} // what the vector's sender has signed
+	for _, body := range pages.Messages {
+		signed[signedText(f, body)] = true
+	}
+	meta := open(f, Meta{Secret: "the fuzzer does not know it", VerifyToken: "the fuzzer does not know it"})
+	schemes["meta"] = meta
 	f.Fuzz(func(t *testing.T, scheme, name1, value1, name2, value2, body string) {
 		v := schemes[scheme]
 		if v == nil {
@@ -33,17 +40,123 @@ func FuzzVerify(f *testing.F) {
 		}
 		h := webhook(body, name1+": "+value1, name2+": "+value2, "webhook-id: msg_1", "x-id: 7")
 		h.Query = value2
-		if v.Verify(context.Background(), h, func(string) {}) == nil {
+		if v.Verify(context.Background(), h, func(string) {}) == nil && (scheme != "sns" || !signed[signedText(t, body)]) {
 			t.Fatalf("%s takes what nobody signed", scheme)
+		}
+		if a, err := meta.(subscriber).Subscribe(h, nil); err == nil {
+			t.Fatalf("a stranger's handshake is answered %s", a.Body)
+		}
+	})
+}
+
+// signedText is what of a body SNS signs.
+func signedText(t testing.TB, body string) string {
+	m, err := readSNS([]byte(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := signedSNS(m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// snsVector are messages that were signed elsewhere, and a verifier for their topic.
+func snsVector(t testing.TB) (doc struct {
+	Root, Certificate string
+	Messages          []string
+}, v event.Verifier) {
+	text, err := os.ReadFile("testdata/sns.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &doc); err != nil {
+		t.Fatal(err)
+	}
+	block, _ := pem.Decode([]byte(doc.Root))
+	root, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &web{pages: map[string][]byte{}}
+	for _, body := range doc.Messages {
+		m, err := readSNS([]byte(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.pages[m["SigningCertURL"]] = []byte(doc.Certificate)
+	}
+	v = openSNS(t, w.certificates(t, root))
+	w.now = root.NotBefore.Add(time.Hour)
+	return doc, v
+}
+
+// FuzzCertificate: whatever is found where a signing certificate should be, no key comes of it but of the one that a root
+// vouches for.
+func FuzzCertificate(f *testing.F) {
+	doc, v := snsVector(f)
+	good, _ := pem.Decode([]byte(doc.Certificate))
+	genuine, err := x509.ParseCertificate(good.Bytes)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Fuzz(func(t *testing.T, page, issuer []byte) {
+		c := v.(*sns).certificates
+		served := CertificateOptions{Roots: c.o.Roots, Now: c.o.Now, Fetch: func(_ context.Context, at string, _ int64) ([]byte, error) {
+			if at == snsCert {
+				return page, nil
+			}
+			return issuer, nil
+		}}
+		fresh, err := NewCertificates(served)
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := fresh.key(t.Context(), snsCert, []string{"sns.amazonaws.com", "sns.us-west-2.amazonaws.com"})
+		if err != nil && !errors.Is(err, event.ErrUnverified) && !errors.Is(err, event.ErrUnavailable) {
+			t.Fatal(err)
+		}
+		if err == nil && !key.Equal(genuine.PublicKey) {
+			t.Fatal("a certificate that no root vouches for is taken")
+		}
+	})
+}
+
+// FuzzReceive: a webhook of somebody who has shown the token becomes an event that is what it says it is, or is refused as
+// the sender's fault.
+func FuzzReceive(f *testing.F) {
+	const token = "the fuzzer knows it"
+	box := &inbox{}
+	s := newServer(f, box, Source{Source: event.Source{Name: "a"}, Verifier: open(f, Bearer{Token: token})},
+		Source{Source: event.Source{Name: "raw", RawForm: true, Headers: []string{"x-kept"}, URL: "https://hooks.example.com/in"}, Verifier: open(f, Bearer{Token: token})})
+	f.Fuzz(func(t *testing.T, method, path, contentType, kind, at, name, value, body string) {
+		if len(method) > 7 || strings.Trim(method, "ABCDEFGHIJKLMNOPQRSTUVWXYZ") != "" || strings.ContainsAny(contentType+kind+at+name+value, "\r\n") {
+			return // the listener would not have let it in
+		}
+		*box = inbox{}
+		_, err := ask(s, method, "/v1/sources/"+path, body, "Authorization: Bearer "+token, "Content-Type: "+contentType, "x-type: "+kind, "x-time: "+at, name+": "+value)
+		var faults *event.Faults
+		if err != nil && !errors.As(err, &faults) && !errors.Is(err, event.ErrUnverified) {
+			t.Fatalf("%s is refused with %v", method, err)
+		}
+		for i := range box.events {
+			ev := &box.events[i]
+			if err != nil {
+				t.Fatalf("stored, and refused with %v", err)
+			}
+			if ev.Data != nil && !ev.Binary && (!utf8.Valid(ev.Data) || event.IsJSON(ev.DataContentType) && !json.Valid(ev.Data)) {
+				t.Fatalf("%q is called %q", ev.Data, ev.DataContentType)
+			}
+			if _, err := event.ParseTime(ev.Time); ev.Time != "" && err != nil {
+				t.Fatalf("the time %q became %q", at, ev.Time)
+			}
 		}
 	})
 }
 
 // A form becomes valid JSON or is refused.
 func FuzzForm(f *testing.F) {
-	for _, s := range []string{"a=1&b=x+y%21&a=2", "payload=%7B%22a%22%3A1%7D", "a=%zz", "=&=", "\xff=%ff"} {
-		f.Add(s)
-	}
 	f.Fuzz(func(t *testing.T, form string) {
 		if doc, err := formJSON([]byte(form)); err == nil && !json.Valid(doc) {
 			t.Fatalf("%s", doc)
