@@ -104,3 +104,34 @@ func TestTheExampleForTheInternetServes(t *testing.T) {
 		t.Errorf("no line %q in %s", want, said)
 	}
 }
+
+// The policy of docs/access.md reads as the page shows it, and its commands print what stands there.
+func TestTheExampleOfAccessIsTrue(t *testing.T) {
+	policy, shown, commands := codeBlock(t, "access.md", "yaml", 0), codeBlock(t, "access.md", "text", 0), accessCommands(t)
+	t.Chdir(t.TempDir())
+	if err := os.WriteFile("access.yaml", []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	env := func(name string) string { return map[string]string{"SHARED": strings.Repeat("0123", 16)}[name] }
+	for command, want := range map[string]string{"access show access.yaml": shown, commands[0]: commands[1] + "\n"} {
+		var out strings.Builder
+		code := run(t.Context(), "", strings.Fields(command), nil, &out, &out, env)
+		if got := regexp.MustCompile(`(?m) +$`).ReplaceAllString(out.String(), ""); code != 0 || got != want {
+			t.Errorf("router %s exits with %d and prints\n%s\nwant\n%s", command, code, got, want)
+		}
+	}
+}
+
+// accessCommands is the page's `router access check` and the line that it prints.
+func accessCommands(t *testing.T) []string {
+	t.Helper()
+	page, err := os.ReadFile(filepath.Join("..", "..", "docs", "access.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := regexp.MustCompile(`(?m)^\$ router (access check .*)\n(.*)$`).FindStringSubmatch(string(page))
+	if m == nil {
+		t.Fatal("docs/access.md has no router access check")
+	}
+	return m[1:]
+}
