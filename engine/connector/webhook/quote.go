@@ -3,6 +3,7 @@ package webhook
 import (
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,7 +15,10 @@ const shortSecret = 4
 func secretsOf(o Options) *strings.Replacer {
 	var all []string
 	for _, s := range o.Secrets {
-		all = append(all, s, strings.TrimPrefix(s, "whsec_"))
+		all = append(all, s)
+		if _, key, ok := strings.Cut(s, "_"); ok { // whsec_…, whsk_…: what follows is the key, without it too
+			all = append(all, key, strings.TrimRight(key, "="))
+		}
 	}
 	for _, v := range o.Headers {
 		if _, credentials, ok := strings.Cut(v, " "); ok { // of Authorization: the scheme alone is none
@@ -34,6 +38,7 @@ func secretsOf(o Options) *strings.Replacer {
 	if c := o.Auth.OAuth2; c != nil {
 		all = append(all, c.ClientSecret)
 	}
+	slices.SortStableFunc(all, func(a, b string) int { return len(b) - len(a) }) // one may begin as another does
 	var pairs []string
 	for _, s := range all {
 		if len(s) < shortSecret {

@@ -1,6 +1,7 @@
 package webhook
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -24,6 +25,29 @@ func TestAnswersThatRepeatSecrets(t *testing.T) {
 	err := oneDelivery(t, o)
 	if err == nil || strings.Contains(err.Error(), "canary") || !strings.Contains(err.Error(), "***") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Keys to sign with are not sent, but a receiver may have been given them: whatever their kind, as they are written or
+// without prefix and padding, and where one begins as another does.
+func TestAnswersThatRepeatKeys(t *testing.T) {
+	shared := base64.StdEncoding.EncodeToString([]byte("canary-canary-canary-canary-32-b"))
+	seed := base64.StdEncoding.EncodeToString([]byte("tenor--tenor--tenor--tenor--32-b"))
+	secrets := []string{"whsec_" + shared, "whsk_" + seed}
+	for _, echo := range []string{secrets[0], secrets[1], shared, seed, strings.TrimRight(seed, "="), url.QueryEscape(seed)} {
+		s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(http.StatusBadGateway)
+			fmt.Fprint(w, "key: ", echo)
+		}))
+		err := oneDelivery(t, Options{URL: s.URL, Secrets: secrets})
+		s.Close()
+		if err == nil || !strings.Contains(err.Error(), "key: ***") || strings.Contains(err.Error(), shared[:8]) || strings.Contains(err.Error(), seed[:8]) {
+			t.Errorf("%s: %v", echo, err)
+		}
+	}
+	r := secretsOf(Options{Headers: map[string]string{"X-A": "canary", "X-B": "canary-tail"}})
+	if got := r.Replace("canary-tail canary"); got != "*** ***" {
+		t.Error(got)
 	}
 }
 
