@@ -16,7 +16,7 @@ import (
 // tell takes an entry of the audit log: a line of the process's log, and an event where there is a topic for them.
 func (g *guard) tell(e access.AuditEntry) {
 	level := slog.LevelInfo
-	if e.Outcome != access.Changed {
+	if e.Outcome != access.Changed && e.Outcome != access.Taken {
 		level = slog.LevelWarn
 	}
 	attrs := []slog.Attr{slog.String("outcome", e.Outcome)}

@@ -108,7 +108,7 @@ func refuseSealed(topic string) error {
 
 // Replay begins a replay, of a version that whoever asks may see.
 func (b backend) Replay(ctx context.Context, name string, r event.Replay) (_ event.ReplayInfo, err error) {
-	if r.Function, err = b.seenVersion(access.From(ctx), r.Function, "function"); err != nil {
+	if r.Function, err = b.seenVersion(b.asker(ctx), r.Function, "function"); err != nil {
 		return event.ReplayInfo{}, err
 	}
 	return b.Engine.Replay(ctx, name, r)
@@ -116,7 +116,7 @@ func (b backend) Replay(ctx context.Context, name string, r event.Replay) (_ eve
 
 // Redrive delivers dead letters again, through a version that whoever asks may see.
 func (b backend) Redrive(ctx context.Context, name string, r event.Redrive) (_ event.LettersDone, err error) {
-	if r.Function, err = b.seenVersion(access.From(ctx), r.Function, "function"); err != nil {
+	if r.Function, err = b.seenVersion(b.asker(ctx), r.Function, "function"); err != nil {
 		return event.LettersDone{}, err
 	}
 	return b.Engine.Redrive(ctx, name, r)
@@ -124,8 +124,9 @@ func (b backend) Redrive(ctx context.Context, name string, r event.Redrive) (_ e
 
 // Invoke calls a function, in a version that whoever asks may see.
 func (b backend) Invoke(ctx context.Context, name, version string, ev *event.Event) (*event.Invocation, error) {
-	if p := access.From(ctx); version != "" && !p.Everything() {
-		if _, err := plugins.ResolveDigest(version, b.versions(p)); errors.Is(err, event.ErrNotFound) {
+	if p := b.asker(ctx); version != "" && !p.Everything() {
+		if _, err := plugins.ResolveDigest(version, b.versions(p.Principal)); errors.Is(err, event.ErrNotFound) {
+			p.refused(access.Invoke, access.Function, name, noVersion(version))
 			return nil, engine.NotKept(version, name)
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"strings"
 	"sync"
 
@@ -31,6 +32,8 @@ type definitions struct {
 	afar  *remoteRules // path is its URL; nil: the rules are files
 	owner string       // ownerFile or ownerAPI: whose rules are taken where both have some; "" refuses to start
 	log   *slog.Logger
+
+	refused func(p *access.Principal, addr netip.Addr, a access.Action, k access.Kind, name string, err error) // told whom a definition was refused and why; nil: nobody is
 
 	sealed string // a topic that the router keeps for itself; "" for none
 
@@ -205,11 +208,11 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 		return nil, err
 	}
 	next := d.api.clone()
-	if err := d.mayDefine(access.From(ctx), kind, name, doc); err != nil {
+	if err := d.mayDefine(d.asker(ctx), kind, name, doc); err != nil {
 		return nil, err
 	}
 	if kind == kindSubscriptions {
-		if doc, err = d.seenShadows(access.From(ctx), doc); err != nil {
+		if doc, err = d.seenShadows(d.asker(ctx), doc); err != nil {
 			return nil, err
 		}
 	}
@@ -217,6 +220,9 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 	next[kind][name] = doc
 	ops := append(d.confine(access.From(ctx), next, kind, name), engine.Define(kind, name, doc))
 	if err := d.apply(ctx, d.file, next, ops...); err != nil {
+		if errors.Is(err, event.ErrDenied) { // it would write to the audit log
+			d.asker(ctx).refused(access.Publish, access.Topic, d.sealed, err)
+		}
 		return nil, d.discreet(access.From(ctx), strip(kind, name, err))
 	}
 	d.turn(func() { d.api = next })
@@ -272,8 +278,10 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 	if _, err := d.show(kind, name, access.From(ctx)); err != nil {
 		return nil, err
 	}
-	if kind == kindTopics && name == d.sealed && !access.From(ctx).Everything() {
-		return nil, event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic): only who may do everything changes how it is kept", name))
+	if p := d.asker(ctx); kind == kindTopics && name == d.sealed && !p.Everything() {
+		err := event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic): only who may do everything changes how it is kept", name))
+		p.refused(access.Manage, access.Topic, name, err)
+		return nil, err
 	}
 	old := d.api[kind][name]
 	if old == nil { // a topic that came about by being named
@@ -302,7 +310,9 @@ func (d *definitions) Delete(ctx context.Context, kind, name string) error {
 		return err
 	}
 	if kind == kindTopics && name == d.sealed {
-		return event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic), which nobody deletes; start the router without it first", name))
+		err := event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic), which nobody deletes; start the router without it first", name))
+		d.asker(ctx).refused(access.Manage, access.Topic, name, err)
+		return err
 	}
 	next := d.api.clone()
 	delete(next[kind], name)
@@ -357,7 +367,7 @@ func (d *definitions) PushFunction(ctx context.Context, name, contentType string
 		}
 		maps.Copy(settings, sent)
 		if sent["wasm"] != nil {
-			if err := d.mayRun(access.From(ctx), settings); err != nil {
+			if err := d.mayRun(d.asker(ctx), name, settings); err != nil {
 				return nil, err
 			}
 		}

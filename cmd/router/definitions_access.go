@@ -1,9 +1,11 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -34,8 +36,26 @@ func (d *definitions) Has(kind access.Kind, name string) bool {
 	return err == nil
 }
 
+// askedBy is who asks for something about definitions, and from where.
+type askedBy struct {
+	*access.Principal
+	addr netip.Addr
+	note func(p *access.Principal, addr netip.Addr, a access.Action, k access.Kind, name string, err error) // nil: nobody
+}
+
+func (d *definitions) asker(ctx context.Context) askedBy {
+	return askedBy{access.From(ctx), access.AddrFrom(ctx), d.refused}
+}
+
+// refused has err audited and counted as that of a call is.
+func (p askedBy) refused(a access.Action, k access.Kind, name string, err error) {
+	if p.note != nil {
+		p.note(p.Principal, p.addr, a, k, name, err)
+	}
+}
+
 // mayDefine asks, of what a definition names, for what the definition makes of it.
-func (d *definitions) mayDefine(p *access.Principal, kind, name string, doc []byte) error {
+func (d *definitions) mayDefine(p askedBy, kind, name string, doc []byte) error {
 	if kind != kindSubscriptions || p.Everything() {
 		return nil
 	}
@@ -103,7 +123,7 @@ func wider(confined []byte, tenant string) bool {
 }
 
 // mayUse is mayAt of what must be there.
-func (d *definitions) mayUse(p *access.Principal, a access.Action, k access.Kind, name, at string) error {
+func (d *definitions) mayUse(p askedBy, a access.Action, k access.Kind, name, at string) error {
 	err := mayAt(p, a, k, name, at)
 	if err == nil && !d.Has(k, name) {
 		err = event.At(at, httpapi.NotFound(k, name))
@@ -112,28 +132,35 @@ func (d *definitions) mayUse(p *access.Principal, a access.Action, k access.Kind
 }
 
 // mayAt asks whether p may do something with what stands at a place of a definition.
-func mayAt(p *access.Principal, a access.Action, k access.Kind, name, at string) error {
+func mayAt(p askedBy, a access.Action, k access.Kind, name, at string) error {
 	err := p.Check(a, k, name)
+	if err == nil {
+		return nil
+	}
+	p.refused(a, k, name, err)
 	if errors.Is(err, event.ErrNotFound) {
 		err = httpapi.NotFound(k, name)
 	}
-	if err != nil {
-		return event.At(at, err)
-	}
-	return nil
+	return event.At(at, err)
 }
 
 // mayRun asks whether p may make a function of a module that is named by its digest: what somebody else has pushed is
 // not there for him.
-func (d *definitions) mayRun(p *access.Principal, settings map[string]json.RawMessage) error {
+func (d *definitions) mayRun(p askedBy, name string, settings map[string]json.RawMessage) error {
 	var digest string
 	if p.Everything() || json.Unmarshal(settings["wasm"], &digest) != nil {
 		return nil
 	}
-	if slices.Contains(d.versions(p), digest) {
+	if slices.Contains(d.versions(p.Principal), digest) {
 		return nil
 	}
+	p.refused(access.Deploy, access.Function, name, noVersion(digest))
 	return event.Invalid("module", fmt.Sprintf("%.90q is no version of a function that you may see; push the module itself", digest))
+}
+
+// noVersion is why a version is refused whether there is one or not.
+func noVersion(ref string) error {
+	return fmt.Errorf("%.90q is no version that may be seen: %w", ref, event.ErrNotFound)
 }
 
 // versions are those of the functions that p may see.
@@ -157,12 +184,15 @@ func (d *definitions) versions(p *access.Principal) []string {
 
 // seenVersion completes name@digest among the versions that p may see: of another's, the beginning would say that it is
 // there, and the whole would run it. An error is that of a version which does not exist.
-func (d *definitions) seenVersion(p *access.Principal, ref, at string) (string, error) {
+func (d *definitions) seenVersion(p askedBy, ref, at string) (string, error) {
 	name, short, versioned := strings.Cut(ref, "@")
 	if !versioned || p.Everything() {
 		return ref, nil
 	}
-	digest, err := plugins.ResolveDigest(short, d.versions(p))
+	digest, err := plugins.ResolveDigest(short, d.versions(p.Principal))
+	if errors.Is(err, event.ErrNotFound) {
+		p.refused(access.Invoke, access.Function, name, noVersion(ref))
+	}
 	if err != nil {
 		return "", event.At(at, err)
 	}
@@ -170,7 +200,7 @@ func (d *definitions) seenVersion(p *access.Principal, ref, at string) (string, 
 }
 
 // seenShadows is seenVersion for those of a subscription's definition.
-func (d *definitions) seenShadows(p *access.Principal, doc []byte) ([]byte, error) {
+func (d *definitions) seenShadows(p askedBy, doc []byte) ([]byte, error) {
 	var m map[string]json.RawMessage
 	if err := json.Unmarshal(doc, &m); err != nil {
 		return nil, err

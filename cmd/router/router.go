@@ -151,6 +151,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if r.guard, err = openGuard(o, r.engine, dialer, getenv); err != nil {
 		return r, err
 	}
+	r.defs.refused = r.guard.Refused
 	m.callers, m.issuers = r.guard.Refusals, r.guard.Issuers
 	if o.auditTopic != "" && !r.defs.Has(access.Topic, o.auditTopic) {
 		doc, err := json.Marshal(map[string]any{"name": o.auditTopic, "retain": map[string]string{"age": auditAge}})

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -184,7 +185,10 @@ func anyone() *Principal {
 	return &Principal{Name: "anyone", id: "anyone", Roles: []string{"admin"}, all: true}
 }
 
-type contextKey struct{}
+type (
+	contextKey struct{}
+	addrKey    struct{}
+)
 
 // With returns a context that carries p.
 func With(ctx context.Context, p *Principal) context.Context {
@@ -195,4 +199,15 @@ func With(ctx context.Context, p *Principal) context.Context {
 func From(ctx context.Context) *Principal {
 	p, _ := ctx.Value(contextKey{}).(*Principal)
 	return p
+}
+
+// WithAddr returns a context that carries the address that somebody asks from, for the audit log.
+func WithAddr(ctx context.Context, addr netip.Addr) context.Context {
+	return context.WithValue(ctx, addrKey{}, addr)
+}
+
+// AddrFrom returns the address that ctx carries; the zero Addr if none.
+func AddrFrom(ctx context.Context) netip.Addr {
+	addr, _ := ctx.Value(addrKey{}).(netip.Addr)
+	return addr
 }

@@ -18,6 +18,7 @@ const (
 	Denied          = "denied"          // known, but may not do this, or may not know of it
 	Unauthenticated = "unauthenticated" // nobody known here
 	Changed         = "changed"         // keys, policy, rules or definitions
+	Taken           = "taken"           // a copy of all that there is
 	LeftOut         = "left-out"        // Detail says how many refusals before this one have no entry
 )
 
@@ -153,6 +154,21 @@ func (g *Guard) Changed(p *Principal, kind, name, detail string) {
 	e := AuditEntry{Time: g.o.Now(), Kind: kind, Name: strings.Clone(clip(name)), Outcome: Changed, Detail: strings.Clone(detail)}
 	if p != nil {
 		e.Principal = p.Name
+	}
+	g.o.Audit(e)
+}
+
+// Taken notes that p, at addr, took all that there is: kind "backup". That is never left out.
+func (g *Guard) Taken(p *Principal, addr netip.Addr, kind, detail string) {
+	if g.o.Audit == nil {
+		return
+	}
+	e := AuditEntry{Time: g.o.Now(), Kind: kind, Outcome: Taken, Detail: strings.Clone(detail)}
+	if p != nil {
+		e.Principal = p.Name
+	}
+	if addr.IsValid() {
+		e.Addr = addr.String()
 	}
 	g.o.Audit(e)
 }

@@ -210,8 +210,10 @@ func (c *call) unseen(err error) error {
 	return Unseen(c.principal, c.kind, strings.Clone(c.name), err, c.s.o.Backend.Has)
 }
 
-// context is that of the call's work, with who asks: for the parts of the router that ask on.
-func (c *call) context() context.Context { return access.With(c.s.work, c.principal) }
+// context is that of the call's work, with who asks and from where: for the parts of the router that ask on.
+func (c *call) context() context.Context {
+	return access.WithAddr(access.With(c.s.work, c.principal), c.addr())
+}
 
 // A session is who reads a connection that stays open. What he may changes while he reads: his key is revoked, his
 // token expires, his roles are others.

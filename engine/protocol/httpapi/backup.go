@@ -48,6 +48,7 @@ func (c *call) backup() error {
 	if err != nil {
 		return err
 	}
+	c.s.o.Guard.Taken(c.principal, c.addr(), "backup", "GET /v1/backup") // now: one that is cut off has told as well
 	st := &backupStream{outStream: c.outStream(), backup: b, rate: rate}
 	return c.takeOver(&takeover{serve: st.serve, never: st.close})
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 )
 
@@ -46,7 +47,9 @@ func (b fakeBackup) Close() error {
 func TestBackup(t *testing.T) {
 	f := newFake()
 	f.backupSize = 4
-	_, base := serve(t, Options{Backend: f, Guard: tokenGuard(t, "t")})
+	var log audited
+	g, _, reader := keyed(t, access.Options{Token: "t", Audit: log.add}, access.Key{Roles: []string{"reader"}})
+	_, base := serve(t, Options{Backend: f, Guard: g})
 	auth := []string{"Authorization", "Bearer t"}
 	began := time.Now()
 	resp, body := do(t, "GET", base+"/v1/backup?rate=1048576", "", auth...)
@@ -66,6 +69,21 @@ func TestBackup(t *testing.T) {
 	}
 	if resp, _ := do(t, "GET", base+"/v1/backup", ""); resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("a stranger: %d", resp.StatusCode)
+	}
+	if resp, _ := do(t, "GET", base+"/v1/backup", "", "Authorization", "Bearer "+reader); resp.StatusCode != http.StatusForbidden {
+		t.Errorf("a reader: %d", resp.StatusCode)
+	}
+	taken := 0
+	for _, e := range log.entries() {
+		if e.Outcome != access.Taken {
+			continue
+		}
+		if taken++; e.Principal != "token" || e.Kind != "backup" || e.Addr != "127.0.0.1" {
+			t.Errorf("in the audit log: %+v", e)
+		}
+	}
+	if taken != 1 {
+		t.Errorf("%d backups in the audit log; one was taken: %+v", taken, log.entries())
 	}
 	f.backupSize = 1 << 20
 	req, err := http.NewRequestWithContext(t.Context(), "GET", base+"/v1/backup?rate=65536", nil)

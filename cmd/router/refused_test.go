@@ -1,0 +1,118 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/millrace/millrace/engine/access"
+)
+
+// auditLines keeps the log of a process.
+type auditLines struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+// Write implements io.Writer.
+func (a *auditLines) Write(b []byte) (int, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.b.Write(b)
+}
+
+// denied are the refusals since the last time, as "principal addr action kind name".
+func (a *auditLines) denied(t *testing.T) (lines []string) {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for d := json.NewDecoder(&a.b); ; {
+		var e struct{ Msg, Outcome, Principal, Addr, Action, Kind, Name string }
+		if err := d.Decode(&e); err == io.EOF {
+			return lines
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		if e.Msg == "audit" && e.Outcome == access.Denied {
+			lines = append(lines, strings.Join([]string{e.Principal, e.Addr, e.Action, e.Kind, e.Name}, " "))
+		}
+	}
+}
+
+// TestRefusalsInsideDefinitions: what a definition, a replay or a call of a version names is refused like what a path
+// names, and audited and counted like it, once.
+func TestRefusalsInsideDefinitions(t *testing.T) {
+	p := newProcess(t)
+	var log auditLines
+	p.o.token, p.o.auditTopic, p.o.log = "the-router's-own", "audit", slog.New(slog.NewJSONHandler(&log, nil))
+	p.start()
+	t.Cleanup(func() { p.stop() })
+	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
+	for name, k := range map[string]access.Key{
+		glbx:      {Roles: []string{"developer", "operator"}, Tenant: glbx},
+		developer: {Roles: []string{"developer"}},
+	} {
+		k.Name = "k"
+		_, key, err := p.r.guard.CreateKey(t.Context(), nil, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.keys[name] = key
+	}
+	const asJSON, asWASM = "application/json", "application/wasm"
+	for _, topic := range []string{"acme.orders", "glbx.own"} {
+		w.as("", 201, "POST", "/v1/topics", asJSON, `{"name":"`+topic+`"}`)
+	}
+	shown := w.as("", 200, "PUT", "/v1/functions/acme.fn", asWASM, versionModule(t, "acme's"))
+	var fn struct{ Wasm string }
+	if err := json.Unmarshal([]byte(shown), &fn); err != nil || fn.Wasm == "" {
+		t.Fatal(shown, err)
+	}
+	w.as(glbx, 200, "PUT", "/v1/functions/glbx.fn", asWASM, versionModule(t, "glbx's"))
+	w.as(glbx, 201, "POST", "/v1/subscriptions", asJSON, `{"name":"glbx.s","topic":"glbx.own","functions":["glbx.fn"],"deliver":{"pull":{}}}`)
+	log.denied(t)
+	count := func() (n uint64) {
+		for _, r := range p.r.guard.Refusals() {
+			n += r.Count
+		}
+		return n
+	}
+	before := count()
+	sub := func(rest string) string { return `{"name":"glbx.new","topic":"glbx.own",` + rest + `}` }
+	for i, c := range []struct {
+		as           string
+		status       int
+		method, path string
+		body, want   string
+	}{
+		{glbx, 404, "POST", "/v1/subscriptions", `{"name":"glbx.new","topic":"acme.orders","deliver":{"pull":{}}}`, "read topic acme.orders"},
+		{glbx, 404, "POST", "/v1/subscriptions", sub(`"deliver":{"topic":"acme.orders"}`), "publish topic acme.orders"},
+		{glbx, 404, "POST", "/v1/subscriptions", sub(`"deliver":{"pull":{}},"deadLetter":"acme.letters"`), "publish topic acme.letters"},
+		{glbx, 404, "POST", "/v1/subscriptions", sub(`"deliver":{"pull":{}},"functions":["acme.fn"]`), "invoke function acme.fn"},
+		{glbx, 404, "PATCH", "/v1/subscriptions/glbx.s", `{"topic":"acme.orders"}`, "read topic acme.orders"},
+		{glbx, 404, "PATCH", "/v1/subscriptions/glbx.s", `{"shadow":["glbx.fn@DIGEST"]}`, "invoke function glbx.fn"},
+		{glbx, 404, "POST", "/v1/subscriptions/glbx.s/replay", `{"since":"1h","function":"glbx.fn@DIGEST"}`, "invoke function glbx.fn"},
+		{glbx, 404, "POST", "/v1/functions/glbx.fn/invoke?version=DIGEST", `{}`, "invoke function glbx.fn"},
+		{glbx, 400, "PUT", "/v1/functions/glbx.fn", `{"module":"DIGEST"}`, "deploy function glbx.fn"},
+		{developer, 403, "POST", "/v1/subscriptions", sub(`"deliver":{"topic":"audit"}`), "publish topic audit"},
+		{developer, 403, "PATCH", "/v1/topics/audit", `{"retain":{"events":1}}`, "manage topic audit"},
+		{developer, 403, "DELETE", "/v1/topics/audit", ``, "manage topic audit"},
+		{glbx, 404, "POST", "/v1/subscriptions", sub(`"functions":["glbx.none"],"deliver":{"pull":{}}`), ""}, // his to name
+	} {
+		in := strings.NewReplacer("DIGEST", fn.Wasm)
+		a := w.ask(c.as, c.method, in.Replace(c.path), asJSON, in.Replace(c.body))
+		got := strings.Join(log.denied(t), "\n")
+		if c.want != "" {
+			c.want = "key:k 127.0.0.1 " + c.want
+			before++
+		}
+		if n := count(); a.status != c.status || got != c.want || n != before {
+			t.Errorf("%d: %s %s %s: %d %s; want %d; in the audit log is %q, want %q; %d counted, want %d", i, c.method, c.path, c.body, a.status, a.body, c.status, got, c.want, n, before)
+			before = n
+		}
+	}
+}
