@@ -291,6 +291,9 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 		}
 		old = rules.ShowTopic(t.Topic)
 	}
+	if err := rules.CheckCarried(old, patch); err != nil {
+		return nil, err
+	}
 	doc, err := rules.MergePatch(old, patch)
 	if err != nil {
 		return nil, err

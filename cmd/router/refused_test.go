@@ -115,4 +115,21 @@ func TestRefusalsInsideDefinitions(t *testing.T) {
 			before = n
 		}
 	}
+	w.keptSecrets()
+}
+
+// keptSecrets points a webhook elsewhere, as who may change it and was never shown what it sends.
+func (w *tenancy) keptSecrets() {
+	w.t.Helper()
+	const asJSON = "application/json"
+	w.as(glbx, 201, "POST", "/v1/subscriptions", asJSON, `{"name":"glbx.hook","topic":"glbx.own","deliver":{"webhook":{"url":"http://127.0.0.1:1/a","headers":{"authorization":"Bearer swordfish"}}}}`)
+	w.as(glbx, 200, "PATCH", "/v1/subscriptions/glbx.hook", asJSON, `{"deliver":{"webhook":{"url":"http://127.0.0.1:1/b"}}}`)
+	body := w.as(glbx, 400, "PATCH", "/v1/subscriptions/glbx.hook", asJSON, `{"deliver":{"webhook":{"url":"http://127.0.0.1:2/b"}}}`)
+	if !strings.Contains(body, `"at":"deliver.webhook.headers.authorization"`) || strings.Contains(body, "swordfish") {
+		w.t.Error(body)
+	}
+	body = w.as(glbx, 200, "PATCH", "/v1/subscriptions/glbx.hook", asJSON, `{"deliver":{"webhook":{"url":"http://127.0.0.1:2/b","headers":{"authorization":"Bearer new"}}}}`)
+	if !strings.Contains(body, "127.0.0.1:2/b") {
+		w.t.Error(body)
+	}
 }
