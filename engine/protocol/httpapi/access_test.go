@@ -232,3 +232,54 @@ func TestARevokedKeyEndsStreams(t *testing.T) {
 		t.Errorf("the poll was answered %d; want 401", status)
 	}
 }
+
+// TestConsentAsksForPublish: web hooks are consented to for who may send them there, and as to who sends them: what he may
+// not see does not exist, what he may not do is denied, and a stranger gets none.
+func TestConsentAsksForPublish(t *testing.T) {
+	var log audited
+	policy, err := access.ParsePolicy("access.yaml", []byte("version: 1\nroles:\n  some: [{allow: [publish], topics: [orders]}, {allow: [read], topics: [lobby]}]\n"), nil, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	g, _, some := keyed(t, access.Options{Token: "root", Policy: policy, Audit: log.add}, access.Key{Roles: []string{"some"}})
+	_, base := serve(t, Options{Backend: newFake("orders", "lobby", "hidden"), Guard: g})
+	denied := 0
+	for _, c := range []struct {
+		token, path string
+		status      int
+		consent     bool
+	}{
+		{some, "/v1/topics/orders/events", 204, true},
+		{some, "/v1/topics/lobby/events", 403, false},
+		{some, "/v1/topics/hidden/events", 404, false},
+		{some, "/v1/topics/none/events", 404, false},
+		{"root", "/v1/topics/hidden/events", 204, true},
+		{"root", "/v1/topics/hidden", 204, false}, // nothing takes them there
+		{"root", "/v1/subscriptions/x/pause", 204, false},
+		{"root", "/v1/publish", 204, false},
+		{"root", "/v1/topics/%41%00/events", 204, false},
+		{"root", "/", 204, false},
+		{"", "/v1/topics/orders/events", 204, false},
+		{"wrong", "/v1/topics/orders/events", 204, false},
+	} {
+		headers := []string{"WebHook-Request-Origin", "sender.example"}
+		if c.token != "" {
+			headers = append(headers, "Authorization", "Bearer "+c.token)
+		}
+		resp, body := do(t, "OPTIONS", base+c.path, "", headers...)
+		if got := resp.Header.Get("WebHook-Allowed-Origin"); resp.StatusCode != c.status || (got != "") != c.consent {
+			t.Errorf("%.8s %s: %d %s, consents to %q; want %d, %t", c.token, c.path, resp.StatusCode, body, got, c.status, c.consent)
+		}
+		if c.status/100 == 4 {
+			denied++
+		}
+	}
+	for _, e := range log.entries() {
+		if e.Outcome == access.Denied && e.Action == access.Publish {
+			denied--
+		}
+	}
+	if denied != 0 {
+		t.Errorf("%d of the refusals are not in the audit log: %+v", denied, log.entries())
+	}
+}

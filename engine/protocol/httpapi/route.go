@@ -145,6 +145,16 @@ func tree(rs []*route) *node {
 	return root
 }
 
+// takesEvents is the route of a node by which events are sent to what the path names; nil if there is none.
+func (n *node) takesEvents() *route {
+	for _, r := range n.routes {
+		if r.method == "POST" && r.may == access.Publish && r.in == InPath {
+			return r
+		}
+	}
+	return nil
+}
+
 // A call is one request being answered. It is pooled: nothing of it is kept after the answer.
 type call struct {
 	s      *Server
@@ -153,6 +163,8 @@ type call struct {
 	route  *route
 	allow  string
 	params [2]string // what stands for {…}, decoded
+
+	consents *route // of OPTIONS: what web hooks would be sent by; nil: nothing takes them here
 
 	asking
 	publishing
@@ -293,6 +305,9 @@ func (c *call) find(h *fasthttp.RequestHeader) error {
 		}
 	}
 	if method == "OPTIONS" && (found || path == "*" || path == "/") && c.route == nil {
+		if found && bad == nil {
+			c.consents = n.takesEvents()
+		}
 		return c.arrive(h)
 	}
 	if c.route == nil || c.route.in != Anyone || c.route.mounted {
@@ -406,12 +421,15 @@ func (c *call) options() error {
 		h.Set("Access-Control-Max-Age", "600")
 	}
 	// HTTP 1.1 Web Hooks for Event Delivery, 4.
-	if c.h.webHook != "" && strings.Contains(c.allow, "POST") {
+	if c.h.webHook != "" && c.consents != nil {
 		known, err := c.isKnown()
 		if err != nil {
 			return err
 		}
-		if known {
+		if known { // who may not send them is told as when he sends them
+			if err := c.may(c.consents.may, c.consents.of, c.params[0]); err != nil {
+				return err
+			}
 			h.Set("WebHook-Allowed-Origin", c.h.webHook)
 			h.Set("WebHook-Allowed-Rate", "*")
 		}
