@@ -75,14 +75,6 @@ func (t *Text) Headers() (names []string) {
 	return names
 }
 
-// Reads reports whether it reads the data, and the query.
-func (t *Text) Reads() (data, query bool) {
-	for _, f := range t.fields.list {
-		data, query = data || f.origin == fromData, query || f.origin == fromQuery
-	}
-	return data, query
-}
-
 // Of computes the text for a webhook. ok is false where there is none: what it names is missing or is neither a text, a
 // number nor a boolean, or it costs too much. The text may borrow from h, and from s until its next use.
 func (t *Text) Of(h *event.Hook, s *Scratch) (text string, ok bool) {

@@ -119,13 +119,10 @@ type Verifier interface {
 type Provided struct {
 	Type, Subject, Key, ID, Time string
 
-	SignsBody     bool
-	JSON          bool // a body that is JSON is that, whatever Content-Type says, which is not signed
-	Form          bool // and one that is not is a form
-	SignsQuery    bool
-	SignedHeaders []string      // in lower case
-	Tolerance     time.Duration // of the signed timestamp; 0: none is signed
-	Function      string        // that decides; "": none
+	JSON      bool          // a body that is JSON is that, whatever Content-Type says, which is not signed
+	Form      bool          // and one that is not is a form
+	Tolerance time.Duration // of the signed timestamp; 0: none is signed
+	Function  string        // that decides; "": none
 }
 
 // Expressions are those of Type, Subject, Key, ID and Time by the keys of rules, in their order.

@@ -52,7 +52,7 @@ type judge struct {
 func testSchemes() map[string]SchemeKind {
 	return map[string]SchemeKind{
 		"github": SchemeOf("GitHub's.", func(o signer) (event.Verifier, error) {
-			return verifier{event.Provided{Type: `"github." + headers["x-github-event"]`, ID: `headers["x-github-delivery"]`, SignsBody: true, SignedHeaders: []string{"x-signed"}}, o}, nil
+			return verifier{event.Provided{Type: `"github." + headers["x-github-event"]`, ID: `headers["x-github-delivery"]`}, o}, nil
 		}),
 		"none":     SchemeOf("Nothing.", func(o struct{}) (event.Verifier, error) { return verifier{o: o}, nil }),
 		"function": SchemeOf("A verdict.", func(o judge) (event.Verifier, error) { return verifier{event.Provided{Function: o.Name}, o}, nil }),

@@ -24,7 +24,7 @@ func (o GitHub) Open() (event.Verifier, error) {
 		keys: newKeys(sha256.New, asBytes(secretsOf(o.Secret, o.Secrets))),
 		provided: event.Provided{
 			Type: `"github." + headers["x-github-event"]`, ID: `headers["x-github-delivery"]`, Subject: `data.repository.full_name`,
-			SignsBody: true, JSON: true, Form: true,
+			JSON: true, Form: true,
 		}}, nil
 }
 

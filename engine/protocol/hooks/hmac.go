@@ -174,18 +174,7 @@ type generic struct {
 }
 
 func (v *generic) Provides() event.Provided {
-	p := event.Provided{SignsBody: true, Tolerance: v.o.Tolerance}
-	for _, x := range v.parts {
-		switch x.kind {
-		case partHeader:
-			p.SignedHeaders = append(p.SignedHeaders, x.text)
-		case partTime:
-			p.SignedHeaders = append(p.SignedHeaders, v.stamp)
-		case partURL:
-			p.SignsQuery = true
-		}
-	}
-	return p
+	return event.Provided{Tolerance: v.o.Tolerance}
 }
 
 func (v *generic) Verify(_ context.Context, h *event.Hook, say func(string)) error {

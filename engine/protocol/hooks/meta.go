@@ -26,7 +26,7 @@ func (o Meta) Validate() error {
 func (o Meta) Open() (event.Verifier, error) {
 	return &meta{token: sha256.Sum256([]byte(o.VerifyToken)), bodySigned: bodySigned{header: "x-hub-signature-256", prefix: "sha256=", encoding: inHex,
 		keys:     newKeys(sha256.New, asBytes(secretsOf(o.Secret, o.Secrets))),
-		provided: event.Provided{Type: `"meta." + data.object`, Subject: `data.entry[0].id`, SignsBody: true, JSON: true}}}, nil
+		provided: event.Provided{Type: `"meta." + data.object`, Subject: `data.entry[0].id`, JSON: true}}}, nil
 }
 
 type meta struct {

@@ -25,6 +25,6 @@ func (o Shopify) Open() (event.Verifier, error) {
 			Type:    `"shopify." + headers["x-shopify-topic"]`,
 			ID:      `has(headers["x-shopify-webhook-id"]) ? headers["x-shopify-webhook-id"] : headers["x-shopify-event-id"]`,
 			Subject: `headers["x-shopify-shop-domain"]`, Time: `headers["x-shopify-triggered-at"]`,
-			SignsBody: true, JSON: true,
+			JSON: true,
 		}}, nil
 }

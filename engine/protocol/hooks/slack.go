@@ -44,7 +44,7 @@ func (v *slack) Provides() event.Provided {
 	return event.Provided{
 		Type: `has(data.event.type) ? "slack." + data.event.type : has(data.type) ? "slack." + data.type : has(data.command) ? "slack.command" : "slack"`,
 		ID:   `data.event_id`, Subject: `data.team_id`, Time: `data.event_time`,
-		SignsBody: true, JSON: true, Form: true, SignedHeaders: []string{slackTime}, Tolerance: v.tolerance,
+		JSON: true, Form: true, Tolerance: v.tolerance,
 	}
 }
 

@@ -99,7 +99,7 @@ type standard struct {
 
 func (v *standard) Provides() event.Provided {
 	return event.Provided{Type: `data.type`, ID: fmt.Sprintf("headers[%q]", v.id), Time: `data.timestamp`,
-		SignsBody: true, JSON: true, SignedHeaders: []string{v.id, v.time}, Tolerance: v.tolerance}
+		JSON: true, Tolerance: v.tolerance}
 }
 
 func (v *standard) Verify(_ context.Context, h *event.Hook, say func(string)) error {

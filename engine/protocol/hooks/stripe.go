@@ -39,7 +39,7 @@ type stripe struct {
 }
 
 func (v *stripe) Provides() event.Provided {
-	return event.Provided{Type: `data.type`, ID: `data.id`, Subject: `data.data.object.id`, Time: `data.created`, SignsBody: true, JSON: true, Tolerance: v.tolerance}
+	return event.Provided{Type: `data.type`, ID: `data.id`, Subject: `data.data.object.id`, Time: `data.created`, JSON: true, Tolerance: v.tolerance}
 }
 
 func (v *stripe) Verify(_ context.Context, h *event.Hook, say func(string)) error {

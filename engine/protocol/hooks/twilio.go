@@ -36,7 +36,7 @@ type twilio struct{ keys keys }
 func (v *twilio) Provides() event.Provided {
 	return event.Provided{
 		Type:    `has(data.MessageSid) ? "twilio.message" : has(data.CallSid) ? "twilio.call" : "twilio"`,
-		Subject: `has(data.MessageSid) ? data.MessageSid : data.CallSid`, SignsBody: true, SignsQuery: true,
+		Subject: `has(data.MessageSid) ? data.MessageSid : data.CallSid`,
 	}
 }
 
