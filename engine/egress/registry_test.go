@@ -185,6 +185,19 @@ func TestRegistryVerdicts(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 	}
+	// Which of them are not refused is said twice, so that none is opened by a slip.
+	open := map[verdict][]string{}
+	for _, s := range all {
+		open[s.is] = append(open[s.is], s.prefix.String())
+	}
+	for is, want := range map[verdict]string{
+		public:  "2001:4:112::/48 2620:4f:8000::/48 2001:3::/32 192.31.196.0/24 192.52.193.0/24 192.175.48.0/24 2000::/3",
+		carries: "::ffff:0.0.0.0/96 64:ff9b::/96 ::/96 ::ffff:0:0:0/96 2001::/32 2002::/16",
+	} {
+		if got := strings.Join(open[is], " "); got != want {
+			t.Errorf("not refused are %s; want %s", got, want)
+		}
+	}
 	// In the registry's order and without a gap: what is added later is added here.
 	for _, r := range []struct {
 		table []special

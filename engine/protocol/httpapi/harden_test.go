@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"strings"
 	"testing"
@@ -30,16 +32,19 @@ func raw(t *testing.T, base, send string) (answers []*http.Response, closed bool
 	}
 	_ = nc.SetReadDeadline(time.Now().Add(700 * time.Millisecond))
 	all, err := io.ReadAll(nc)
-	closed = err == nil
+	closed = !errors.Is(err, os.ErrDeadlineExceeded) // a reset ends it as well
 	r := bufio.NewReader(bytes.NewReader(all))
 	for {
+		if _, err := r.Peek(1); err != nil {
+			return answers, closed
+		}
 		resp, err := http.ReadResponse(r, nil)
 		if err != nil {
-			return answers, closed
+			t.Fatalf("behind %d answers come bytes that are none: %v in %.300q", len(answers), err, all)
 		}
 		b, err := io.ReadAll(resp.Body)
 		if err != nil {
-			return answers, closed
+			t.Fatalf("answer %d breaks off: %v in %.300q", len(answers), err, all)
 		}
 		resp.Body = io.NopCloser(bytes.NewReader(b))
 		answers = append(answers, resp)
@@ -321,6 +326,14 @@ func TestOriginHostToken(t *testing.T) {
 		case 405:
 			if a := resp.Header.Get("Allow"); a != "GET, HEAD, OPTIONS, POST" {
 				t.Errorf("Allow %q", a)
+			}
+		}
+	}
+	for _, r := range routes() { // whatever there is
+		for _, foreign := range []string{"Host: evil.example\r\n", "Host: localhost\r\nOrigin: http://evil.example\r\n"} {
+			answers, closed := raw(t, base, r.method+" "+strings.NewReplacer("{", "", "}", "").Replace(r.path)+" HTTP/1.1\r\n"+foreign+"Authorization: Bearer se-cret\r\n\r\n")
+			if len(answers) != 1 || answers[0].StatusCode != 403 || !closed {
+				t.Errorf("%s %s with %s: %d answers, closed: %v", r.method, r.path, strings.TrimSpace(foreign), len(answers), closed)
 			}
 		}
 	}
