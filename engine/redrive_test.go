@@ -241,7 +241,7 @@ func TestRedriveWithAVersion(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 	named := map[string]bool{}
-	if err := w.e.parkedDigests(t.Context(), named); err != nil || !named[d[1]] {
+	if err := parkedDigests(t.Context(), w.e.store, named); err != nil || !named[d[1]] {
 		t.Errorf("what is parked names %v, %v", named, err)
 	}
 	if err := w.e.Resume(t.Context(), "s"); err != nil {

@@ -359,8 +359,8 @@ func laneHead(row []byte) *parkedEvent {
 }
 
 // replayDigests collects the versions that running replays chose.
-func (e *Engine) replayDigests(ctx context.Context, named map[string]bool) error {
-	return e.store.Scan(ctx, tableReplays, nil, nil, func(_, v []byte) error {
+func replayDigests(ctx context.Context, s storage.Store, named map[string]bool) error {
+	return s.Scan(ctx, tableReplays, nil, nil, func(_, v []byte) error {
 		var row replayRow
 		if json.Unmarshal(v, &row) == nil && row.running() {
 			if _, digest, ok := strings.Cut(row.Function, "@"); ok {

@@ -276,7 +276,7 @@ func (e *Engine) CollectModules(ctx context.Context, before time.Time) (removed 
 	// Many rows may be parked, so they are read only if they matter, and without holding up anybody: what is
 	// parked meanwhile was made by versions in force.
 	named := map[string]bool{}
-	if err := e.parkedDigests(ctx, named); err != nil {
+	if err := parkedDigests(ctx, e.store, named); err != nil {
 		return nil, err
 	}
 	return e.collectNow(ctx, before, named)
@@ -323,11 +323,22 @@ func (e *Engine) namedDigests(ctx context.Context, named map[string]bool) error 
 		}
 	}
 	e.choices.name(named)
-	if err := e.replayDigests(ctx, named); err != nil {
+	return storedDigests(ctx, e.store, named)
+}
+
+// NamedModules are the digests of the modules that a store names which no engine has open. Rules in files may name others.
+func NamedModules(ctx context.Context, s storage.Store) (map[string]bool, error) {
+	named := map[string]bool{}
+	return named, errors.Join(storedDigests(ctx, s, named), parkedDigests(ctx, s, named))
+}
+
+// storedDigests collects what functions, definitions and replays name.
+func storedDigests(ctx context.Context, s storage.Store, named map[string]bool) error {
+	if err := replayDigests(ctx, s, named); err != nil {
 		return err
 	}
 	for _, table := range []storage.Table{tableFunctions, tableDefinitions} {
-		err := e.store.Scan(ctx, table, nil, nil, func(_, v []byte) error {
+		err := s.Scan(ctx, table, nil, nil, func(_, v []byte) error {
 			for _, d := range digestText.FindAll(v, -1) {
 				named[string(d)] = true
 			}
@@ -340,8 +351,8 @@ func (e *Engine) namedDigests(ctx context.Context, named map[string]bool) error 
 	return nil
 }
 
-func (e *Engine) parkedDigests(ctx context.Context, named map[string]bool) error {
-	return e.store.Scan(ctx, tableParked, nil, nil, func(k, v []byte) error {
+func parkedDigests(ctx context.Context, s storage.Store, named map[string]bool) error {
+	return s.Scan(ctx, tableParked, nil, nil, func(k, v []byte) error {
 		p, _, _, err := parseParkedHead(k, v)
 		if err != nil {
 			return nil // fetchDue says so

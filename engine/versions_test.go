@@ -283,7 +283,7 @@ func (w *world) parkedWith(digest string) {
 	w.t.Helper()
 	eventually(w.t, "it is parked with its version", func() bool {
 		named := map[string]bool{}
-		err := w.e.parkedDigests(w.t.Context(), named)
+		err := parkedDigests(w.t.Context(), w.e.store, named)
 		return err == nil && named[digest] && len(named) == 1
 	})
 }

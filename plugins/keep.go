@@ -43,6 +43,27 @@ func (h *Host) Digests() ([]string, error) {
 	return digests, nil
 }
 
+// StaleModules are the modules below a host's Dir that were last put before a time, with their sizes in bytes. It needs no
+// host, and no folder either.
+func StaleModules(dir string, before time.Time) (map[string]int64, error) {
+	entries, err := os.ReadDir((&Host{o: Options{Dir: dir}}).modules())
+	if err != nil {
+		return nil, ignoreMissing(err)
+	}
+	stale := map[string]int64{}
+	for _, e := range entries {
+		digest, ok := digestOfFile(e.Name())
+		info, err := e.Info()
+		if err := ignoreMissing(err); err != nil {
+			return nil, err
+		}
+		if ok && err == nil && info.ModTime().Before(before) {
+			stale[digest] = info.Size()
+		}
+	}
+	return stale, nil
+}
+
 // digestOfFile is the digest that a module's file is named after; false for any other file.
 func digestOfFile(name string) (string, bool) {
 	sum, ok := strings.CutSuffix(name, ".wasm")

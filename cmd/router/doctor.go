@@ -23,7 +23,7 @@ func doctorCommand(p *program) *cobra.Command {
 	var edge edgeOptions
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Check what a router needs: memory, disk, file descriptors, its data, its answer",
+		Short: "Check what a router needs: memory, disk, kernel, clock, its data, its answer",
 		Long: `Doctor prints what a router would find here, and what to do about what is wrong; it exits with 1 if anything is.
 The data directory is read only while no router has it open. With --deep every stored byte is read and checked.
 
@@ -58,16 +58,24 @@ that were never finished, a data directory that others may read. It changes noth
 		if err := p.serveDefaults(&o); err != nil {
 			return err
 		}
-		e := &examination{w: p.stdout, json: c.json}
+		e, began := &examination{w: p.stdout, json: c.json}, time.Now()
 		e.memory(total)
 		e.limits()
 		e.certificates(edge)
+		e.acme(o.data, began)
 		e.descriptors()
+		e.kernel("/")
 		e.disk(o.data)
+		e.filesystem(o.data)
+		e.clock(o.data, began)
 		e.mend(cmd.Context(), o.data, fix)
+		e.modules(cmd.Context(), o.data)
 		e.store(cmd.Context(), o.data, deep)
 		e.server(cmd.Context(), c)
 		e.running(cmd.Context(), c)
+		now := time.Now()
+		synced, known := clockSynced()
+		e.steady(now.Round(0).Sub(began.Round(0)), now.Sub(began), synced, known)
 		return e.done()
 	}
 	return cmd
@@ -135,6 +143,9 @@ func (e *examination) memory(total int64) {
 // fewDescriptors is how many a router needs at least: connections in, connections out, the store's files.
 const fewDescriptors = 4096
 
+// manyConnections is serve's --max-connections.
+const manyConnections = 10_000
+
 func (e *examination) descriptors() {
 	most, err := openFiles()
 	switch {
@@ -143,6 +154,9 @@ func (e *examination) descriptors() {
 	case most < fewDescriptors:
 		e.find("descriptors", "bad", fmt.Sprintf("raise it to %d or more: 'ulimit -Hn', or LimitNOFILE= of the unit", 16*fewDescriptors),
 			"at most %d open files and connections", most)
+	case most < manyConnections+fewDescriptors:
+		e.find("descriptors", "note", fmt.Sprintf("raise it to %d, or give serve a lower --max-connections", 16*fewDescriptors),
+			"up to %d open files and connections; serve takes %d connections without --max-connections", most, manyConnections)
 	default:
 		e.find("descriptors", "good", "", "up to %d open files and connections", most)
 	}
@@ -152,14 +166,7 @@ func (e *examination) descriptors() {
 const lowDisk = 1 << 30
 
 func (e *examination) disk(dir string) {
-	// The directory may still have to be made: its nearest ancestor is on the same disk.
-	at := dir
-	for {
-		if _, err := os.Stat(at); err == nil || filepath.Dir(at) == at {
-			break
-		}
-		at = filepath.Dir(at)
-	}
+	at := existing(dir)
 	free, total, err := pebblestore.DiskSpace(at)
 	if err != nil {
 		e.find("disk", "bad", "name another directory with --data", "%s: %v", at, err)

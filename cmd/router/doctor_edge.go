@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
 	"github.com/millrace/millrace/engine/edge"
@@ -31,14 +30,6 @@ func (e *examination) certificates(o edgeOptions) {
 		return
 	}
 	for _, x := range read.Expiries() {
-		at := fmt.Sprintf("%s: until %s", x.Name, x.At.UTC().Format(time.DateOnly))
-		switch left := time.Until(x.At); {
-		case left <= 0:
-			e.find("certificate", "bad", "clients refuse it: put a new one in its place", "%s", at)
-		case left < 14*24*time.Hour:
-			e.find("certificate", "note", "put a new one in its place; a running router takes it by itself", "%s", at)
-		default:
-			e.find("certificate", "good", "", "%s", at)
-		}
+		e.expiry(x.Name, x.At, time.Now(), "put a new one in its place; a running router takes it by itself")
 	}
 }

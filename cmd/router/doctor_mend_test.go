@@ -106,7 +106,7 @@ func TestDoctorNamesWhatWaits(t *testing.T) {
 		return strings.Contains(p.must(200, "GET", "/v1/subscriptions/fails", "", ""), `"deadLetters":1`)
 	})
 	_, out, errs := runAt(t, p.base, "doctor", "--data", filepath.Join(t.TempDir(), "none"))
-	for _, want := range []string{"work is paused: at lunch", "router subscriptions resume work", "fails has 1 dead letter", "router deadletters list fails"} {
+	for _, want := range []string{"work is paused: at lunch", "router subscriptions resume work", "fails has 1 dead letter", "1 or more of them of the last hour: they grow", "router deadletters list fails"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("doctor does not say %q:\n%s%s", want, out, errs)
 		}

@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"net/url"
 	"time"
 )
 
@@ -33,11 +35,29 @@ func (e *examination) running(ctx context.Context, c *client) {
 			e.find("subscriptions", "note", "", "%v", err)
 			return
 		}
-		e.subscription(s.Name, s.State)
+		e.subscription(s.Name, s.State, recentLetters(ctx, c, s.Name, s.State))
 	}
 }
 
-func (e *examination) subscription(name string, s subscriptionState) {
+// recently is how far back a dead letter says that more are coming.
+const recently = time.Hour
+
+// recentLetters counts the dead letters of the last hour, as far as one page has them; 0 where nobody says.
+func recentLetters(ctx context.Context, c *client, name string, s subscriptionState) int {
+	if s.DeadLetters == 0 {
+		return 0
+	}
+	u := c.path(kindSubscriptions, name, "deadletters")
+	u.RawQuery = url.Values{"limit": {"1000"}, "since": {recently.String()}}.Encode()
+	var page struct{ DeadLetters []struct{ At time.Time } }
+	if c.callJSON(ctx, "GET", u, nil, &page) != nil {
+		return 0
+	}
+	return len(page.DeadLetters)
+}
+
+// subscription names what of one wants a hand; recent is how many of its dead letters are of the last hour.
+func (e *examination) subscription(name string, s subscriptionState, recent int) {
 	if s.State != "running" {
 		why := s.Reason
 		if why != "" {
@@ -49,6 +69,10 @@ func (e *examination) subscription(name string, s subscriptionState) {
 		e.find("subscription", "note", "see to its target; router subscriptions resume "+name+" tries at once", "%s: its circuit is %s: %s", name, s.Circuit.State, s.Circuit.Reason)
 	}
 	if s.DeadLetters > 0 {
-		e.find("subscription", "note", "router deadletters list "+name, "%s has %s that nobody has redriven or purged", name, plural(int(s.DeadLetters), "dead letter"))
+		growth := "none of them of the last hour"
+		if recent > 0 {
+			growth = fmt.Sprintf("%d or more of them of the last hour: they grow", recent)
+		}
+		e.find("subscription", "note", "router deadletters list "+name, "%s has %s that nobody has redriven or purged, %s", name, plural(int(s.DeadLetters), "dead letter"), growth)
 	}
 }

@@ -72,7 +72,7 @@ func (o *edgeOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.maxBody, "max-body", "16MiB", "largest `size` of a request's body, up to 64MiB")
 	f.StringVar(&o.maxHeader, "max-header", "16KiB", "largest `size` of a request line with its headers, up to 1MiB")
 	f.IntVar(&o.maxBatch, "max-batch", 10_000, "most events of a request, up to 100000")
-	f.IntVar(&o.server.MaxConns, "max-connections", 10_000, "most connections at once, and as many streams")
+	f.IntVar(&o.server.MaxConns, "max-connections", manyConnections, "most connections at once, and as many streams")
 	f.IntVar(&o.server.Clients.Conns, "address-connections", 0, "most connections of one address (a tenth of --max-connections, loopback without bound; -1: no bound)")
 	f.Float64Var(&o.server.Clients.Rate, "address-rate", 0, "most requests a second of one address (no bound)")
 	f.Float64Var(&o.server.Clients.StrangerRate, "stranger-rate", 20, "most requests a second of one address that nobody known stands for; -1: no bound")

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/cockroachdb/pebble/v2"
 	"github.com/cockroachdb/pebble/v2/record"
@@ -160,6 +161,20 @@ func Hold(dir string) (io.Closer, error) {
 		return nil, fmt.Errorf("data directory %s: %w", dir, err)
 	}
 	return held{f}, nil
+}
+
+// LastTime is a time that a store has reached, by its own clock, which never goes back; zero if it has not noted any yet. A
+// process may have it open.
+func LastTime(dir string) (time.Time, error) {
+	b, err := readFile(vfs.Default, vfs.Default.PathJoin(dir, sidecarName))
+	f := &files{next: map[storage.LogID]event.Offset{}}
+	if err == nil {
+		err = f.parse(b)
+	}
+	if err != nil || f.clock == 0 {
+		return time.Time{}, err
+	}
+	return time.Unix(0, f.clock), nil
 }
 
 type held struct{ f *files }
