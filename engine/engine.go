@@ -59,6 +59,7 @@ type Engine struct {
 	choices    choices
 	replies    *replies
 	invoking   *invocations
+	judging    *turns
 	ended      endedLeases
 	macs       sync.Pool     // of hash.Hash, keyed: see seal
 	turn       atomic.Uint32 // partitions for events without a key, in turn
@@ -89,7 +90,7 @@ func Open(ctx context.Context, o Options) (*Engine, error) {
 	e.budget.open(e)
 	e.hosts.e, e.circuit = e, breakerLimits{o.CircuitFailures, o.CircuitWait, o.CircuitMaxWait}
 	e.uncounted.wake = make(chan struct{}, 1)
-	e.replies, e.invoking = newReplies(o), newInvocations()
+	e.replies, e.invoking, e.judging = newReplies(o), newInvocations(), newTurns()
 	e.plan.Store(&Plan{})
 	err := e.replies.load(ctx, o.Store)
 	if err == nil {

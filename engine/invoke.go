@@ -55,6 +55,19 @@ func (v *invocations) leave() {
 // Errors: event.ErrNotFound (function, version), ErrInvalid and ErrTooLarge (the event), ErrUnavailable
 // (nothing was pushed yet; too many are under way), ErrFunction with the typed reason where it failed.
 func (e *Engine) Invoke(ctx context.Context, name, version string, ev *event.Event) (*event.Invocation, error) {
+	return e.invokeIn(ctx, name, version, ev, e.invoking.enter, e.invoking.leave)
+}
+
+// Judge is Invoke of the version in force, for what strangers send: the sources of events (ev.Source) take turns, apart from
+// Invoke. ErrUnavailable says too that this one has too many under way.
+func (e *Engine) Judge(ctx context.Context, name string, ev *event.Event) (*event.Invocation, error) {
+	source := ev.Source
+	enter := func(ctx context.Context) error { return e.judging.enter(ctx, source) }
+	return e.invokeIn(ctx, name, "", ev, enter, func() { e.judging.leave(source) })
+}
+
+// invokeIn is Invoke in the place that enter bounds.
+func (e *Engine) invokeIn(ctx context.Context, name, version string, ev *event.Event, enter func(context.Context) error, leave func()) (*event.Invocation, error) {
 	if _, err := e.Function(name); err != nil {
 		return nil, err
 	}
@@ -68,10 +81,10 @@ func (e *Engine) Invoke(ctx context.Context, name, version string, ev *event.Eve
 	if err := ev.Validate(e.o.Limits); err != nil {
 		return nil, err
 	}
-	if err := e.invoking.enter(ctx); err != nil {
+	if err := enter(ctx); err != nil {
 		return nil, err
 	}
-	defer e.invoking.leave()
+	defer leave()
 	f, done, err := e.invokable(ctx, name, version)
 	if err != nil {
 		return nil, err

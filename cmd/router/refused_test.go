@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/rules"
 )
 
 // auditLines keeps the log of a process.
@@ -131,5 +132,24 @@ func (w *tenancy) keptSecrets() {
 	body = w.as(glbx, 200, "PATCH", "/v1/subscriptions/glbx.hook", asJSON, `{"deliver":{"webhook":{"url":"http://127.0.0.1:2/b","headers":{"authorization":"Bearer new"}}}}`)
 	if !strings.Contains(body, "127.0.0.1:2/b") {
 		w.t.Error(body)
+	}
+}
+
+// TestTemplatesInRules: a template whose parts run together is refused where the rules are read, at its place.
+func TestTemplatesInRules(t *testing.T) {
+	const text = `version: 1
+sources:
+  s:
+    topic: t
+    verify:
+      hmac: {secret: "${env:S}", header: x-sig, template: "{header.x-id}{body}"}
+`
+	o := rules.Options{Schemes: sourceSchemes(nil), Getenv: func(string) (string, bool) { return "quite-a-secret", true }}
+	_, err := rules.ParseBytes("rules.yaml", []byte(text), o)
+	if err == nil || !strings.Contains(err.Error(), "rules.yaml:6:59: ") || !strings.Contains(err.Error(), "{header.x-id} and {body} side by side") || strings.Contains(err.Error(), "quite-a-secret") {
+		t.Error(err)
+	}
+	if _, err := rules.ParseBytes("rules.yaml", []byte(strings.Replace(text, "}{", "}.{", 1)), o); err != nil {
+		t.Error(err)
 	}
 }

@@ -35,10 +35,10 @@ func sourceMounts(s *hooks.Server) []httpapi.Mount {
 	}
 }
 
-// invokeWith runs the version of a function that is in force.
+// invokeWith runs the version of a function that is in force, for the source that the event is of.
 func invokeWith(e *engine.Engine) hooks.Invoke {
 	return func(ctx context.Context, name string, ev *event.Event) (*event.Invocation, error) {
-		return e.Invoke(ctx, name, "", ev)
+		return e.Judge(ctx, name, ev)
 	}
 }
 

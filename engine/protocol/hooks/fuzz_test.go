@@ -176,7 +176,7 @@ func FuzzTemplate(f *testing.F) {
 		}
 		var b strings.Builder
 		for _, p := range parts {
-			b.WriteString(map[partKind]string{partText: p.text, partBody: "{body}", partTime: "{timestamp}", partMethod: "{method}", partURL: "{url}", partHeader: "{header." + p.text + "}"}[p.kind])
+			b.WriteString(p.String())
 		}
 		if len(parts) > maxParts || !strings.EqualFold(b.String(), text) {
 			t.Fatalf("%q became %q", text, b.String())

@@ -82,6 +82,9 @@ func (o HMAC) Validate() error {
 	case o.Timestamp == "" && slices.ContainsFunc(parts, func(p part) bool { return p.kind == partTime }):
 		bad("timestamp", "missing; the template has {timestamp}: name the header that has it")
 	}
+	if a, b, found := runTogether(parts); found {
+		bad("template", "has %s and %s side by side: what moves from the end of one to the beginning of the other is signed alike; put a text between them, such as a dot, or what has an end of its own: {timestamp}, {method} or {url}", a, b)
+	}
 	if o.Timestamp == "" && o.Tolerance != 0 {
 		bad("tolerance", "is of no use without timestamp, the header that has the time")
 	}
@@ -223,6 +226,9 @@ func (v *generic) Verify(_ context.Context, h *event.Hook, say func(string)) err
 			}
 			list = append(list, bytesOf(value))
 		}
+	}
+	if err := v.apart(list); err != nil {
+		return err
 	}
 	if !v.keys.match(h, &sigs, list...) {
 		return mismatch(v.header, &sigs, len(v.keys.list))
