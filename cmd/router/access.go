@@ -26,6 +26,9 @@ type guard struct {
 	audit  *auditTopic // nil: none
 }
 
+// minToken is the characters that a token must have: 64 bits in hex, which nobody guesses over a network.
+const minToken = 16
+
 // openGuard loads the keys and the policy. Without a token, a policy and keys nothing is guarded, until there is a key.
 func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv func(string) (string, bool)) (*guard, error) {
 	if strings.ContainsFunc(o.token, func(r rune) bool { return r <= ' ' || r >= 0x7F }) {
@@ -33,6 +36,9 @@ func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv 
 	}
 	if strings.HasPrefix(o.token, "mrk_") {
 		return nil, errors.New("MILLRACE_TOKEN is an API key, which clients show; unset it where the router starts, or choose a token of its own")
+	}
+	if o.token != "" && len(o.token) < minToken {
+		return nil, fmt.Errorf("MILLRACE_TOKEN has %s, and who guesses it may do everything; want %d or more, at random: openssl rand -hex 32", plural(len(o.token), "character"), minToken)
 	}
 	g := &guard{log: o.log, token: o.token != ""}
 	if o.auditTopic != "" {

@@ -153,3 +153,17 @@ sources:
 		t.Error(err)
 	}
 }
+
+// TestShortToken: a router does not start with a token that could be guessed, says what to do, and does not repeat it.
+func TestShortToken(t *testing.T) {
+	open := func(token string) error {
+		_, err := openGuard(routerOptions{token: token}, nil, nil, nil)
+		return err
+	}
+	for _, token := range []string{"x", "s3cr3t-of-15-ch"} {
+		err := open(token)
+		if err == nil || !strings.Contains(err.Error(), "16 or more") || !strings.Contains(err.Error(), "openssl rand") || strings.Contains(err.Error(), token) && len(token) > 1 {
+			t.Errorf("%d characters: %v", len(token), err)
+		}
+	}
+}

@@ -36,9 +36,9 @@ their files change; what cannot be used is logged and the old stays. With --admi
 into the router itself is answered there, and at --listen is as if it did not exist.`,
 		Example: `  router serve --rules millrace.yaml --data ./data
   router serve --rules https://config.example.com/rules.bundle --rules-key pub.pem
-  MILLRACE_TOKEN=secret router serve --listen 0.0.0.0:8080
-  MILLRACE_TOKEN=secret router serve --listen :443 --tls-cert fullchain.pem --tls-key privkey.pem --http-redirect :80
-  MILLRACE_TOKEN=secret router serve --listen :443 --acme-host events.example.com --admin-listen 127.0.0.1:8081`,
+  MILLRACE_TOKEN=$(cat token) router serve --listen 0.0.0.0:8080
+  MILLRACE_TOKEN=$(cat token) router serve --listen :443 --tls-cert fullchain.pem --tls-key privkey.pem --http-redirect :80
+  MILLRACE_TOKEN=$(cat token) router serve --listen :443 --acme-host events.example.com --admin-listen 127.0.0.1:8081`,
 		Args: cobra.NoArgs,
 	}
 	var o routerOptions
