@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync/atomic"
@@ -253,6 +254,43 @@ func TestReaderResumesWithoutGapOrRepeat(t *testing.T) {
 	slices.Sort(got)
 	if !slices.Equal(got, want) {
 		t.Error("resuming by cursor missed or repeated events")
+	}
+}
+
+// A reader that the ring has overtaken is told so, and from where it can go on: never a silent gap.
+func TestReaderThatTheRingOvertook(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders", Retain: event.Retain{Events: 200}}}})
+	w.publish("orders", "first", "second")
+	r, err := w.e.OpenTopic(t.Context(), "orders", event.Start{At: event.Earliest}, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := r.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	cursor := r.Cursor()
+	r.Close()
+	data := fmt.Sprintf("%01000d", 1)
+	for i := range 1500 {
+		w.publish("orders", fmt.Sprintf("e%d=1%s", i, data))
+	}
+	open := func(cursor string) (string, error) {
+		r, err := w.e.OpenTopic(t.Context(), "orders", event.Start{At: event.AtCursor, Cursor: cursor}, "")
+		if err != nil {
+			return "", err
+		}
+		defer r.Close()
+		rec, err := r.Next(t.Context())
+		return strings.Clone(rec.Attr(event.TagID)), err
+	}
+	id, err := open(cursor)
+	if !errors.Is(err, event.ErrGone) {
+		t.Fatalf("it goes on at %q, %v; want it told that events are lost to it", id, err)
+	}
+	_, earliest, ok := strings.Cut(err.Error(), "the earliest cursor is ")
+	if id, err := open(earliest); !ok || err != nil || id == "second" || id == "" {
+		t.Errorf("from the earliest cursor it goes on at %q, %v", id, err)
 	}
 }
 
