@@ -7,11 +7,13 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"runtime"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -405,4 +407,49 @@ func TestTheAnswerToARefusedBodyArrives(t *testing.T) {
 			t.Errorf("%q %v", b, err)
 		}
 	}
+}
+
+// What the HTTP library says of requests that it cannot read is logged without quoting them: they have credentials.
+func TestTheLogQuotesNoRequest(t *testing.T) {
+	var log locked
+	lines := slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	const secret = "Authorization: Bearer canary\r\n"
+	s, base := serve(t, Options{Backend: newFake("orders"), Log: lines, HeaderTimeout: 100 * time.Millisecond})
+	for _, send := range []string{
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + secret + "nonsense\r\n\r\n",
+		"GET /healthz HTTP/9.9\r\nHost: localhost\r\n" + secret + "\r\n",
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + secret + "X-A: " + strings.Repeat("b", 40_000) + "\r\n\r\n",
+		"GET /healthz HTTP/1.1\r\nHost: localhost\r\n" + secret + "Content-Length: x\r\n\r\n",
+		"canary\r\n\r\n",
+		"POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\n" + secret + "Transfer-Encoding: chunked\r\n\r\ncanary\r\n",
+		"GET /healthz?access_token=canary HTTP/1.1\r\nHost: localhost\r\nX-Half",
+	} {
+		if answers, _ := raw(t, base, send); len(answers) != 1 || answers[0].StatusCode < 400 {
+			t.Errorf("%.60q: %d answers", send, len(answers))
+		}
+	}
+	if err := s.Shutdown(t.Context()); err != nil { // until all is said
+		t.Error(err)
+	}
+	if text := log.String(); strings.Contains(text, "canary") || !strings.Contains(text, "level=DEBUG") {
+		t.Errorf("the log says %.2000s", text)
+	}
+}
+
+// locked is a log that several goroutines write.
+type locked struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
 }
