@@ -125,7 +125,7 @@ func (b backend) Redrive(ctx context.Context, name string, r event.Redrive) (_ e
 // Invoke calls a function, in a version that whoever asks may see.
 func (b backend) Invoke(ctx context.Context, name, version string, ev *event.Event) (*event.Invocation, error) {
 	if p := b.asker(ctx); version != "" && !p.Everything() {
-		if _, err := plugins.ResolveDigest(version, b.versions(p.Principal)); errors.Is(err, event.ErrNotFound) {
+		if _, err := plugins.ResolveDigest(version, b.runnable(p.Principal, name)); errors.Is(err, event.ErrNotFound) {
 			p.refused(access.Invoke, access.Function, name, noVersion(version))
 			return nil, engine.NotKept(version, name)
 		}

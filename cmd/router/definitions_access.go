@@ -182,6 +182,24 @@ func (d *definitions) versions(p *access.Principal) []string {
 	return all
 }
 
+// runnable are the versions that p may run as a function of that name, which gives them its config and secrets, and what it
+// may reach: its own. Who may deploy it may run all that he may see, since he could push them.
+func (d *definitions) runnable(p *access.Principal, name string) []string {
+	if p.Check(access.Deploy, access.Function, name) == nil {
+		return d.versions(p)
+	}
+	own := []string{}
+	if f, err := d.eng.Function(name); err == nil && p.Sees(access.Function, name) {
+		for _, v := range f.Versions {
+			own = append(own, v.Digest)
+		}
+		if !slices.Contains(own, f.Digest) {
+			own = append(own, f.Digest)
+		}
+	}
+	return own
+}
+
 // seenVersion completes name@digest among the versions that p may see: of another's, the beginning would say that it is
 // there, and the whole would run it. An error is that of a version which does not exist.
 func (d *definitions) seenVersion(p askedBy, ref, at string) (string, error) {
@@ -189,7 +207,7 @@ func (d *definitions) seenVersion(p askedBy, ref, at string) (string, error) {
 	if !versioned || p.Everything() {
 		return ref, nil
 	}
-	digest, err := plugins.ResolveDigest(short, d.versions(p.Principal))
+	digest, err := plugins.ResolveDigest(short, d.runnable(p.Principal, name))
 	if errors.Is(err, event.ErrNotFound) {
 		p.refused(access.Invoke, access.Function, name, noVersion(ref))
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -49,13 +50,22 @@ func (a *auditLines) denied(t *testing.T) (lines []string) {
 func TestRefusalsInsideDefinitions(t *testing.T) {
 	p := newProcess(t)
 	var log auditLines
+	p.o.accessFile = p.o.data + ".access.yaml"
+	const policy = `version: 1
+roles:
+  splits: [{allow: [invoke, read], functions: ["*"]}, {allow: [deploy], functions: [mine]}, {allow: [read, operate, manage], subscriptions: [payer]}, {allow: [read, publish, manage], topics: [due, payer.*]}]
+`
+	if err := os.WriteFile(p.o.accessFile, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p.o.token, p.o.auditTopic, p.o.log = "the-router's-own", "audit", slog.New(slog.NewJSONHandler(&log, nil))
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
 	for name, k := range map[string]access.Key{
 		glbx:      {Roles: []string{"developer", "operator"}, Tenant: glbx},
-		developer: {Roles: []string{"developer"}},
+		developer: {Roles: []string{"developer", "operator"}},
+		splits:    {Roles: []string{"splits"}},
 	} {
 		k.Name = "k"
 		_, key, err := p.r.guard.CreateKey(t.Context(), nil, k)
@@ -117,7 +127,45 @@ func TestRefusalsInsideDefinitions(t *testing.T) {
 		}
 	}
 	w.keptSecrets()
+	w.othersSecrets()
 }
+
+// othersSecrets calls a function that one may call and not deploy in a version that one has pushed as another: it would run
+// with the first's secrets.
+func (w *tenancy) othersSecrets() {
+	w.t.Helper()
+	const asJSON, asWASM = "application/json", "application/wasm"
+	digest := func(name, version string) string {
+		w.t.Helper()
+		var fn struct{ Wasm string }
+		if err := json.Unmarshal([]byte(w.as("", 200, "PUT", "/v1/functions/"+name, asWASM, versionModule(w.t, version))), &fn); err != nil {
+			w.t.Fatal(err)
+		}
+		return fn.Wasm
+	}
+	before, now, mine := digest("pay", "1"), digest("pay", "2"), digest("mine", "3")
+	w.as("", 201, "POST", "/v1/topics", asJSON, `{"name":"due"}`)
+	w.as("", 201, "POST", "/v1/subscriptions", asJSON, `{"name":"payer","topic":"due","functions":["pay"],"deliver":{"pull":{}}}`)
+	for _, c := range []struct {
+		as, version string
+		good        bool
+	}{
+		{splits, mine, false}, {splits, before, true}, {splits, now, true}, {developer, mine, true},
+	} {
+		as := func(status int, method, path, body string) {
+			w.t.Helper()
+			if a := w.ask(c.as, method, path, asJSON, body); (a.status/100 == 2) != c.good || !c.good && a.status != status {
+				w.t.Errorf("%s %s %s as %s: %d %s; want good %t", method, path, body, c.as, a.status, a.body, c.good)
+			}
+		}
+		as(404, "POST", "/v1/functions/pay/invoke?version="+c.version, `{"total":1,"email":"a@example.com"}`)
+		as(404, "POST", "/v1/subscriptions/payer/replay", `{"since":"1h","function":"pay@`+c.version+`","dryRun":true}`)
+		as(404, "PATCH", "/v1/subscriptions/payer", `{"shadow":["pay@`+c.version+`"]}`)
+	}
+}
+
+// splits is who may call what it may not deploy.
+const splits = "may invoke and not deploy"
 
 // keptSecrets points a webhook elsewhere, as who may change it and was never shown what it sends.
 func (w *tenancy) keptSecrets() {
