@@ -66,6 +66,8 @@ func TestSmuggling(t *testing.T) {
 	}{
 		{"Content-Length and Transfer-Encoding", post + "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400},
 		{"Transfer-Encoding and Content-Length", post + "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n0\r\n\r\n", 400},
+		{"both, and the length is that of the chunk's data", post + "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 400},
+		{"the other way round", post + "Transfer-Encoding: chunked\r\nContent-Length: 1\r\n\r\n1\r\nx\r\n0\r\n\r\n", 400},
 		{"the same in lower case", post + "transfer-encoding: CHUNKED\r\ncontent-length: 4\r\n\r\n0\r\n\r\n", 400},
 		{"Content-Length twice", post + "Content-Length: 1\r\nContent-Length: 1\r\n\r\nx", 400},
 		{"Content-Length twice, unlike", post + "Content-Length: 1\r\nContent-Length: 60\r\n\r\nx", 400},
