@@ -14,7 +14,6 @@ import (
 // Text is a compiled expression whose value is a text, over a webhook: headers["x-name"], query["name"] and data.<path>,
 // in the dialect of filters. It is immutable and may be used by many goroutines, each with a Scratch of its own.
 type Text struct {
-	source string
 	root   *node
 	fields *fields
 }
@@ -31,7 +30,7 @@ func CompileText(src string) (*Text, error) {
 	if err := assembleText(root, src); err != nil {
 		return nil, err
 	}
-	return &Text{source: src, root: root, fields: fs}, nil
+	return &Text{root: root, fields: fs}, nil
 }
 
 // assembleText makes the conditions within a value ready and refuses what is no text.
@@ -61,9 +60,6 @@ func assembleText(n *node, src string) *Error {
 	}
 	return nil
 }
-
-// Source returns what CompileText was given.
-func (t *Text) Source() string { return t.source }
 
 // Headers lists the headers that it reads, in lower case.
 func (t *Text) Headers() (names []string) {

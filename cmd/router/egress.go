@@ -32,11 +32,7 @@ func (f *egressFile) load() (*egress.Policy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--egress: %w", err)
 	}
-	p, err := egress.ParsePolicy(f.path, text, f.read, f.getenv)
-	if err != nil {
-		return nil, err
-	}
-	return &p.Policy, nil
+	return egress.ParsePolicy(f.path, text, f.read, f.getenv)
 }
 
 // open makes the dialer of a process.

@@ -273,7 +273,7 @@ func (g *Guard) checkNewKey(want *Key, now time.Time) error {
 		fault("name", "%s", why)
 	}
 	if len(want.Roles) == 0 {
-		fault("roles", "are missing: a key without a role may do nothing; the roles are %s", strings.Join(g.Roles(), ", "))
+		fault("roles", "are missing: a key without a role may do nothing; the roles are %s", strings.Join(g.roleNames(), ", "))
 	}
 	if len(want.Roles) > maxRoles {
 		fault("roles", "are %d; at most %d are allowed", len(want.Roles), maxRoles)
@@ -282,7 +282,7 @@ func (g *Guard) checkNewKey(want *Key, now time.Time) error {
 	known := g.rules.Load().roles
 	for i, r := range want.Roles {
 		if known[r] == nil {
-			fault(fmt.Sprintf("roles[%d]", i), "%.60q is no role here%s; the roles are %s", r, suggest(r, g.Roles()), strings.Join(g.Roles(), ", "))
+			fault(fmt.Sprintf("roles[%d]", i), "%.60q is no role here%s; the roles are %s", r, suggest(r, g.roleNames()), strings.Join(g.roleNames(), ", "))
 		}
 	}
 	tenant, why := fullTenant(want.Tenant)

@@ -9,8 +9,8 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// Roles returns the names of the roles in force, the built-in ones included, sorted.
-func (g *Guard) Roles() []string { return slices.Sorted(maps.Keys(g.rules.Load().roles)) }
+// roleNames returns the names of the roles in force, the built-in ones included, sorted.
+func (g *Guard) roleNames() []string { return slices.Sorted(maps.Keys(g.rules.Load().roles)) }
 
 // fullTenant is a tenant as the prefix that it stands for: acme and acme. are both acme., so that acme does not reach
 // acme2's names. why says what is wrong with it.

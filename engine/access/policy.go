@@ -14,7 +14,6 @@ import (
 // A Policy is what a policy file says: roles, who issues tokens, which certificates come in, limits. It does not
 // change, and nil stands for the built-in roles alone.
 type Policy struct {
-	Path    string
 	roles   []role // those of the file, in its order
 	limits  map[string]Limits
 	issuers []*issuer
@@ -30,7 +29,7 @@ func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), ge
 	if top == nil {
 		return nil, r.err()
 	}
-	p := &Policy{Path: path, limits: map[string]Limits{}}
+	p := &Policy{limits: map[string]Limits{}}
 	f := r.record(top, "a policy", "version", "roles", "limits", "jwt", "certificates")
 	if v := f["version"]; v == nil && top.Kind == yaml.MappingNode {
 		r.fault(top, "has no version; write version: 1")

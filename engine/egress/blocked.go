@@ -7,7 +7,7 @@ import (
 	"strconv"
 )
 
-// ErrBlocked is what every *BlockedError wraps.
+// ErrBlocked is what errors of targets that may not be connected to wrap.
 var ErrBlocked = errors.New("address not allowed as a target")
 
 // Why a target was refused.
@@ -34,38 +34,34 @@ func (d *Dialer) Refusals() map[string]uint64 {
 	return m
 }
 
-// BlockedError says which address of a host may not be connected to, and why.
-type BlockedError struct {
-	Host  string       // as it was given
-	Addr  netip.Addr   // invalid where the name or the port alone was refused
-	Range netip.Prefix // that holds Addr, if that was it
-	Match string       // what else of the target was it, such as "as *.example.com" or "port 25"
-	Why   string       // the registry's entry, or the rule
-	Hint  string       // what would allow it
-
+// A blockedError says which address of a host may not be connected to, and why.
+type blockedError struct {
+	host   string       // as it was given
+	addr   netip.Addr   // invalid where the name or the port alone was refused
+	prefix netip.Prefix // that holds addr, if that was it
+	match  string       // what else of the target was it, such as "as *.example.com" or "port 25"
+	why    string       // the registry's entry, or the rule
+	hint   string       // what would allow it
 	reason int
 }
 
-func (e *BlockedError) Error() string {
-	at := fmt.Sprintf("%.80s", e.Host)
-	switch a, err := netip.ParseAddr(e.Host); {
-	case err == nil && a == e.Addr:
+func (e *blockedError) Error() string {
+	at := fmt.Sprintf("%.80s", e.host)
+	switch a, err := netip.ParseAddr(e.host); {
+	case err == nil && a == e.addr:
 		at = a.String()
-	case e.Addr.IsValid():
-		at += " has the address " + e.Addr.String()
+	case e.addr.IsValid():
+		at += " has the address " + e.addr.String()
 	}
-	match := e.Match
-	if e.Range.IsValid() {
-		match = "in " + e.Range.String()
+	match := e.match
+	if e.prefix.IsValid() {
+		match = "in " + e.prefix.String()
 	}
-	return fmt.Sprintf("%s, %s (%s): not allowed as a target; %s", at, match, e.Why, e.Hint)
+	return fmt.Sprintf("%s, %s (%s): not allowed as a target; %s", at, match, e.why, e.hint)
 }
 
-// Reason is special, denied, unlisted or notation.
-func (e *BlockedError) Reason() string { return reasonName(e.reason) }
-
 // Unwrap returns ErrBlocked.
-func (e *BlockedError) Unwrap() error { return ErrBlocked }
+func (e *blockedError) Unwrap() error { return ErrBlocked }
 
 // checkName judges what needs no lookup: a name that may not be connected to is not looked up either, for the question
 // itself leaves the network.
@@ -88,11 +84,12 @@ func (d *Dialer) checkName(r *ruleset, t target) error {
 	return unlisted(r, t, netip.Addr{})
 }
 
-// check judges one address of a target.
+// check judges one address of a target. IPv4 within IPv6 (mapped, compatible, translated, NAT64, 6to4, Teredo, ISATAP)
+// counts as what it embeds.
 func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
-	if a.Zone() != "" { // of a resolver; one that was typed is refused by CheckHost. A Prefix contains no such address
-		return &BlockedError{Host: t.host, Addr: a, Match: "zone " + strconv.Quote(a.Zone()), Why: "which only link-local addresses need",
-			Hint: "a name that has an address without a zone is", reason: reasonNotation}
+	if a.Zone() != "" { // of a resolver; one that was typed is refused by checkHost. A Prefix contains no such address
+		return &blockedError{host: t.host, addr: a, match: "zone " + strconv.Quote(a.Zone()), why: "which only link-local addresses need",
+			hint: "a name that has an address without a zone is", reason: reasonNotation}
 	}
 	bare := a.Unmap()
 	all := []netip.Addr{bare}
@@ -140,7 +137,7 @@ func (d *Dialer) check(r *ruleset, t target, a netip.Addr) error {
 	if r.Source != "" {
 		hint = "its range under allow in " + r.Source + " allows it"
 	}
-	return &BlockedError{Host: t.host, Addr: a, Range: s.prefix, Why: s.name + ", " + s.by, Hint: hint, reason: reasonSpecial}
+	return &blockedError{host: t.host, addr: a, prefix: s.prefix, why: s.name + ", " + s.by, hint: hint, reason: reasonSpecial}
 }
 
 // lifts reports whether a range of allow is meant for special addresses: it is no wider than the special range that holds
@@ -163,12 +160,12 @@ func (r *Rule) denies(t target, a netip.Addr, prefix netip.Prefix) error {
 	if !host || !r.port(t.port) {
 		return nil
 	}
-	e := &BlockedError{Host: t.host, Addr: a, Range: prefix, Why: "denied by " + r.at(), Hint: "its operator decides", reason: reasonDenied}
+	e := &blockedError{host: t.host, addr: a, prefix: prefix, why: "denied by " + r.at(), hint: "its operator decides", reason: reasonDenied}
 	switch {
 	case pattern != "":
-		e.Match = "as " + pattern
+		e.match = "as " + pattern
 	case len(r.Ports) > 0:
-		e.Match = fmt.Sprintf("port %d", t.port)
+		e.match = fmt.Sprintf("port %d", t.port)
 	}
 	return e
 }
@@ -178,6 +175,6 @@ func unlisted(r *ruleset, t target, a netip.Addr) error {
 	if source == "" {
 		source = "this process's options"
 	}
-	return &BlockedError{Host: t.host, Addr: a, Match: fmt.Sprintf("port %d", t.port), Why: "in no rule of allow of " + source + ", where only those count",
-		Hint: "its operator decides", reason: reasonUnlisted}
+	return &blockedError{host: t.host, addr: a, match: fmt.Sprintf("port %d", t.port), why: "in no rule of allow of " + source + ", where only those count",
+		hint: "its operator decides", reason: reasonUnlisted}
 }

@@ -139,12 +139,6 @@ func (d *Dialer) SetPolicy(p *Policy) error {
 // process: they may lie on its own network and need no rule of allow. What is denied stays so.
 func (d *Dialer) Operator() *Dialer { return &Dialer{shared: d.shared, named: true} }
 
-// CheckAddr returns a *BlockedError unless a may be connected to, whatever its name and port are. IPv4 within IPv6
-// (mapped, compatible, translated, NAT64, 6to4, Teredo, ISATAP) counts as what it embeds.
-func (d *Dialer) CheckAddr(a netip.Addr) error {
-	return d.check(d.rules.Load(), target{host: a.String()}, a)
-}
-
 // A target is what is to be connected to, before its addresses are known.
 type target struct {
 	host  string // as it was given
@@ -162,7 +156,7 @@ func (d *Dialer) target(addr string) (t target, err error) {
 	if err != nil || port == 0 {
 		return t, fmt.Errorf("dial %.80s: port %.20q: want 1 to 65535", host, portText)
 	}
-	if err := CheckHost(host); err != nil {
+	if err := checkHost(host); err != nil {
 		d.refused(reasonNotation)
 		return t, fmt.Errorf("dial: %w", err)
 	}
@@ -176,7 +170,7 @@ func (d *Dialer) target(addr string) (t target, err error) {
 // DialContext resolves the host of addr ("host:port") once, checks its addresses, and connects to the
 // first of at most four allowed ones that answers, through the proxy if there is one. The connection is a *Conn. A host
 // beyond its cap of connections waits until one closes or is idle. Network is "tcp", "tcp4" or "tcp6". The error is a
-// *BlockedError where no address is allowed.
+// *blockedError where no address is allowed.
 func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Conn, error) {
 	lookup, ok := map[string]string{"tcp": "ip", "tcp4": "ip4", "tcp6": "ip6"}[network]
 	if !ok {
@@ -196,7 +190,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, addr string) (net.Con
 	c, err := d.connect(ctx, network, lookup, t)
 	if err != nil {
 		slot.release()
-		var blocked *BlockedError
+		var blocked *blockedError
 		if errors.As(err, &blocked) {
 			d.refused(blocked.reason)
 		}

@@ -51,9 +51,9 @@ func (d *Dialer) Judge(ctx context.Context, raw string) (j Judgement, err error)
 	defer cancel()
 	refuse := func(err error) {
 		j.Allowed, j.Why = false, err.Error()
-		var blocked *BlockedError
+		var blocked *blockedError
 		if errors.As(err, &blocked) {
-			j.Reason = blocked.Reason()
+			j.Reason = reasonName(blocked.reason)
 		}
 	}
 	if err := d.checkName(r, t); err != nil {

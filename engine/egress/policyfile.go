@@ -19,17 +19,11 @@ import (
 // maxPolicy is how many bytes a policy file may have.
 const maxPolicy = 1 << 20
 
-// A PolicyFile is a Policy and the files that it was read from: when one of them changes it is to be read again.
-type PolicyFile struct {
-	Policy
-	Files []string
-}
-
 // ParsePolicy reads a policy file. read returns the bytes of the files that it names, relative to its own folder;
 // getenv knows the variables of ${env:NAME}. What is wrong comes as *event.Faults, each at file:line:column, without
 // any secret.
-func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), getenv func(string) (string, bool)) (*PolicyFile, error) {
-	r := &policyReader{path: path, read: read, getenv: getenv, out: &PolicyFile{Policy: Policy{Source: path}, Files: []string{path}}}
+func ParsePolicy(path string, text []byte, read func(string) ([]byte, error), getenv func(string) (string, bool)) (*Policy, error) {
+	r := &policyReader{path: path, read: read, getenv: getenv, out: &Policy{Source: path}}
 	if len(text) > maxPolicy {
 		return nil, event.Invalid(path, fmt.Sprintf("has %d bytes; want at most %d", len(text), maxPolicy))
 	}
@@ -71,7 +65,7 @@ type policyReader struct {
 	path   string
 	read   func(string) ([]byte, error)
 	getenv func(string) (string, bool)
-	out    *PolicyFile
+	out    *Policy
 	faults []event.Fault
 }
 
@@ -283,7 +277,7 @@ func (r *policyReader) proxy(n *yaml.Node) {
 			if !ok {
 				return
 			}
-			q, err := ParseProxyURL(s)
+			q, err := parseProxyURL(s)
 			if err != nil {
 				r.bad(n, "proxy.url: %s", strings.TrimPrefix(err.Error(), "proxy: "))
 				return
@@ -358,7 +352,7 @@ func (r *policyReader) pins(n *yaml.Node) {
 			r.bad(n.Content[i], "tls.pins: %v", err)
 		}
 		r.list(n.Content[i+1], "tls.pins", func(_ int, n *yaml.Node) {
-			p, err := ParsePin(n.Value)
+			p, err := parsePin(n.Value)
 			if err != nil {
 				r.bad(n, "tls.pins: %v", err)
 			}
@@ -383,9 +377,6 @@ func (r *policyReader) named(n *yaml.Node, key string) (string, bool) {
 func (r *policyReader) open(n *yaml.Node, key, path string) (string, bool) {
 	if !filepath.IsAbs(path) {
 		path = filepath.Join(filepath.Dir(r.path), path)
-	}
-	if !slices.Contains(r.out.Files, path) {
-		r.out.Files = append(r.out.Files, path)
 	}
 	b, err := r.read(path)
 	if err != nil {

@@ -34,8 +34,8 @@ type Proxy struct {
 // answerLimit bounds what a proxy may say before a connection stands.
 const answerLimit = 16 << 10
 
-// ParseProxyURL reads the URL of a proxy. User and password may stand in it. They are not shown in errors.
-func ParseProxyURL(raw string) (*Proxy, error) {
+// parseProxyURL reads the URL of a proxy. User and password may stand in it. They are not shown in errors.
+func parseProxyURL(raw string) (*Proxy, error) {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" {
 		return nil, errors.New("not a URL with a host; want such as http://proxy.example.com:3128")
@@ -68,7 +68,7 @@ func (p *Proxy) validate() error {
 	case strings.Contains(p.User, ":") && p.Scheme != "socks5":
 		return errors.New("proxy: the user has a colon, which ends it (RFC 7617 section 2)")
 	}
-	if err := CheckHost(host); err != nil {
+	if err := checkHost(host); err != nil {
 		return fmt.Errorf("proxy: %w", err)
 	}
 	return nil

@@ -137,7 +137,7 @@ func TestProxy(t *testing.T) {
 		p := newFakeProxy(t, to, speak)
 		how := map[string]string{"http": "CONNECT", "socks5": "SOCKS"}[scheme]
 		for _, names := range []bool{false, true} {
-			proxy, err := ParseProxyURL(scheme + "://me:s3cret-canary@" + p.addr)
+			proxy, err := parseProxyURL(scheme + "://me:s3cret-canary@" + p.addr)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -322,7 +322,7 @@ func FuzzParseProxyURL(f *testing.F) {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		p, err := ParseProxyURL(raw)
+		p, err := parseProxyURL(raw)
 		if err != nil {
 			return
 		}

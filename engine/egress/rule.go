@@ -97,7 +97,7 @@ func checkPattern(h string) error {
 	if _, err := netip.ParseAddr(name); err == nil {
 		return fmt.Errorf("host %.80q is an address; give it under cidrs, such as %s/32", h, "192.0.2.1")
 	}
-	if err := CheckHost(name); err != nil {
+	if err := checkHost(name); err != nil {
 		return err
 	}
 	if name != canonical(name) {

@@ -32,8 +32,8 @@ func (p Pin) String() string { return pinPrefix + base64.StdEncoding.EncodeToStr
 
 const pinPrefix = "sha256/"
 
-// ParsePin reads sha256/BASE64.
-func ParsePin(s string) (p Pin, err error) {
+// parsePin reads sha256/BASE64.
+func parsePin(s string) (p Pin, err error) {
 	b, ok := strings.CutPrefix(s, pinPrefix)
 	sum, bad := base64.StdEncoding.DecodeString(b)
 	if !ok || bad != nil || len(sum) != len(p) {
@@ -102,7 +102,7 @@ func NewTLS(o TLSOptions) (*TLS, error) {
 		fault("pins", "has %d; want at most %d", len(o.Pins), maxPins)
 	}
 	for i, s := range o.Pins {
-		p, err := ParsePin(s)
+		p, err := parsePin(s)
 		if err != nil {
 			fault(fmt.Sprintf("pins[%d]", i), "%v", err)
 		}

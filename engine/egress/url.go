@@ -49,15 +49,15 @@ func CheckURL(raw string) error {
 			return fmt.Errorf("URL has the port %.20q; want 1 to 65535", p)
 		}
 	}
-	if err := CheckHost(u.Hostname()); err != nil {
+	if err := checkHost(u.Hostname()); err != nil {
 		return fmt.Errorf("URL: %w", err)
 	}
 	return nil
 }
 
-// CheckHost refuses a host that different programs read differently: IPv4 in octal, hexadecimal, as one
+// checkHost refuses a host that different programs read differently: IPv4 in octal, hexadecimal, as one
 // integer or with fewer than four parts, IPv6 with a zone, and names beyond ASCII.
-func CheckHost(host string) error {
+func checkHost(host string) error {
 	if host == "" {
 		return errors.New("host is empty")
 	}

@@ -14,8 +14,8 @@ import (
 // What keys begin with (Standard Webhooks, "Signature scheme").
 const (
 	SecretPrefix  = "whsec_" // shared by both sides: HMAC-SHA256, v1
-	PrivatePrefix = "whsk_"  // of the sender: ed25519, v1a
-	PublicPrefix  = "whpk_"  // for receivers, of a private one
+	privatePrefix = "whsk_"  // of the sender: ed25519, v1a
+	publicPrefix  = "whpk_"  // for receivers, of a private one
 )
 
 // Bytes of a decoded secret (Standard Webhooks, "Signature scheme").
@@ -58,9 +58,9 @@ func (k key) mac() hash.Hash {
 	return hmac.New(sha256.New, k.shared)
 }
 
-// ParseSecret returns the key of a secret such as whsec_<base64 of 24 to 64 bytes>. The error never shows
+// parseSecret returns the key of a secret such as whsec_<base64 of 24 to 64 bytes>. The error never shows
 // the secret.
-func ParseSecret(s string) ([]byte, error) {
+func parseSecret(s string) ([]byte, error) {
 	b, ok := strings.CutPrefix(s, SecretPrefix)
 	if !ok {
 		return nil, fmt.Errorf("secret of %d characters does not begin with %s; make one with: echo %s$(openssl rand -base64 32)", len(s), SecretPrefix, SecretPrefix)
@@ -90,60 +90,60 @@ func decode(s string) ([]byte, bool) {
 // ParsePrivateKey reads whsk_ with the base64 of an ed25519 seed (32 bytes), or of seed and public key (64 bytes). The
 // error never shows it.
 func ParsePrivateKey(s string) (ed25519.PrivateKey, error) {
-	b, ok := strings.CutPrefix(s, PrivatePrefix)
+	b, ok := strings.CutPrefix(s, privatePrefix)
 	if !ok {
-		return nil, fmt.Errorf("key of %d characters does not begin with %s; make one with: router webhooks keygen", len(s), PrivatePrefix)
+		return nil, fmt.Errorf("key of %d characters does not begin with %s; make one with: router webhooks keygen", len(s), privatePrefix)
 	}
 	raw, ok := decode(b)
 	if !ok || len(raw) != ed25519.SeedSize && len(raw) != ed25519.PrivateKeySize {
-		return nil, fmt.Errorf("key is not the base64 of %d or %d bytes after %s", ed25519.SeedSize, ed25519.PrivateKeySize, PrivatePrefix)
+		return nil, fmt.Errorf("key is not the base64 of %d or %d bytes after %s", ed25519.SeedSize, ed25519.PrivateKeySize, privatePrefix)
 	}
 	k := ed25519.NewKeyFromSeed(raw[:ed25519.SeedSize])
 	if len(raw) == ed25519.PrivateKeySize && !bytes.Equal(raw, k) {
-		return nil, fmt.Errorf("key after %s has another public key in it than its own", PrivatePrefix) // signing would give its secret away
+		return nil, fmt.Errorf("key after %s has another public key in it than its own", privatePrefix) // signing would give its secret away
 	}
 	return k, nil
 }
 
-// ParsePublicKey reads whpk_ with the base64 of an ed25519 public key.
-func ParsePublicKey(s string) (ed25519.PublicKey, error) {
-	b, ok := strings.CutPrefix(s, PublicPrefix)
+// parsePublicKey reads whpk_ with the base64 of an ed25519 public key.
+func parsePublicKey(s string) (ed25519.PublicKey, error) {
+	b, ok := strings.CutPrefix(s, publicPrefix)
 	raw, is := decode(b)
 	if !ok || !is || len(raw) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("%.80q is not %s and the base64 of %d bytes", s, PublicPrefix, ed25519.PublicKeySize)
+		return nil, fmt.Errorf("%.80q is not %s and the base64 of %d bytes", s, publicPrefix, ed25519.PublicKeySize)
 	}
 	return raw, nil
 }
 
 // FormatPrivateKey and FormatPublicKey write keys as Standard Webhooks does.
 func FormatPrivateKey(k ed25519.PrivateKey) string {
-	return PrivatePrefix + base64.StdEncoding.EncodeToString(k)
+	return privatePrefix + base64.StdEncoding.EncodeToString(k)
 }
 
 // FormatPublicKey is for receivers.
 func FormatPublicKey(k ed25519.PublicKey) string {
-	return PublicPrefix + base64.StdEncoding.EncodeToString(k)
+	return publicPrefix + base64.StdEncoding.EncodeToString(k)
 }
 
 // parseSigner reads a key that signs: whsec_ or whsk_.
 func parseSigner(s string) (k key, err error) {
 	switch {
-	case strings.HasPrefix(s, PrivatePrefix):
+	case strings.HasPrefix(s, privatePrefix):
 		if k.private, err = ParsePrivateKey(s); err == nil {
 			k.public = k.private.Public().(ed25519.PublicKey)
 		}
-	case strings.HasPrefix(s, PublicPrefix):
-		err = fmt.Errorf("begins with %s: it is for receivers and cannot sign; give the %s of it", PublicPrefix, PrivatePrefix)
+	case strings.HasPrefix(s, publicPrefix):
+		err = fmt.Errorf("begins with %s: it is for receivers and cannot sign; give the %s of it", publicPrefix, privatePrefix)
 	default:
-		k.shared, err = ParseSecret(s)
+		k.shared, err = parseSecret(s)
 	}
 	return k, err
 }
 
 // parseVerifier reads a key that verifies: whsec_, whpk_ or whsk_.
 func parseVerifier(s string) (k key, err error) {
-	if strings.HasPrefix(s, PublicPrefix) {
-		k.public, err = ParsePublicKey(s)
+	if strings.HasPrefix(s, publicPrefix) {
+		k.public, err = parsePublicKey(s)
 		return k, err
 	}
 	return parseSigner(s)

@@ -63,11 +63,11 @@ func TestAsymmetricSignatures(t *testing.T) {
 func TestKeys(t *testing.T) {
 	for text, want := range map[string]string{
 		privateKey: "",
-		PrivatePrefix + base64.StdEncoding.EncodeToString(seed):                                           "",
-		PrivatePrefix + base64.RawStdEncoding.EncodeToString(seed):                                        "",
-		PrivatePrefix + base64.StdEncoding.EncodeToString(seed[:31]):                                      "32 or 64 bytes",
-		PrivatePrefix + base64.StdEncoding.EncodeToString(append(bytes.Clone(seed), make([]byte, 32)...)): "another public key",
-		PrivatePrefix + "%%%": "32 or 64 bytes",
+		privatePrefix + base64.StdEncoding.EncodeToString(seed):                                           "",
+		privatePrefix + base64.RawStdEncoding.EncodeToString(seed):                                        "",
+		privatePrefix + base64.StdEncoding.EncodeToString(seed[:31]):                                      "32 or 64 bytes",
+		privatePrefix + base64.StdEncoding.EncodeToString(append(bytes.Clone(seed), make([]byte, 32)...)): "another public key",
+		privatePrefix + "%%%": "32 or 64 bytes",
 		publicKey:             "it is for receivers and cannot sign",
 	} {
 		_, err := parseSigner(text)

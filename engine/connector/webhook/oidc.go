@@ -83,7 +83,7 @@ func (c *OIDC) open(o Options) (*tokens, error) {
 
 // A TokenKey signs ID tokens.
 type TokenKey struct {
-	ID  string // its thumbprint (RFC 7638)
+	id  string // its thumbprint (RFC 7638)
 	alg string
 	key crypto.Signer
 	jwk map[string]string // its public half
@@ -134,13 +134,13 @@ func ParseTokenKey(text string) (*TokenKey, error) {
 		return nil, err
 	}
 	sum := sha256.Sum256(thumb)
-	k.ID = b64(sum[:])
+	k.id = b64(sum[:])
 	return k, nil
 }
 
 // JWK is the public half, as a member of a JWKS document (RFC 7517).
 func (k *TokenKey) JWK() map[string]string {
-	jwk := map[string]string{"use": "sig", "alg": k.alg, "kid": k.ID}
+	jwk := map[string]string{"use": "sig", "alg": k.alg, "kid": k.id}
 	for name, value := range k.jwk {
 		jwk[name] = value
 	}
@@ -149,7 +149,7 @@ func (k *TokenKey) JWK() map[string]string {
 
 // Sign returns a JWT (RFC 7519) in the compact form.
 func (k *TokenKey) Sign(claims map[string]any) (string, error) {
-	head, err := json.Marshal(map[string]string{"alg": k.alg, "typ": "JWT", "kid": k.ID})
+	head, err := json.Marshal(map[string]string{"alg": k.alg, "typ": "JWT", "kid": k.id})
 	if err != nil {
 		return "", err
 	}

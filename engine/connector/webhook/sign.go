@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// DefaultTolerance is how far a delivery's timestamp may lie from the receiver's clock.
-const DefaultTolerance = 5 * time.Minute
+// defaultTolerance is how far a delivery's timestamp may lie from the receiver's clock.
+const defaultTolerance = 5 * time.Minute
 
 // ErrUnverified is what every error of Verify wraps.
 var ErrUnverified = errors.New("webhook not verified")
@@ -45,7 +45,7 @@ func mac(key []byte, id, ts string, body []byte) []byte {
 
 // Verify checks the three headers of Standard Webhooks against the body as it arrived: one of the
 // signatures must be that of one of the secrets (whsec_…, or whpk_… and whsk_… for v1a), and timestamp within tolerance of now (0:
-// DefaultTolerance). Comparing takes the same time whatever was sent. Errors wrap ErrUnverified, say what
+// five minutes). Comparing takes the same time whatever was sent. Errors wrap ErrUnverified, say what
 // to look at, and show neither secrets nor the right signature.
 func Verify(secrets []string, id, timestamp, signature string, body []byte, now time.Time, tolerance time.Duration) error {
 	bad := func(format string, args ...any) error {
@@ -95,7 +95,7 @@ func Verify(secrets []string, id, timestamp, signature string, body []byte, now 
 		return bad("no signature matches; is it the sender's secret, and the body byte for byte as it arrived?")
 	}
 	if tolerance == 0 {
-		tolerance = DefaultTolerance
+		tolerance = defaultTolerance
 	}
 	// By seconds: a timestamp far off would overflow a Duration.
 	switch off, most := now.Unix()-ts, int64(tolerance/time.Second); {

@@ -101,7 +101,7 @@ func TestParseSecret(t *testing.T) {
 		"whsec_dG9wc2VjcmV0":                  "9 bytes after decoding; want 24 to 64",
 		"whsec_" + strings.Repeat("dG9w", 22): "66 bytes after decoding",
 	} {
-		_, err := ParseSecret(s)
+		_, err := parseSecret(s)
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%q: %v, want %q", s, err, want)
 		}

@@ -99,14 +99,14 @@ func (s *Server) ServeTest(ctx *fasthttp.RequestCtx, _ take) error {
 	for _, x := range in.Headers {
 		h.Headers = append(h.Headers, event.HookHeader{Name: x[0], Value: strings.Trim(x[1], " \t")})
 	}
-	t, err := s.Try(context.Background(), name, h)
+	t, err := s.try(context.Background(), name, h)
 	if err != nil {
 		return err
 	}
 	return answerJSON(ctx, t.doc())
 }
 
-// trialDoc is how a Trial is shown.
+// trialDoc is how a trial is shown.
 type trialDoc struct {
 	Taken   bool            `json:"taken"`
 	Steps   []string        `json:"steps"`
@@ -117,7 +117,7 @@ type trialDoc struct {
 	Repeats string          `json:"repeats,omitempty"` // by what they are told
 }
 
-func (t *Trial) doc() trialDoc {
+func (t *trial) doc() trialDoc {
 	doc := trialDoc{Taken: t.Err == nil, Steps: t.Steps}
 	if doc.Steps == nil {
 		doc.Steps = []string{}

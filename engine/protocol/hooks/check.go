@@ -8,8 +8,8 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// DefaultTolerance is how far a signed timestamp may lie from the router's clock, to either side.
-const DefaultTolerance = 5 * time.Minute
+// defaultTolerance is how far a signed timestamp may lie from the router's clock, to either side.
+const defaultTolerance = 5 * time.Minute
 
 // maxTolerance is below the time for which repeats are told at least.
 const maxTolerance = 6 * time.Hour
@@ -92,7 +92,7 @@ func checkTolerance(d time.Duration) []event.Fault {
 
 func orDefault(d time.Duration) time.Duration {
 	if d == 0 {
-		return DefaultTolerance
+		return defaultTolerance
 	}
 	return d
 }

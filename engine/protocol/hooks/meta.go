@@ -38,7 +38,7 @@ type meta struct {
 const maxChallenge = 1 << 10
 
 // Subscribe answers the GET by which an address is registered.
-func (v *meta) Subscribe(h *event.Hook, say func(string)) (*Answer, error) {
+func (v *meta) Subscribe(h *event.Hook, say func(string)) (*answer, error) {
 	values := map[string]string{}
 	for _, name := range []string{"hub.mode", "hub.verify_token", "hub.challenge"} {
 		value, n := h.QueryValue(name)
@@ -61,5 +61,5 @@ func (v *meta) Subscribe(h *event.Hook, say func(string)) (*Answer, error) {
 	if len(challenge) > maxChallenge {
 		return nil, event.Invalid("?hub.challenge", fmt.Sprintf("has %d bytes; at most %d are sent back", len(challenge), maxChallenge))
 	}
-	return &Answer{ContentType: "text/plain; charset=utf-8", Body: []byte(challenge)}, nil
+	return &answer{ContentType: "text/plain; charset=utf-8", Body: []byte(challenge)}, nil
 }

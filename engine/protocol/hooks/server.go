@@ -112,8 +112,8 @@ func (s *Server) find(name string) (*serving, error) {
 	return x, nil
 }
 
-// Answer is what a sender is told in place of the usual.
-type Answer struct {
+// answer is what a sender is told in place of the usual.
+type answer struct {
 	ContentType string
 	Body        []byte
 }
@@ -123,16 +123,16 @@ type (
 	// shaker answers handshakes that are webhooks, once they are verified; nil: it is none. A trial changes nothing
 	// anywhere.
 	shaker interface {
-		Shake(ctx context.Context, h *event.Hook, trial bool) (*Answer, error)
+		Shake(ctx context.Context, h *event.Hook, trial bool) (*answer, error)
 	}
 	// typed says what bodies are, where the sender's content-type does not.
 	typed interface{ Media() string }
 	// subscriber answers the GET by which a sender asks whether it may send.
 	subscriber interface {
-		Subscribe(h *event.Hook, say func(step string)) (*Answer, error)
+		Subscribe(h *event.Hook, say func(step string)) (*answer, error)
 	}
 	// quiet says how to answer senders that act on a body.
-	quiet interface{ Quiet() *Answer }
+	quiet interface{ Quiet() *answer }
 )
 
 // Serve answers one request to a source. The listener has judged its framing, Host and Origin; who sends is judged here.
@@ -167,7 +167,7 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, x *serving, h *event.Hook) erro
 		a, err := sub.Subscribe(h, nil)
 		if err == nil {
 			x.counts.handshakes.Add(1)
-			answer(ctx, a)
+			a.write(ctx)
 		}
 		return err
 	}
@@ -180,7 +180,7 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, x *serving, h *event.Hook) erro
 		return err
 	case shaken != nil:
 		x.counts.handshakes.Add(1)
-		answer(ctx, shaken)
+		shaken.write(ctx)
 		return nil
 	}
 	id, repeat, err := s.o.Receive(work, x.Topic, &ev, proof)
@@ -197,7 +197,7 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, x *serving, h *event.Hook) erro
 		s.o.Log.Warn("a webhook is signed as one before and has another id; it is taken for a repeat, unless rules say `repeats: id`", "source", x.Name, "id", ev.ID, "first", id)
 	}
 	if q, ok := x.Verifier.(quiet); ok {
-		answer(ctx, q.Quiet())
+		q.Quiet().write(ctx)
 		return nil
 	}
 	doc, err := json.Marshal(struct {
@@ -206,7 +206,8 @@ func (s *Server) serve(ctx *fasthttp.RequestCtx, x *serving, h *event.Hook) erro
 	if err != nil {
 		return fmt.Errorf("answer: %w", err)
 	}
-	answer(ctx, &Answer{ContentType: "application/json", Body: append(doc, '\n')})
+	done := answer{ContentType: "application/json", Body: append(doc, '\n')}
+	done.write(ctx)
 	return nil
 }
 
@@ -221,7 +222,7 @@ func (s *Server) workFor(x *serving) (context.Context, context.CancelFunc) {
 
 // take verifies a webhook and makes its event, or answers its handshake. proof is not nil where repeats are told by it
 // besides the id.
-func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.Event, say func(string)) (shaken *Answer, proof []byte, err error) {
+func (s *Server) take(ctx context.Context, x *serving, h *event.Hook, ev *event.Event, say func(string)) (shaken *answer, proof []byte, err error) {
 	if v, n := h.Header("content-encoding"); n > 0 && !strings.EqualFold(v, "identity") {
 		return nil, nil, event.Invalid("content-encoding", fmt.Sprintf("is %.40q; a webhook is signed as it is sent, without encoding", v))
 	}
@@ -356,7 +357,7 @@ func (x *serving) admits(origin string) bool {
 	return slices.ContainsFunc(x.Origins, func(o string) bool { return o == "*" || strings.EqualFold(o, origin) })
 }
 
-func answer(ctx *fasthttp.RequestCtx, a *Answer) {
+func (a *answer) write(ctx *fasthttp.RequestCtx) {
 	ctx.SetStatusCode(fasthttp.StatusOK)
 	if a.ContentType != "" {
 		ctx.SetContentType(a.ContentType)

@@ -93,7 +93,7 @@ func (v *slack) Verify(_ context.Context, h *event.Hook, say func(string)) error
 }
 
 // Shake answers url_verification (api.slack.com, "Using the HTTP request method").
-func (v *slack) Shake(_ context.Context, h *event.Hook, _ bool) (*Answer, error) {
+func (v *slack) Shake(_ context.Context, h *event.Hook, _ bool) (*answer, error) {
 	if !h.JSON || !strings.Contains(string(h.Data[:min(len(h.Data), 4<<10)]), "url_verification") {
 		return nil, nil
 	}
@@ -101,8 +101,8 @@ func (v *slack) Shake(_ context.Context, h *event.Hook, _ bool) (*Answer, error)
 	if json.Unmarshal(h.Data, &doc) != nil || doc.Type != "url_verification" {
 		return nil, nil
 	}
-	return &Answer{ContentType: "text/plain; charset=utf-8", Body: []byte(doc.Challenge)}, nil
+	return &answer{ContentType: "text/plain; charset=utf-8", Body: []byte(doc.Challenge)}, nil
 }
 
 // Quiet says that an answer's body would be shown to who typed the command.
-func (v *slack) Quiet() *Answer { return &Answer{} }
+func (v *slack) Quiet() *answer { return &answer{} }

@@ -279,13 +279,13 @@ func readSNS(body []byte) (map[string]string, error) {
 
 // Shake confirms a subscription that SNS asks about, before it answers: SNS asks again where that fails, since the answer is
 // 503 then. That a subscription has ended is acknowledged; it is not made again.
-func (v *sns) Shake(ctx context.Context, h *event.Hook, trial bool) (*Answer, error) {
+func (v *sns) Shake(ctx context.Context, h *event.Hook, trial bool) (*answer, error) {
 	m, err := readSNS(h.Body)
 	if err != nil || m["Type"] == snsNotification {
 		return nil, err
 	}
-	said := func(text string) *Answer {
-		return &Answer{ContentType: "text/plain; charset=utf-8", Body: []byte(text)}
+	said := func(text string) *answer {
+		return &answer{ContentType: "text/plain; charset=utf-8", Body: []byte(text)}
 	}
 	if m["Type"] == snsUnsubscribe {
 		return said("the subscription has ended"), nil

@@ -172,7 +172,7 @@ func TestSNSVectors(t *testing.T) {
 			if !errors.Is(err, event.ErrUnavailable) || asked != confirm || strings.Contains(err.Error(), "Token") {
 				t.Errorf("where SNS cannot be reached: %v, asked %s; want to be asked again, and no token told", err, asked)
 			}
-			if trial, err := s.Try(t.Context(), "aws", webhook(body)); err != nil || trial.Err != nil || !strings.Contains(string(trial.Answer.Body), "would be") {
+			if trial, err := s.try(t.Context(), "aws", webhook(body)); err != nil || trial.Err != nil || !strings.Contains(string(trial.Answer.Body), "would be") {
 				t.Errorf("%+v %v", trial, err)
 			}
 			n := len(w.asked)

@@ -6,26 +6,26 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// Trial is what would become of a webhook, step by step.
-type Trial struct {
+// trial is what would become of a webhook, step by step.
+type trial struct {
 	Steps  []string     // what was looked at and found good, in order
 	Err    error        // why it is refused; nil: it is taken
-	Answer *Answer      // of a handshake
+	Answer *answer      // of a handshake
 	Event  *event.Event // that would be stored; nil: none
 	Proof  bool         // repeats are told by what was signed as well
 	Topic  string       // where it would go
 }
 
-// Try says what a source would do with a webhook, as if it had come at h.Received. Nothing is stored. The error is about the
+// try says what a source would do with a webhook, as if it had come at h.Received. Nothing is stored. The error is about the
 // source alone.
-func (s *Server) Try(ctx context.Context, name string, h *event.Hook) (*Trial, error) {
+func (s *Server) try(ctx context.Context, name string, h *event.Hook) (*trial, error) {
 	x, err := s.find(name)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)
 	defer cancel()
-	t := &Trial{Topic: x.Topic}
+	t := &trial{Topic: x.Topic}
 	h.Source = x.Name
 	if x.URL != "" {
 		if h.URL = x.URL; h.Query != "" {

@@ -92,8 +92,8 @@ func (v *twilio) Verify(_ context.Context, h *event.Hook, say func(string)) erro
 }
 
 // Quiet is an answer that Twilio takes for "do nothing": it reads a body as instructions.
-func (v *twilio) Quiet() *Answer {
-	return &Answer{ContentType: "text/xml", Body: []byte("<Response/>")}
+func (v *twilio) Quiet() *answer {
+	return &answer{ContentType: "text/xml", Body: []byte("<Response/>")}
 }
 
 // sortedParams is each name followed by its values, both sorted, a value that is repeated once.
