@@ -9,17 +9,17 @@ WORKDIR /src
 COPY go.mod go.sum ./
 RUN go mod download
 COPY . .
-RUN cd examples/quickstart/functions/redact \
- && GOOS=wasip1 GOARCH=wasm go build -buildmode=c-shared -trimpath -buildvcs=false -ldflags='-s -w -buildid=' -o ../redact.wasm .
-RUN CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false \
-    -ldflags="-s -w -buildid= -X main.linked=$VERSION,$REVISION,$TIME" -o /out/router ./cmd/router
-RUN mkdir -m 0700 /out/data /out/tmp
+RUN GOOS=wasip1 GOARCH=wasm go build -C examples/quickstart/functions/redact -buildmode=c-shared -trimpath -buildvcs=false \
+    -ldflags='-s -w -buildid=' -o ../redact.wasm . \
+ && CGO_ENABLED=0 GOOS=$TARGETOS GOARCH=$TARGETARCH go build -trimpath -buildvcs=false \
+    -ldflags="-s -w -buildid= -X main.linked=$VERSION,$REVISION,$TIME" -o /out/router ./cmd/router \
+ && mkdir /out/own && mkdir -m 0700 /out/own/data /out/own/tmp
 
 FROM scratch
 COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
 COPY --from=build /out/router /router
-COPY --from=build --chown=65532:65532 /out/data /data
-COPY --from=build --chown=65532:65532 /out/tmp /tmp
+# /data and /tmp. Copied by themselves they would have the builder's mode, which others can read.
+COPY --from=build --chown=65532:65532 /out/own/ /
 USER 65532:65532
 ENV STATE_DIRECTORY=/data
 VOLUME /data

@@ -142,6 +142,13 @@ func TestDockerfile(t *testing.T) {
 		t.Error("the version of Go is not pinned to a patch")
 	}
 	last := stages[len(stages)-1]
+	copied := slices.DeleteFunc(slices.Clone(last), func(line string) bool { return !strings.HasPrefix(line, "COPY ") })
+	if !slices.Equal(copied, []string{ // what a router was seen to run on
+		"COPY --from=build /etc/ssl/certs/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt",
+		"COPY --from=build /out/router /router", "COPY --from=build --chown=65532:65532 /out/own/ /"}) ||
+		!strings.Contains(text, "mkdir -m 0700 /out/own/data /out/own/tmp") {
+		t.Errorf("the image holds other things than the program, authorities, and /data and /tmp of its user alone: %q", copied)
+	}
 	for _, want := range []string{"FROM scratch", "USER 65532:65532", "VOLUME /data", `ENTRYPOINT ["/router"]`, `CMD ["serve", "--listen", "0.0.0.0:8080"]`} {
 		if !slices.Contains(last, want) {
 			t.Errorf("the image lacks %q", want)
