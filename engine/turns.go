@@ -54,8 +54,9 @@ func (t *turns) enter(ctx context.Context, name string) error {
 		return nil
 	}
 	if len(l.waiting) >= turnsQueue || t.waiting >= turnsMost && len(l.waiting)+l.running > 0 {
+		n := len(l.waiting)
 		t.mu.Unlock()
-		return fmt.Errorf("%d wait for the function already: %w", len(l.waiting), event.ErrUnavailable)
+		return fmt.Errorf("%d wait for the function already: %w", n, event.ErrUnavailable)
 	}
 	t.lines[name] = l
 	mine := make(chan struct{})
