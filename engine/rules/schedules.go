@@ -35,9 +35,8 @@ func (p *parser) schedule(name string, key, n *node) Schedule {
 	}
 	if v := f["topic"]; v != nil {
 		s.Topic, _ = p.name(v, "topic")
-	} else {
-		p.badAt(n, "topic", "missing; want the topic that its events go into")
 	}
+	p.missing(n, "topic", "the topic that its events go into")
 	p.scheduleTimes(n, f, &s.Schedule)
 	if v := f["missed"]; v != nil {
 		s.Missed = p.missed(v)

@@ -76,9 +76,8 @@ func (p *parser) source(name string, key, n *node) Source {
 	}
 	if v := f["topic"]; v != nil {
 		s.Topic, _ = p.name(v, "topic")
-	} else {
-		p.missing(n, "topic", "the topic that its events go into")
 	}
+	p.missing(n, "topic", "the topic that its events go into")
 	var options *doc
 	if v := f["verify"]; v != nil {
 		s.Verifier, options = p.verify(&s.Source, v)
