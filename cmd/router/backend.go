@@ -78,7 +78,7 @@ func (b socketBackend) Pull(ctx context.Context, name string, max int, wait time
 // Settle settles leases.
 func (b socketBackend) Settle(ctx context.Context, name string, leases []string, how event.Settling) ([]event.Lost, error) {
 	lost, err := b.backend.Settle(ctx, name, leases, how)
-	return lost, b.unseen(ctx, access.Subscription, name, err)
+	return httpapi.UnseenLeases(httpapi.Caller(ctx), lost), b.unseen(ctx, access.Subscription, name, err)
 }
 
 // unseen takes other names out of what a client is told of a name that does not exist.

@@ -1,20 +1,18 @@
 package main
 
 import (
-	"bufio"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
 	"maps"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
-
-	frames "github.com/gobwas/ws"
-	"github.com/gobwas/ws/wsutil"
 
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/protocol/hooks"
@@ -26,6 +24,7 @@ import (
 const (
 	acme      = "acme." // has everything
 	developer = "no tenant, the role of this name"
+	patterned = "no tenant, a role that may do everything with glbx.*"
 
 	glbx = "glbx." // has a topic and a subscription of its own, and may do everything with them
 )
@@ -33,7 +32,8 @@ const (
 // tenancy is a router with the two tenants.
 type tenancy struct {
 	*process
-	keys map[string]string // by tenant
+	keys  map[string]string // by tenant
+	lease string            // of acme.workers
 }
 
 func startTenancy(t *testing.T) *tenancy {
@@ -42,6 +42,14 @@ func startTenancy(t *testing.T) *tenancy {
 	p.o.token, p.o.autoCreate = "the-router's-own", true
 	p.o.rules = p.o.data + ".yaml"
 	p.o.auditTopic = "audit"
+	p.o.accessFile = p.o.data + ".access.yaml"
+	policy := `version: 1
+roles:
+  glbx-all: [{allow: [read, publish, manage, consume, operate, deploy, invoke], topics: [glbx.*], subscriptions: [glbx.*], functions: [glbx.*]}]
+`
+	if err := os.WriteFile(p.o.accessFile, []byte(policy), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	p.write(`version: 1
 topics: {acme.orders: {}, glbx.own: {}, shared: {}}
 functions: {glbx.pushed: {wasm: pushed}}
@@ -53,11 +61,13 @@ subscriptions:
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
-	_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: "developer", Roles: []string{"developer"}})
-	if err != nil {
-		t.Fatal(err)
+	for name, role := range map[string]string{developer: "developer", patterned: "glbx-all"} {
+		_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: role, Roles: []string{role}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.keys[name] = key
 	}
-	w.keys[developer] = key
 	for _, tenant := range []string{acme, glbx} {
 		_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: tenant + "key", Roles: []string{"developer", "consumer", "operator"}, Tenant: tenant})
 		if err != nil {
@@ -66,11 +76,29 @@ subscriptions:
 		w.keys[tenant] = key
 	}
 	const js = "text/javascript"
-	const redact = `export default (event, out) => out.pass()`
+	const redact = `export default (event) => { event.replace("secret", "hidden"); return event }`
 	w.as(acme, 200, "PUT", "/v1/functions/acme.redact", js, redact)
 	w.as(acme, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"acme.workers","topic":"acme.orders","functions":["acme.redact"],"deliver":{"pull":{}}}`)
 	w.as(acme, 202, "POST", "/v1/topics/acme.orders/events?id=one", "application/json", `{"secret":1}`)
+	var got struct {
+		Deliveries []struct {
+			Lease string
+			Event struct{ Data map[string]any }
+		}
+	}
+	if err := json.Unmarshal([]byte(w.as(acme, 200, "POST", "/v1/subscriptions/acme.workers/pull", "application/json", `{"wait":"20s"}`)), &got); err != nil {
+		t.Fatal(err)
+	}
+	if len(got.Deliveries) != 1 || got.Deliveries[0].Event.Data["secret"] != "hidden" {
+		t.Fatalf("acme's function made %+v of its event", got)
+	}
+	w.lease = got.Deliveries[0].Lease
 	w.as(glbx, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.mine","topic":"glbx.own","deliver":{"pull":{}}}`)
+	for _, name := range []string{"glbx.parking", "glbx.parked"} {
+		w.as(glbx, 201, "POST", "/v1/topics", "application/json", `{"name":"`+name+`"}`)
+	}
+	w.as(glbx, 200, "PUT", "/v1/functions/glbx.first", "text/javascript", `export default () => pass()`)
+	w.as(glbx, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"glbx.parks","topic":"glbx.parking","functions":["glbx.first"],"deliver":{"pull":{}},"deadLetter":"glbx.parked"}`)
 	w.as(glbx, 202, "POST", "/v1/topics/glbx.own/events?id=one", "application/json", `{}`)
 	return w
 }
@@ -128,6 +156,7 @@ func (w *tenancy) as(tenant string, status int, method, path, contentType, body 
 type question struct {
 	query, contentType, body string
 	of                       string // what NAME is, where the path does not say: topic, subscription or function
+	own                      string // what glbx has that the path names, where NAME is beside it
 }
 
 // questions has a row for every route that names something: a new route needs a thought. Those of the kinds Whole,
@@ -143,7 +172,7 @@ var questions = map[string][]question{
 	"PATCH /v1/topics/{topic}":                       {{contentType: "application/json", body: `{"retain":{"age":"1h"}}`}},
 	"DELETE /v1/topics/{topic}":                      {{}},
 	"POST /v1/publish":                               {{contentType: "application/json", body: `{"topic":"NAME","payload":1}`, of: "topic"}},
-	"GET /v1/subscriptions/{name}/explain":           {{query: "?event=glbx.own/0-0"}, {query: "?event=acme.orders/0-0"}},
+	"GET /v1/subscriptions/{name}/explain":           {{query: "?event=glbx.own/0-0"}, {query: "?event=acme.orders/0-0"}, {own: "glbx.mine", of: "topic", query: "?event=NAME/0-0"}},
 	"GET /v1/subscriptions/{name}/stream":            {{}},
 	"POST /v1/subscriptions/{name}/pull":             {{contentType: "application/json", body: `{}`}},
 	"POST /v1/subscriptions/{name}/ack":              {{contentType: "application/json", body: `{"leases":["x"]}`}},
@@ -152,23 +181,34 @@ var questions = map[string][]question{
 	"POST /v1/subscriptions/{name}/seek":             {{contentType: "application/json", body: `{"to":"earliest"}`}},
 	"POST /v1/subscriptions/{name}/pause":            {{}},
 	"POST /v1/subscriptions/{name}/resume":           {{}},
-	"GET /v1/subscriptions/{name}/deadletters":       {{}},
-	"POST /v1/subscriptions/{name}/redrive":          {{}},
-	"POST /v1/subscriptions/{name}/purge":            {{contentType: "application/json", body: `{"all":true,"dryRun":true}`}},
-	"POST /v1/subscriptions/{name}/replay":           {{contentType: "application/json", body: `{"since":"1h"}`}},
-	"GET /v1/subscriptions/{name}/replay":            {{}},
-	"DELETE /v1/subscriptions/{name}/replay":         {{}},
-	"GET /v1/subscriptions/{name}/shadow":            {{}},
-	"GET /v1/subscriptions/{name}":                   {{}},
-	"PATCH /v1/subscriptions/{name}":                 {{contentType: "application/json", body: `{"filter":"type == \"x\""}`}},
-	"DELETE /v1/subscriptions/{name}":                {{}},
-	"GET /v1/functions/{name}":                       {{}},
-	"PUT /v1/functions/{name}":                       {{contentType: "text/javascript", body: `export default () => {}`}, {contentType: "application/json", body: `{"config":{}}`}},
-	"DELETE /v1/functions/{name}":                    {{}},
-	"POST /v1/functions/{name}/rollback":             {{}},
-	"GET /v1/functions/{name}/logs":                  {{}},
-	"POST /v1/functions/{name}/invoke":               {{contentType: "application/json", body: `{}`}},
-	"POST /v1/topics":                                {{contentType: "application/json", body: `{"name":"NAME"}`, of: "topic"}},
+	"GET /v1/subscriptions/{name}/deadletters":       {{}, {own: "glbx.mine", of: "topic", query: "?topic=NAME"}},
+	"POST /v1/subscriptions/{name}/redrive": {{},
+		{own: "glbx.mine", of: "topic", contentType: "application/json", body: `{"topic":"NAME"}`},
+		{own: "glbx.parks", of: "function", contentType: "application/json", body: `{"function":"NAME"}`},
+	},
+	"POST /v1/subscriptions/{name}/purge": {{contentType: "application/json", body: `{"all":true,"dryRun":true}`},
+		{own: "glbx.mine", of: "topic", contentType: "application/json", body: `{"all":true,"dryRun":true,"topic":"NAME"}`},
+	},
+	"POST /v1/subscriptions/{name}/replay": {{contentType: "application/json", body: `{"since":"1h"}`},
+		{own: "glbx.parks", of: "function", contentType: "application/json", body: `{"since":"1h","function":"NAME","dryRun":true}`},
+	},
+	"GET /v1/subscriptions/{name}/replay":    {{}},
+	"DELETE /v1/subscriptions/{name}/replay": {{}},
+	"GET /v1/subscriptions/{name}/shadow":    {{}},
+	"GET /v1/subscriptions/{name}":           {{}},
+	"PATCH /v1/subscriptions/{name}": {{contentType: "application/json", body: `{"filter":"type == \"x\""}`},
+		{own: "glbx.mine", of: "function", contentType: "application/json", body: `{"functions":["NAME"]}`},
+		{own: "glbx.mine", of: "topic", contentType: "application/json", body: `{"deliver":{"pull":null,"topic":"NAME"}}`},
+		{own: "glbx.mine", of: "topic", contentType: "application/json", body: `{"deadLetter":"NAME"}`},
+	},
+	"DELETE /v1/subscriptions/{name}":    {{}},
+	"GET /v1/functions/{name}":           {{}},
+	"PUT /v1/functions/{name}":           {{contentType: "text/javascript", body: `export default () => {}`}, {contentType: "application/json", body: `{"config":{}}`}},
+	"DELETE /v1/functions/{name}":        {{}},
+	"POST /v1/functions/{name}/rollback": {{}},
+	"GET /v1/functions/{name}/logs":      {{}},
+	"POST /v1/functions/{name}/invoke":   {{contentType: "application/json", body: `{}`}, {query: "?version=0123456789ab", contentType: "application/json", body: `{}`}},
+	"POST /v1/topics":                    {{contentType: "application/json", body: `{"name":"NAME"}`, of: "topic"}},
 	"POST /v1/subscriptions": {
 		{contentType: "application/json", body: `{"name":"NAME","topic":"glbx.own","deliver":{"pull":{}}}`, of: "subscription"},
 		{contentType: "application/json", body: `{"name":"glbx.new","topic":"NAME","deliver":{"pull":{}}}`, of: "topic"},
@@ -210,7 +250,9 @@ func TestTwoTenants(t *testing.T) {
 		}
 		asked[call] = true
 		for _, q := range qs {
-			w.compare(r, q)
+			for _, who := range []string{glbx, patterned} {
+				w.compare(who, r, q)
+			}
 		}
 	}
 	for call := range questions {
@@ -223,6 +265,7 @@ func TestTwoTenants(t *testing.T) {
 			t.Errorf("%s %s names something and is not asked about it here", m.Method, m.Path)
 		}
 	}
+	w.others()
 	w.ownThings()
 	w.othersModules()
 	w.auditTopic()
@@ -231,34 +274,35 @@ func TestTwoTenants(t *testing.T) {
 }
 
 // compare asks about what acme has, about what nobody has, and about what glbx could have and has not.
-func (w *tenancy) compare(r httpapi.RouteInfo, q question) {
+func (w *tenancy) compare(who string, r httpapi.RouteInfo, q question) {
 	w.t.Helper()
 	kind := q.of
-	if r.In == httpapi.InPath {
+	if r.In == httpapi.InPath && q.own == "" {
 		kind = r.Of.String()
 	}
 	names := []string{has[kind][0], has[kind][1]}
 	makes := r.In == httpapi.InBody || r.May == access.Publish && r.Method == "POST" || r.Method == "PUT"
-	if !makes {
+	if !makes && q.own == "" {
 		names = append(names, strings.Replace(has[kind][0], acme, glbx, 1))
 	}
 	var first toldAnswer
 	for i, name := range names {
-		path := strings.NewReplacer("{topic}", name, "{name}", name, "{position}", "0-0").Replace(r.Path)
-		a := w.ask(glbx, r.Method, path+q.query, q.contentType, strings.ReplaceAll(q.body, "NAME", name))
+		in := cmp.Or(q.own, name)
+		path := strings.NewReplacer("{topic}", in, "{name}", in, "{position}", "0-0").Replace(r.Path) + strings.ReplaceAll(q.query, "NAME", name)
+		a := w.ask(who, r.Method, path, q.contentType, strings.ReplaceAll(q.body, "NAME", name))
 		for at, s := range map[string]*string{"header": &a.header, "body": &a.body} {
 			*s = strings.ReplaceAll(*s, name, strings.Repeat("·", len(name)))
-			if rest := strings.ReplaceAll(*s, "acme.orders", ""); q.query == "" && strings.Contains(*s, acme) || strings.Contains(rest, acme) {
-				w.t.Errorf("%s %s: the %s names what is another's: %s", r.Method, path, at, *s)
+			if rest := strings.ReplaceAll(*s, "acme.orders", ""); !strings.Contains(q.query, acme) && strings.Contains(*s, acme) || strings.Contains(rest, acme) {
+				w.t.Errorf("%s %s as %s: the %s names what is another's: %s", r.Method, path, who, at, *s)
 			}
 		}
 		if a.status/100 != 4 || a.status == 400 {
-			w.t.Errorf("%s %s %s: %d %s", r.Method, path, q.body, a.status, a.body)
+			w.t.Errorf("%s %s %s as %s: %d %s", r.Method, path, q.body, who, a.status, a.body)
 		}
 		if i == 0 {
 			first = a
 		} else if a != first {
-			w.t.Errorf("%s %s %s\nhas   %s\nhas not %s: %+v\n%+v", r.Method, r.Path, q.body, names[0], name, first, a)
+			w.t.Errorf("as %s: %s %s %s\nhas   %s\nhas not %s: %+v\n%+v", who, r.Method, r.Path, q.body, names[0], name, first, a)
 		}
 	}
 }
@@ -391,89 +435,6 @@ func (w *tenancy) auditTopic() {
 	}
 }
 
-// sockets asks over a WebSocket.
-func (w *tenancy) sockets() {
-	w.t.Helper()
-	dialer := frames.Dialer{Header: frames.HandshakeHeaderHTTP{"Authorization": {"Bearer " + w.keys[glbx]}}}
-	nc, br, _, err := dialer.Dial(w.t.Context(), strings.Replace(w.base, "http://", "ws://", 1)+"/v1/ws")
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
-	if br == nil {
-		br = bufio.NewReader(nc)
-	}
-	ask := func(message string) string {
-		if err := wsutil.WriteClientText(nc, []byte(message)); err != nil {
-			w.t.Fatal(err)
-		}
-		for {
-			h, err := frames.ReadHeader(br)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			b := make([]byte, h.Length)
-			if _, err := io.ReadFull(br, b); err != nil {
-				w.t.Fatal(err)
-			}
-			if h.OpCode == frames.OpText {
-				return string(b)
-			}
-		}
-	}
-	for _, c := range []struct{ kind, message string }{
-		{"topic", `{"op":"subscribe","ref":"1","topic":"NAME"}`},
-		{"subscription", `{"op":"subscribe","ref":"1","subscription":"NAME"}`},
-		{"topic", `{"op":"publish","topic":"NAME","events":[1]}`},
-		{"subscription", `{"op":"ack","subscription":"NAME","leases":["x"]}`},
-		{"subscription", `{"op":"nack","subscription":"NAME","leases":["x"]}`},
-		{"subscription", `{"op":"extend","subscription":"NAME","leases":["x"],"deadline":"60s"}`},
-	} {
-		names := []string{has[c.kind][0], has[c.kind][1]}
-		if !strings.Contains(c.message, "publish") { // which makes topics
-			names = append(names, strings.Replace(names[0], acme, glbx, 1))
-		}
-		first := ""
-		for i, name := range names {
-			got := strings.ReplaceAll(ask(strings.ReplaceAll(c.message, "NAME", name)), name, strings.Repeat("·", len(name)))
-			if i == 0 {
-				first = got
-			}
-			if got != first || !strings.Contains(got, `"status":404`) || strings.Contains(got, acme) {
-				w.t.Errorf("%s of %s: %s\nof %s: %s", c.message, names[0], first, name, got)
-			}
-		}
-	}
-	if got := ask(`{"op":"publish","topic":"glbx.own","events":[1]}`); !strings.Contains(got, `"accepted":1`) {
-		w.t.Error("its own topic: ", got)
-	}
-	// With the key goes the socket.
-	for _, k := range w.r.guard.ListKeys() {
-		if k.Tenant == glbx {
-			if err := w.r.guard.RevokeKey(w.t.Context(), nil, k.ID); err != nil {
-				w.t.Fatal(err)
-			}
-		}
-	}
-	for {
-		h, err := frames.ReadHeader(br)
-		if err != nil {
-			w.t.Fatal("the socket of a revoked key: ", err)
-		}
-		b := make([]byte, h.Length)
-		if _, err := io.ReadFull(br, b); err != nil {
-			w.t.Fatal(err)
-		}
-		if h.OpCode == frames.OpClose {
-			if code, reason := frames.ParseCloseFrameData(b); code != frames.StatusPolicyViolation {
-				w.t.Errorf("closed with %d %s; want 1008", code, reason)
-			}
-			return
-		}
-	}
-}
-
 // reachable asks the same as acme, who may: the test would say little if nobody were let in.
 func (w *tenancy) reachable(routes []httpapi.RouteInfo) {
 	w.t.Helper()
@@ -492,6 +453,9 @@ func (w *tenancy) reachable(routes []httpapi.RouteInfo) {
 		name := has[r.Of.String()][0]
 		path := strings.NewReplacer("{topic}", name, "{name}", name, "{position}", "0-0").Replace(r.Path)
 		for _, q := range questions[r.Method+" "+r.Path] {
+			if q.own != "" {
+				continue
+			}
 			q.query = strings.Replace(q.query, "glbx.own", "acme.orders", 1)
 			a := w.ask(acme, r.Method, path+q.query, q.contentType, q.body)
 			if a.status == 401 || a.status == 403 || strings.Contains(a.body, "not for you to see") {

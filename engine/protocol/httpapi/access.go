@@ -203,6 +203,16 @@ func Unseen(p *access.Principal, k access.Kind, name string, err error, has func
 	return NotFound(k, name)
 }
 
+// UnseenLeases makes leases that others were handed, to whoever may not see everything, ones that nobody was.
+func UnseenLeases(p *access.Principal, lost []event.Lost) []event.Lost {
+	for i := range lost {
+		if lost[i].Why == event.LostForeign && !p.Everything() {
+			lost[i].Why = event.LostUnknown
+		}
+	}
+	return lost
+}
+
 func (c *call) unseen(err error) error {
 	if err == nil || c.name == "" {
 		return err

@@ -126,7 +126,7 @@ func (c *call) settle(in settling, how event.Settling) error {
 		Lost    []string        `json:"lost"`
 		Reasons []event.LostWhy `json:"reasons,omitempty"`
 	}{Lost: []string{}}
-	for _, l := range lost {
+	for _, l := range UnseenLeases(c.principal, lost) {
 		answer.Lost, answer.Reasons = append(answer.Lost, l.Lease), append(answer.Reasons, l.Why)
 	}
 	return c.answerJSON(fasthttp.StatusOK, answer)
