@@ -4,7 +4,9 @@ import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -42,14 +44,25 @@ func TestCanariesOfBothEdges(t *testing.T) {
 	}
 	rules += "  grid: {topic: orders, verify: {basic: {user: grid, password: " + inQuotes(f.plant("a literal password of a source")) + "}}}\nsubscriptions:\n"
 	subscriptions := []string{"basic", "token", "oidc", "shown", "far"}
+	subscriptions = append(subscriptions, "told")
+	granted := f.plant("an access token")[:20]
 	for i, with := range []string{
 		hook + "/fail\", auth: {basic: {user: me, password: \"" + f.variable("BASIC") + "\"}}, secrets: [\"${env:WHSK}\"]",
 		hook + "/fail\", auth: {oauth2: {tokenUrl: \"" + hook + "/fail\", clientId: me, clientSecret: \"" + f.variable("CLIENT_SECRET") + "\"}}",
 		hook + "/fail\", auth: {oidc: {issuer: \"https://router.example.com\", privateKey: \"${env:OIDC_KEY}\"}}",
 		"https://127.0.0.1:1/\", tls: {certificate: \"${file:client.pem}\", privateKey: \"${file:client.key}\"}",
 		"http://far.invalid/\", headers: {X-Key: \"" + f.variable("FAR") + "\"}",
+		hook + "/fail\", auth: {oauth2: {tokenUrl: \"" + hook + "/token?give=" + granted + "\", clientId: me, clientSecret: \"" + f.variable("OTHER_CLIENT_SECRET") + "\"}}",
+		// What goes well is told in no more words.
+		hook + "/fine\", auth: {basic: {user: me, password: \"" + f.variable("BASIC_FINE") + "\"}}",
+		hook + "/fine\", auth: {oauth2: {tokenUrl: \"" + hook + "/token?give=" + granted + "\", clientId: me, clientSecret: \"" + f.variable("GOOD_CLIENT_SECRET") + "\"}}",
+		hook + "/fine\", auth: {oidc: {issuer: \"https://router.example.com\", privateKey: \"${env:OIDC_KEY}\"}}",
 	} {
-		rules += "  " + subscriptions[i] + ": {topic: orders, start: earliest, retry: {attempts: 1}, deliver: {webhook: {url: \"" + with + "}}}\n"
+		name := "fine" + fmt.Sprint(i)
+		if i < len(subscriptions) {
+			name = subscriptions[i]
+		}
+		rules += "  " + name + ": {topic: orders, start: earliest, retry: {attempts: 1}, deliver: {webhook: {url: \"" + with + "}}}\n"
 	}
 	f.env["MILLRACE_RULES_TOKEN"] = f.plant("the token of rules by URL")[:20]
 
@@ -82,6 +95,24 @@ func TestCanariesOfBothEdges(t *testing.T) {
 	p.o.token = token
 	for _, s := range []string{"github", "stripe", "slack", "shopify", "twilio", "bearer", "grid"} {
 		f.ask(p, "POST", "/v1/sources/"+s, "application/json", `{}`, "X-Hub-Signature-256", "sha256=00", "Stripe-Signature", "t=1,v1=00")
+	}
+	until(t, "what goes well is done", func() bool {
+		for i := len(subscriptions); i < len(subscriptions)+3; i++ {
+			if _, text := f.ask(p, "GET", fmt.Sprint("/v1/subscriptions/fine", i, "/explain?event=orders/0-0"), "", ""); !strings.Contains(text, `"delivered"`) {
+				return false
+			}
+		}
+		return true
+	})
+	mac := hmac.New(sha256.New, []byte(f.env["SOURCE_GITHUB"]))
+	mac.Write([]byte(`{}`))
+	for s, h := range map[string][2]string{"github": {"X-Hub-Signature-256", "sha256=" + hex.EncodeToString(mac.Sum(nil))}, "bearer": {"Authorization", "Bearer " + f.env["SOURCE_BEARER"]}} {
+		if status, text := f.ask(p, "POST", "/v1/sources/"+s, "application/json", `{}`, h[0], h[1]); status != 200 {
+			t.Errorf("%s: %d %s", s, status, text)
+		}
+	}
+	for i := range 3 {
+		f.everyGet(p, "orders", fmt.Sprint("fine", len(subscriptions)+i), "none")
 	}
 	for _, s := range subscriptions {
 		f.everyGet(p, "orders", s, "none")

@@ -211,6 +211,9 @@ func tattler(t *testing.T) string {
 			http.Error(w, all, http.StatusInternalServerError)
 		case "/gone":
 			http.Error(w, all, http.StatusTeapot)
+		case "/token": // of an authorization server, which says what it is told to
+			w.Header().Set("Content-Type", "application/json")
+			fmt.Fprintf(w, `{"access_token":%q,"token_type":"Bearer","expires_in":3600,"about":%q}`, r.URL.Query().Get("give"), all)
 		case "/moved":
 			http.Redirect(w, r, "/?"+r.URL.RawQuery, http.StatusFound)
 		}
