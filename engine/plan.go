@@ -461,5 +461,5 @@ func checkCircle(specs []SubscriptionSpec) error {
 	if way == nil {
 		return nil
 	}
-	return event.Invalid("subscriptions."+subs[way[0]].Name+".deadLetter", event.TellCircle(subs, way))
+	return event.InCircle("subscriptions."+subs[way[0]].Name+".deadLetter", event.TellCircle(subs, way), subs, way)
 }

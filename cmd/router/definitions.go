@@ -223,7 +223,7 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 		if errors.Is(err, event.ErrDenied) { // it would write to the audit log
 			d.asker(ctx).refused(access.Publish, access.Topic, d.sealed, err)
 		}
-		return nil, d.discreet(access.From(ctx), strip(kind, name, err))
+		return nil, strip(kind, name, d.discreet(access.From(ctx), kind, name, err))
 	}
 	d.turn(func() { d.api = next })
 	return d.show(kind, name, access.From(ctx))
@@ -321,10 +321,10 @@ func (d *definitions) Delete(ctx context.Context, kind, name string) error {
 	delete(next[kind], name)
 	if kind == kindTopics {
 		if err := d.eng.DeleteTopic(ctx, name, engine.Define(kind, name, nil)); err != nil {
-			return d.discreet(p, err)
+			return d.discreet(p, kind, name, err)
 		}
 	} else if err := d.apply(ctx, d.file, next, engine.Define(kind, name, nil)); err != nil {
-		return d.discreet(p, err)
+		return d.discreet(p, kind, name, err)
 	}
 	d.turn(func() { d.api = next })
 	return nil

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,12 +57,12 @@ func (p askedBy) refused(a access.Action, k access.Kind, name string, err error)
 
 // mayDefine asks, of what a definition names, for what the definition makes of it.
 func (d *definitions) mayDefine(p askedBy, kind, name string, doc []byte) error {
-	if kind != kindSubscriptions || p.Everything() {
+	if p.Everything() {
 		return nil
 	}
-	s, err := rules.ParseSubscription(doc, d.remote(nil)) // without the functions' names, which an error would suggest
-	if err != nil {
-		return strip(kind, name, err)
+	s, err := d.alone(kind, name, doc, nil)
+	if err != nil || kind != kindSubscriptions {
+		return err
 	}
 	if err := d.mayUse(p, access.Read, access.Topic, s.Topic, "topic"); err != nil {
 		return err
@@ -90,7 +91,29 @@ func (d *definitions) mayDefine(p askedBy, kind, name string, doc []byte) error 
 			return err
 		}
 	}
+	if t, err := d.eng.Topic(s.Topic); err == nil && !bytes.Equal(doc, d.api[kind][name]) {
+		_, err = d.alone(kind, name, doc, func(string) []byte { return t.Schema })
+		return err
+	}
 	return nil
+}
+
+// alone says what is wrong with a definition whatever others there are: nothing of theirs is in such an error, although what
+// it quotes may be a name of theirs. So it is told as it is, before discreet looks for names.
+func (d *definitions) alone(kind, name string, doc []byte, schema func(topic string) []byte) (s rules.Subscription, err error) {
+	o := d.remote(nil) // without the functions' names, which an error would suggest
+	o.Schema = schema
+	switch kind {
+	case kindTopics:
+		_, err = rules.ParseTopic(doc, o)
+	case kindFunctions:
+		if _, ok := d.fileFunction(d.file, name); !ok { // else the file has the definition
+			_, err = rules.ParseFunction(doc, o)
+		}
+	case kindSubscriptions:
+		s, err = rules.ParseSubscription(doc, o)
+	}
+	return s, strip(kind, name, err)
 }
 
 // confine has the functions of a subscription that a tenant makes or changes, and those that it pushes, emit to the
@@ -241,10 +264,20 @@ func (d *definitions) seenShadows(p askedBy, doc []byte) ([]byte, error) {
 	return json.Marshal(m)
 }
 
-// discreet replaces an error that names what p may not see. Names are quoted in errors.
-func (d *definitions) discreet(p *access.Principal, err error) error {
-	if err == nil || p.Everything() {
+// discreet replaces an error about a definition among the others that names what p may not see. Names are quoted in errors,
+// but for those of circles. What a topic or a function of p's own is found at fault for is about it alone, and quotes what p
+// has written: if it were looked for names, p could ask for any.
+func (d *definitions) discreet(p *access.Principal, kind, name string, err error) error {
+	if err == nil || p.Everything() || kind != kindSubscriptions && faultsOf(kind, name, err) {
 		return err
+	}
+	var round *event.CircleError
+	if errors.As(err, &round) {
+		for _, s := range round.Subs {
+			if !p.Sees(access.Subscription, s.Name) {
+				return errOthers
+			}
+		}
 	}
 	text := err.Error()
 	names := func(k access.Kind, name string) bool {
@@ -266,6 +299,14 @@ func (d *definitions) discreet(p *access.Principal, err error) error {
 		}
 	}
 	return err
+}
+
+// faultsOf reports whether all that an error says is at fault is at one definition.
+func faultsOf(kind, name string, err error) bool {
+	var f *event.Faults
+	return errors.As(err, &f) && !slices.ContainsFunc(f.List, func(x event.Fault) bool {
+		return x.At != kind+"."+name && !strings.HasPrefix(x.At, kind+"."+name+".")
+	})
 }
 
 var errOthers = event.Bad(event.ErrConflict, "", "this would not fit what others have defined, which is not for you to see; ask whoever runs the router")

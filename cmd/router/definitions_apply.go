@@ -168,7 +168,7 @@ func closesCircle(specs []engine.SubscriptionSpec, name string) error {
 			return nil
 		}
 		if slices.ContainsFunc(way, func(i int) bool { return subs[i].Name == name }) {
-			return event.Invalid(kindSubscriptions+"."+name+".deliver", event.TellDeliveryCircle(subs, way))
+			return event.InCircle(kindSubscriptions+"."+name+".deliver", event.TellDeliveryCircle(subs, way), subs, way)
 		}
 		subs[way[0]].Deliver = event.Deliver{}
 	}

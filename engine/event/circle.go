@@ -76,6 +76,24 @@ func circle(subs []Subscription, to func(*Subscription) string) []int {
 	return nil
 }
 
+// A CircleError is about subscriptions that form a circle, all of which Err names.
+type CircleError struct {
+	Err  error
+	Subs []Subscription
+}
+
+func (e *CircleError) Error() string { return e.Err.Error() }
+func (e *CircleError) Unwrap() error { return e.Err }
+
+// InCircle is the error for a way that DeadLetterCircle or DeliveryCircle found, told at a place.
+func InCircle(at, told string, subs []Subscription, way []int) error {
+	e := &CircleError{Err: Invalid(at, told)}
+	for _, i := range way {
+		e.Subs = append(e.Subs, subs[i])
+	}
+	return e
+}
+
 // TellCircle says in words what DeadLetterCircle found, and what to do.
 func TellCircle(subs []Subscription, way []int) string {
 	if len(way) == 1 {
