@@ -9,7 +9,7 @@ import (
 // somebody on the way could otherwise move bytes between the id and the body, say, under the same signature. So parts stand
 // side by side only where one of them tells its own end: {method}, which is POST; {timestamp}, whose notations have a fixed
 // length; {url}, which is that of the source. Where there is a text between a header and what may be anything, the header's
-// value must not have that text.
+// value must not have that text, nor must the query of a {url} before it.
 
 // String is the part as a template has it.
 func (p part) String() string {
@@ -56,6 +56,13 @@ func (v *generic) apart(values [][]byte) error {
 			return unverified(v.stamp, "the timestamp is a number, and a digit stands beside it in what is signed: it could be another time")
 		case p.kind == partURL && (before != nil || after != nil) && bytes.IndexByte(values[i], '?') >= 0:
 			return unverified("url", "has a query, which could be a part of what stands beside it in what is signed")
+		case p.kind == partText && i > 0 && i+1 < len(v.parts) && v.parts[i-1].kind == partURL && v.parts[i+1].anything():
+			if at := bytes.IndexByte(values[i-1], '?'); at >= 0 {
+				query := string(values[i-1][at:])
+				if strings.Index(query+p.text, p.text) != len(query) {
+					return unverified("url", "its query has %.20q in it, which stands after it in what is signed", p.text)
+				}
+			}
 		case p.kind == partText && i > 0 && i+1 < len(v.parts) && v.parts[i-1].anything() && v.parts[i+1].anything():
 			if h := v.parts[i-1]; h.kind == partHeader {
 				if strings.Index(string(values[i-1])+p.text, p.text) != len(values[i-1]) {

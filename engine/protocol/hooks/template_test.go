@@ -57,6 +57,10 @@ func TestPartsThatMove(t *testing.T) {
 		{"{timestamp} {url}{body}", "a", digits, "{}", "", true},
 		{"{timestamp} {url}{body}", "a", digits, "{}", "?a=1", false},
 		{"{timestamp} {url} {body}", "a", digits, "{}", "?a=1", true},
+		{"{timestamp} {url}.{body}", "a", digits, "5.{}", "?a=1", true},
+		{"{timestamp} {url}.{body}", "a", digits, "{}", "?a=1.5", false},
+		{"{timestamp} {url}.{header.x-id}\n{body}", "b", digits, "", "?a=1.5", false},
+		{"{timestamp} {url}.{body}", "a", digits, "{}", "", true}, // the address itself is the source's
 	} {
 		v := open(t, HMAC{Secret: "quite-a-secret", Header: "x-sig", Timestamp: "x-time", Template: c.template})
 		const url = "https://hooks.example.com/v1/sources/s"
