@@ -106,7 +106,7 @@ func (f *flock) run(p *process, stdin string, args ...string) string {
 		}
 		return f.env[name]
 	}
-	ctx, cancel := context.WithTimeout(f.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(f.t.Context(), time.Minute) // the engine of scripts is compiled under the race detector
 	defer cancel()
 	code := run(ctx, "", args, strings.NewReader(stdin), &out, &out, env)
 	f.came(fmt.Sprintf("router %s (exit %d)", strings.Join(args[:min(2, len(args))], " "), code), out.String())

@@ -35,7 +35,8 @@ func newProcess(t *testing.T) *process {
 	t.Helper()
 	p := &process{t: t, log: &bytes.Buffer{}, hangup: make(chan os.Signal), o: routerOptions{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", private: true, look: 20 * time.Millisecond,
 		memory: splitMemory(256 << 20), env: func(string) string { return "" }}}
-	p.o.memory.Total = 0 // the test's own limit stands
+	p.o.memory.Total = 0                                                         // the test's own limit stands
+	p.o.cache = filepath.Join(os.Getenv("XDG_CACHE_HOME"), "millrace-processes") // see withCache
 	p.o.log = slog.New(slog.NewTextHandler(p.log, nil))
 	return p
 }

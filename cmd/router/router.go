@@ -49,6 +49,7 @@ type routerOptions struct {
 	look        time.Duration // between two looks at the rules files; 0: a second
 	memory      memorySplit
 	compiler    []string // compiles modules; nil: this process
+	cache       string   // of compiled modules; "": in the data directory
 	env         func(string) string
 	files       func(path string) ([]byte, error) // of the rules; nil reads the disk
 	trust       trust                             // of certificates that sign webhooks; the zero one but in tests
@@ -112,7 +113,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	if r.host, err = plugins.NewHost(ctx, plugins.Options{
-		ABIs: abis(), Engines: engines(), Dir: filepath.Join(o.data, "functions"), Memory: o.memory.Functions,
+		ABIs: abis(), Engines: engines(), Dir: filepath.Join(o.data, "functions"), Cache: o.cache, Memory: o.memory.Functions,
 		Compiler: o.compiler, Fetch: fetcher(dialer), Log: functionLog,
 	}); err != nil {
 		return r, err

@@ -63,7 +63,7 @@ func TestTheExampleForTheInternetServes(t *testing.T) {
 	defer stop()
 	data := filepath.Join(t.TempDir(), "data")
 	env := func(url string) func(string) string {
-		all := map[string]string{"MILLRACE_TOKEN": "the-operator's", "STATE_DIRECTORY": data, "MILLRACE_URL": url}
+		all := map[string]string{"MILLRACE_TOKEN": "the-operator's-own-token", "STATE_DIRECTORY": data, "MILLRACE_URL": url}
 		return func(name string) string { return all[name] }
 	}
 	out, in := io.Pipe()

@@ -112,7 +112,7 @@ type toldAnswer struct {
 
 func (w *tenancy) ask(tenant, method, path, contentType, body string) toldAnswer {
 	w.t.Helper()
-	ctx, cancel := context.WithTimeout(w.t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(w.t.Context(), time.Minute) // the engine of scripts is compiled under the race detector
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, w.base+path, strings.NewReader(body))
 	if err != nil {
