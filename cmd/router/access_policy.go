@@ -38,8 +38,10 @@ func (f *policyFile) reload(g *access.Guard, log *slog.Logger) {
 	if err == nil {
 		err = g.SetPolicy(p)
 	}
-	if err != nil {
-		log.Error("the access policy was not reloaded; that before is in force", "path", f.path, "error", err)
+	if news := f.news(err); err != nil {
+		if news {
+			log.Error("the access policy was not reloaded; that before is in force", "path", f.path, "error", err)
+		}
 		return
 	}
 	g.Changed(nil, "policy", f.path, "reloaded")

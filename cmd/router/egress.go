@@ -50,8 +50,10 @@ func (f *egressFile) reload(d *egress.Dialer, log *slog.Logger) {
 	if err == nil {
 		err = d.SetPolicy(p)
 	}
-	if err != nil {
-		log.Error("the egress policy was not reloaded; that before is in force", "path", f.path, "error", err)
+	if news := f.news(err); err != nil {
+		if news {
+			log.Error("the egress policy was not reloaded; that before is in force", "path", f.path, "error", err)
+		}
 		return
 	}
 	log.Info("the egress policy was reloaded", "path", f.path, "allow", len(p.Allow), "deny", len(p.Deny))

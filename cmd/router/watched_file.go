@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"time"
 )
@@ -13,11 +15,13 @@ type watchedFile struct {
 	path  string
 	files []string // that were read the last time, itself first
 	stamp string   // of those
+	again bool     // one of them is there and could not be read: nothing of it need change before it can
+	told  string   // the fault of the last load, "" for none
 }
 
 // readTop reads the file itself, and forgets which others it named before.
 func (f *watchedFile) readTop() ([]byte, error) {
-	f.files, f.stamp = nil, ""
+	f.files, f.stamp, f.again = nil, "", false
 	return f.read(f.path)
 }
 
@@ -26,10 +30,25 @@ func (f *watchedFile) readTop() ([]byte, error) {
 func (f *watchedFile) read(name string) ([]byte, error) {
 	f.files = append(f.files, name)
 	f.stamp += stampOf(name)
-	return readSmall(name)
+	text, err := readSmall(name)
+	var system *fs.PathError
+	if errors.As(err, &system) && !errors.Is(err, fs.ErrNotExist) { // out of descriptors, a mount that is away
+		f.again = true
+	}
+	return text, err
 }
 
-// watch calls reload, which reads the file, when what was read has changed or a signal asks for it, until ctx ends.
+// news reports whether a load's outcome is to be told: one that is tried again and again fails in the same words.
+func (f *watchedFile) news(err error) bool {
+	before := f.told
+	if f.told = ""; err != nil {
+		f.told = err.Error()
+	}
+	return !f.again || f.told != before
+}
+
+// watch calls reload, which reads the file, when what was read has changed, when it could not be read, or when a signal
+// asks for it, until ctx ends.
 func (f *watchedFile) watch(ctx context.Context, hangup <-chan os.Signal, every time.Duration, reload func()) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -41,10 +60,10 @@ func (f *watchedFile) watch(ctx context.Context, hangup <-chan os.Signal, every 
 		case <-hangup:
 		case <-ticker.C:
 			now := stampsOf(f.files)
-			if now == f.stamp {
+			if now == f.stamp && !f.again {
 				continue
 			}
-			if now != seen { // whoever writes it may not be done; it is read once it stays the same for a tick
+			if now != f.stamp && now != seen { // whoever writes it may not be done; it is read once it stays the same for a tick
 				seen = now
 				continue
 			}
