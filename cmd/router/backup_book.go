@@ -31,32 +31,35 @@ type backupBook struct {
 	last         lastBackup
 }
 
-// openBackupBook reads the note in a data directory, if there is one.
+// openBackupBook reads the note in a data directory, if there is one. The book is good with an error too: it is then that
+// of a router that was never backed up.
 func openBackupBook(data string) (*backupBook, error) {
 	b := &backupBook{path: filepath.Join(data, backupNote)}
 	text, err := os.ReadFile(b.path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return b, nil
 	}
+	var last lastBackup
 	if err == nil {
-		err = json.Unmarshal(text, &b.last)
+		err = json.Unmarshal(text, &last)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("data directory: %s, which says when the last backup was made, cannot be read: remove it (%w)", b.path, err)
+		return b, fmt.Errorf("%s, which says when the last backup was made, cannot be read; the next one writes it anew: %w", b.path, err)
 	}
+	b.last = last
 	return b, nil
 }
 
-// ended counts a backup that was sent whole, and notes it; or one that was not.
+// ended counts a backup that was sent whole, and notes it; or one that was not. One backup ends at a time.
 func (b *backupBook) ended(last lastBackup, err error) error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
 	if err != nil {
-		b.failed++
+		b.fail()
 		return err
 	}
+	b.mu.Lock()
 	b.made++
 	b.last = last
+	b.mu.Unlock() // metrics do not wait for the disk
 	text, err := json.Marshal(last)
 	if err == nil {
 		err = writeWhole(b.path, text, 0o600)
@@ -65,6 +68,13 @@ func (b *backupBook) ended(last lastBackup, err error) error {
 		return fmt.Errorf("the backup is whole, but that it was made could not be noted: %w", err)
 	}
 	return nil
+}
+
+// fail counts a backup that did not reach its end.
+func (b *backupBook) fail() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.failed++
 }
 
 func (b *backupBook) stats() (last lastBackup, made, failed uint64) {

@@ -40,7 +40,7 @@ func (b backups) OpenBackup(ctx context.Context) (httpapi.Backup, error) {
 	}
 	bk := &openBackup{of: b, head: backupHead{Made: b.now().UTC(), Version: b.version}}
 	if err := bk.hold(ctx); err != nil {
-		return nil, errors.Join(b.book.ended(lastBackup{}, fmt.Errorf("backup: %w", err)), bk.Close())
+		return nil, errors.Join(fmt.Errorf("backup: %w", err), bk.Close())
 	}
 	return bk, nil
 }
@@ -49,6 +49,7 @@ type openBackup struct {
 	of   backups
 	snap *pebblestore.Snapshot
 	head backupHead
+	told bool // the book knows how it ended
 }
 
 // hold links what may be replaced or removed while it is read. What the store names was there when the store was; so
@@ -81,12 +82,16 @@ func (bk *openBackup) WriteTo(ctx context.Context, w io.Writer) error {
 	for _, f := range bk.head.Files {
 		last.Bytes += f.Size
 	}
+	bk.told = true
 	return bk.of.book.ended(last, err)
 }
 
-// Close lets go of the files.
+// Close lets go of the files. A backup of which nothing was sent has failed.
 func (bk *openBackup) Close() error {
 	defer bk.of.one.Unlock()
+	if !bk.told {
+		bk.of.book.fail()
+	}
 	var err error
 	if bk.snap != nil {
 		err = bk.snap.Close()

@@ -164,8 +164,8 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		}
 	}
 	book, err := openBackupBook(o.data)
-	if err != nil {
-		return r, err
+	if err != nil { // no reason to stand still
+		o.log.Warn("when the last backup was made is not known", "error", err)
 	}
 	m.backups = book.stats
 	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic,
