@@ -8,9 +8,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/pprof"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func serveCommand(p *program) *cobra.Command {
@@ -75,6 +77,9 @@ into the router itself is answered there, and at --listen is as if it did not ex
 			return usagef(cmd, "--memory %s: a router needs %s at least", sizeText(bytes), sizeText(minMemory))
 		}
 		o.memory = splitMemory(bytes)
+		if err := checkGiven(cmd); err != nil {
+			return err
+		}
 		if err := checkRemoteFlags(cmd, o); err != nil {
 			return err
 		}
@@ -101,6 +106,21 @@ into the router itself is answered there, and at --listen is as if it did not ex
 		return p.serve(cmd, o)
 	}
 	return cmd
+}
+
+// checkGiven refuses flags that are given with nothing in them, as a template leaves them: what was meant to be asked or kept
+// out would not be.
+func checkGiven(cmd *cobra.Command) error {
+	var empty []string
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if f.Value.Type() == "string" && f.Value.String() == "" {
+			empty = append(empty, "--"+f.Name)
+		}
+	})
+	if len(empty) > 0 {
+		return usagef(cmd, "%s: given and empty; give a value, or leave it out", strings.Join(empty, ", "))
+	}
+	return nil
 }
 
 // checkRemoteFlags refuses flags of rules from afar where there are none: a key that checks nothing must not look as if
