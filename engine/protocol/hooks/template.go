@@ -3,13 +3,16 @@ package hooks
 import (
 	"bytes"
 	"strings"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 // What is signed is one text. It says where each part of the webhook begins only if a part cannot give its end to the next:
 // somebody on the way could otherwise move bytes between the id and the body, say, under the same signature. So parts stand
 // side by side only where one of them tells its own end: {method}, which is POST; {timestamp}, whose notations have a fixed
-// length; {url}, which is that of the source. Where there is a text between a header and what may be anything, the header's
-// value must not have that text, nor must the query of a {url} before it.
+// length; {url}, which is that of the source. A header, or the query of a {url}, ends where what the template has between it
+// and the next part that may be anything stands first: texts, and any time for {timestamp}. A header behind the body begins
+// where that stands last. A webhook whose parts lie otherwise is refused.
 
 // String is the part as a template has it.
 func (p part) String() string {
@@ -56,24 +59,108 @@ func (v *generic) apart(values [][]byte) error {
 			return unverified(v.stamp, "the timestamp is a number, and a digit stands beside it in what is signed: it could be another time")
 		case p.kind == partURL && (before != nil || after != nil) && bytes.IndexByte(values[i], '?') >= 0:
 			return unverified("url", "has a query, which could be a part of what stands beside it in what is signed")
-		case p.kind == partText && i > 0 && i+1 < len(v.parts) && v.parts[i-1].kind == partURL && v.parts[i+1].anything():
-			if at := bytes.IndexByte(values[i-1], '?'); at >= 0 {
-				query := string(values[i-1][at:])
-				if strings.Index(query+p.text, p.text) != len(query) {
-					return unverified("url", "its query has %.20q in it, which stands after it in what is signed", p.text)
-				}
+		}
+	}
+	for i := 0; i < len(v.parts); {
+		next := i + 1
+		for next < len(v.parts) && !free(v.parts[next], values[next]) {
+			next++
+		}
+		if next < len(v.parts) && free(v.parts[i], values[i]) {
+			if err := v.endsOnce(values, i, next); err != nil {
+				return err
 			}
-		case p.kind == partText && i > 0 && i+1 < len(v.parts) && v.parts[i-1].anything() && v.parts[i+1].anything():
-			if h := v.parts[i-1]; h.kind == partHeader {
-				if strings.Index(string(values[i-1])+p.text, p.text) != len(values[i-1]) {
-					return unverified(h.text, "its value has %.20q in it, which stands after it in what is signed", p.text)
-				}
-			} else if h := v.parts[i+1]; h.kind == partHeader && strings.LastIndex(p.text+string(values[i+1]), p.text) != 0 {
-				return unverified(h.text, "its value has %.20q in it, which stands before it in what is signed", p.text)
+		}
+		i = next
+	}
+	return nil
+}
+
+// free reports whether a part may be any bytes, or end in some: the address of a {url} is the source's, its query is not.
+func free(p part, value []byte) bool {
+	return p.anything() || p.kind == partURL && bytes.IndexByte(value, '?') >= 0
+}
+
+// endsOnce refuses a webhook in which what stands between two free parts also stands before there in the first, or, where
+// that is the body, after there in the second.
+func (v *generic) endsOnce(values [][]byte, i, next int) error {
+	between, fixed := v.parts[i+1:next], values[i+1:next]
+	most := 0 // bytes that it may take
+	for k, p := range between {
+		if most += len(fixed[k]); p.kind == partTime {
+			most += maxTime
+		}
+	}
+	value, at, from := values[i], v.parts[i].text, "after"
+	switch v.parts[i].kind {
+	case partURL:
+		value, at = value[bytes.IndexByte(value, '?'):], "url"
+	case partBody:
+		if v.parts[next].kind != partHeader {
+			return nil
+		}
+		value, at, from = values[next], v.parts[next].text, "before"
+	}
+	var room [512]byte
+	text := room[:0]
+	first := 0
+	if from == "before" {
+		first = 1 // where it has to stand is not looked at
+	} else {
+		text = append(text, value...)
+	}
+	for _, b := range fixed {
+		text = append(text, b...)
+	}
+	last := len(value)
+	if from == "before" {
+		text = append(text, value...)
+		last = len(text)
+	} else {
+		text = append(text, values[next][:min(len(values[next]), most)]...)
+	}
+	for k := first; k < last; k++ {
+		if begins(text[k:], between, fixed) {
+			var what strings.Builder
+			for _, p := range between {
+				what.WriteString(p.String())
 			}
+			return unverified(at, "its value has %.60q in it, which stands %s it in what is signed", what.String(), from)
 		}
 	}
 	return nil
+}
+
+// maxTime is how long a notation of a time may be, in bytes.
+const maxTime = len("2006-01-02T15:04:05.999999999+07:00")
+
+// begins reports whether a text begins as parts do, with any time for {timestamp}.
+func begins(text []byte, parts []part, values [][]byte) bool {
+	if len(parts) == 0 {
+		return true
+	}
+	if parts[0].kind != partTime {
+		rest, ok := bytes.CutPrefix(text, values[0])
+		return ok && begins(rest, parts[1:], values[1:])
+	}
+	digits := 0
+	for digits < len(text) && isDigit(text[digits]) {
+		digits++
+	}
+	for n := len("1700000000"); n <= min(digits, len("1700000000000")); n++ { // shorter numbers are times long past
+		if begins(text[n:], parts[1:], values[1:]) {
+			return true
+		}
+	}
+	if digits != len("2006") {
+		return false
+	}
+	for n := len("2006-01-02T15:04:05Z"); n <= min(len(text), maxTime); n++ {
+		if _, err := event.ParseTime(string(text[:n])); err == nil && begins(text[n:], parts[1:], values[1:]) {
+			return true
+		}
+	}
+	return false
 }
 
 func first(b []byte) byte {

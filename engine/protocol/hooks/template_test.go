@@ -53,7 +53,16 @@ func TestPartsThatMove(t *testing.T) {
 		{"{timestamp} {header.x-id}..{body}", "a.", digits, "c", "", false}, // "a" and ".c" read alike
 		{"{timestamp} {body}.{header.x-id}", "a", digits, "b.c", "", true},
 		{"{timestamp} {body}.{header.x-id}", "c.a", digits, "b", "", false},
-		{"{timestamp} {header.x-id}.{timestamp}.{body}", "a.b", digits, "c", "", true}, // the time stands between them
+		{"{timestamp} {header.x-id}.{timestamp}.{body}", "a.b", digits, "c", "", true}, // no time stands in the id
+		{"{header.x-id}.{timestamp}.{body}", "a", digits, digits + ".{}", "", true},
+		{"{header.x-id}.{timestamp}.{body}", "a." + digits, digits, "{}", "", false},
+		{"{header.x-id}.{timestamp}.{body}", "a.1700000001000", rfc, "{}", "", false},
+		{"{header.x-id}{timestamp}{body}", "a", rfc, rfc + "{}", "", true},
+		{"{header.x-id}{timestamp}{body}", "a" + rfc, rfc, "{}", "", false},
+		{"{body}.{timestamp}.{header.x-id}", "a", digits, "b." + digits, "", true},
+		{"{body}.{timestamp}.{header.x-id}", digits + ".a", digits, "b", "", false},
+		{"{timestamp} {url}.{timestamp}.{body}", "a", digits, digits + ".{}", "?a=1", true},
+		{"{timestamp} {url}.{timestamp}.{body}", "a", digits, "{}", "?a=1." + digits, false},
 		{"{timestamp} {url}{body}", "a", digits, "{}", "", true},
 		{"{timestamp} {url}{body}", "a", digits, "{}", "?a=1", false},
 		{"{timestamp} {url} {body}", "a", digits, "{}", "?a=1", true},
