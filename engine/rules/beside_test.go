@@ -23,3 +23,13 @@ func TestLiteralsBesideReferencesAreHidden(t *testing.T) {
 		}
 	}
 }
+
+// Where a secret is sent is no secret. A line is asked too, of which a key may be anywhere.
+func TestKeysOfSecrets(t *testing.T) {
+	for key, want := range map[string]bool{"token": true, "clientSecret": true, "headers": true, "x-api_key": true, "tokenUrl": false, "url": false, "topic": false,
+		"# token of the url": true, "token: canary #url": true, "token:url": true} {
+		if got := secretKey(key); got != want {
+			t.Errorf("%q: %t, want %t", key, got, want)
+		}
+	}
+}

@@ -41,7 +41,7 @@ func (c *carried) walk(old, patch *doc, path, moved string, secret bool) {
 	}
 	for i, key := range old.keys {
 		item, to, at := old.items[i], patch.get(key), strings.TrimPrefix(path+"."+key, ".")
-		under := secret || secretKey(key) && !isURLKey(key)
+		under := secret || secretKey(key)
 		switch {
 		case to != nil && to.kind != mapping: // taken away, or given anew
 		case item.kind == mapping:

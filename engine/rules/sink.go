@@ -72,9 +72,13 @@ func readOptions[O any](p *parser, n *node) (o O, effective *doc, known bool) {
 	return o, encode(reflect.ValueOf(full), mask(n), false), known
 }
 
-// secretKey reports whether what stands under a key is not to be shown.
+// secretKey reports whether what stands under a key is not to be shown; of a line, whether it may have such a key. A URL is
+// shown, without its query: who sees that there is a secret has to see where it goes.
 func secretKey(key string) bool {
 	key = strings.ToLower(key)
+	if isURLKey(key) && !strings.ContainsAny(key, " :#\t") {
+		return false
+	}
 	for _, s := range []string{"secret", "token", "passw", "credential", "headers", "authorization", "apikey", "api_key", "private"} {
 		if strings.Contains(key, s) {
 			return true

@@ -88,7 +88,7 @@ func (st *backupStream) serve(draining context.Context, nc net.Conn, _ []byte) {
 		return n, sleepUntil(ctx, began.Add(time.Duration(float64(sent)/float64(st.rate)*float64(time.Second))))
 	}))
 	if err != nil {
-		st.s.o.Log.Warn("a backup was cut off", "after bytes", sent, "error", err)
+		st.s.o.Log.Warn("a backup did not end well", "bytes", sent, "error", err)
 	}
 }
 
