@@ -225,11 +225,8 @@ func (e *Engine) pickVersion(ctx context.Context, s *subscription, text string) 
 	c := s.config.Load()
 	at := slices.IndexFunc(c.functions, func(f *function) bool { return f.def.Name == name })
 	if at < 0 {
-		have := "it has none"
-		if len(c.Functions) > 0 {
-			have = "it has " + strings.Join(c.Functions, ", ")
-		}
-		return "", false, nil, event.Bad(event.ErrConflict, "function", fmt.Sprintf("%.80q is no function of subscription %s; %s", name, s.name, have))
+		// Not which it has: who may replay it need not know.
+		return "", false, nil, event.Bad(event.ErrConflict, "function", fmt.Sprintf("%.80q is no function of subscription %s; `router subscriptions show %s` lists those that it has", name, s.name, s.name))
 	}
 	if !versioned {
 		return "", true, func() {}, nil

@@ -106,17 +106,17 @@ func refuseSealed(topic string) error {
 	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is the audit log (--audit-topic): only the router writes to it", topic))
 }
 
-// Replay begins a replay, of a version that whoever asks may see.
+// Replay begins a replay, through a function and a version that whoever asks may see.
 func (b backend) Replay(ctx context.Context, name string, r event.Replay) (_ event.ReplayInfo, err error) {
-	if r.Function, err = b.seenVersion(b.asker(ctx), r.Function, "function"); err != nil {
+	if r.Function, err = b.seenFunction(b.asker(ctx), r.Function, "function"); err != nil {
 		return event.ReplayInfo{}, err
 	}
 	return b.Engine.Replay(ctx, name, r)
 }
 
-// Redrive delivers dead letters again, through a version that whoever asks may see.
+// Redrive delivers dead letters again, through a function and a version that whoever asks may see.
 func (b backend) Redrive(ctx context.Context, name string, r event.Redrive) (_ event.LettersDone, err error) {
-	if r.Function, err = b.seenVersion(b.asker(ctx), r.Function, "function"); err != nil {
+	if r.Function, err = b.seenFunction(b.asker(ctx), r.Function, "function"); err != nil {
 		return event.LettersDone{}, err
 	}
 	return b.Engine.Redrive(ctx, name, r)

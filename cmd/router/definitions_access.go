@@ -240,6 +240,22 @@ func (d *definitions) seenVersion(p askedBy, ref, at string) (string, error) {
 	return name + "@" + digest, nil
 }
 
+// seenFunction is seenVersion, and refuses a function that p may not see like one that does not exist: which functions a
+// subscription has is not for everybody who may replay it.
+func (d *definitions) seenFunction(p askedBy, ref, at string) (string, error) {
+	if ref == "" || p.Everything() {
+		return ref, nil
+	}
+	name, _, _ := strings.Cut(ref, "@")
+	if !p.Sees(access.Function, name) {
+		return "", mayAt(p, access.Invoke, access.Function, name, at)
+	}
+	if !d.Has(access.Function, name) {
+		return "", event.At(at, httpapi.NotFound(access.Function, name))
+	}
+	return d.seenVersion(p, ref, at)
+}
+
 // seenShadows is seenVersion for those of a subscription's definition.
 func (d *definitions) seenShadows(p askedBy, doc []byte) ([]byte, error) {
 	var m map[string]json.RawMessage

@@ -25,6 +25,7 @@ subscriptions:
 roles:
   uses: [{allow: [consume], subscriptions: [secret.*]}, {allow: [publish], topics: [secret.*]}, {allow: [invoke], functions: [secret.*]}, {allow: [read], topics: [lobby]}]
   mends: [{allow: [operate], subscriptions: [secret.*]}, {allow: [publish], topics: [secret.*]}, {allow: [read], topics: [lobby]}]
+  replays: [{allow: [operate], subscriptions: [secret.*]}, {allow: [invoke], functions: [secret.*]}]
 `
 	if err := os.WriteFile(p.o.accessFile, []byte(policy), 0o600); err != nil {
 		t.Fatal(err)
@@ -32,7 +33,7 @@ roles:
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
-	for _, role := range []string{"uses", "mends", "publisher"} {
+	for _, role := range []string{"uses", "mends", "replays", "publisher"} {
 		_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: role, Roles: []string{role}})
 		if err != nil {
 			t.Fatal(err)
@@ -41,6 +42,9 @@ roles:
 	}
 	w.as("", 200, "PUT", "/v1/functions/secret.fn", "text/javascript", `export default () => null // swordfish`)
 	w.as("", 200, "PUT", "/v1/functions/secret.fn", "application/json", `{"config":{"password":"swordfish"}}`)
+	w.as("", 200, "PUT", "/v1/functions/hush.fn", "text/javascript", `export default () => null`)
+	w.as("", 201, "POST", "/v1/topics", "application/json", `{"name":"letters"}`)
+	w.as("", 201, "POST", "/v1/subscriptions", "application/json", `{"name":"secret.f","topic":"lobby","functions":["hush.fn"],"deliver":{"pull":{}},"deadLetter":"letters"}`)
 	w.as("", 202, "POST", "/v1/topics/lobby/events?id=one", "application/json", `{"password":"open"}`)
 	for _, c := range []struct {
 		as                 string
@@ -72,6 +76,16 @@ roles:
 		{"mends", 404, "POST", "/v1/subscriptions/secret.s/redrive", `{"topic":"hish.t"}`, "see"},
 		{"mends", 409, "POST", "/v1/subscriptions/secret.s/redrive", `{}`, "no dead-letter topic"},
 		{"mends", 200, "GET", "/v1/subscriptions", "", `"subscriptions":[]`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"zz"}`, `function \"zz\" does not exist, or`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"hush.fn"}`, `function \"hush.fn\" does not exist, or`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.s/replay", `{"since":"1h","function":"hush.fn"}`, `function \"hush.fn\" does not exist, or`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"hush.fn@sha256:00"}`, `function \"hush.fn\" does not exist, or`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.f/redrive", `{"function":"zz"}`, `function \"zz\" does not exist, or`},
+		{"mends", 404, "POST", "/v1/subscriptions/secret.f/redrive", `{"function":"hush.fn"}`, `function \"hush.fn\" does not exist, or`},
+		{"replays", 409, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"secret.fn"}`, "is no function of subscription secret.f"},
+		{"replays", 409, "POST", "/v1/subscriptions/secret.f/redrive", `{"function":"secret.fn"}`, "is no function of subscription secret.f"},
+		{"replays", 404, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"secret.none"}`, `function \"secret.none\" does not exist, or`},
+		{"", 409, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"zz"}`, "is no function of subscription secret.f"},
 		{"publisher", 403, "GET", "/v1/schedules", "", ""},
 		{"publisher", 403, "GET", "/v1/topics", "", ""},
 		{"publisher", 200, "POST", "/v1/topics/secret.t/events?dryRun=true", `{"password":"x"}`, `"matches":[]`},
