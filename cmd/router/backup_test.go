@@ -235,7 +235,7 @@ func TestRestoreAfterAKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := openData(data); err == nil || !strings.Contains(err.Error(), "cut short") {
+	if _, err := readRestored(data); err == nil || !strings.Contains(err.Error(), "cut short") {
 		t.Errorf("a router on half a restoration: %v", err)
 	}
 	r := &restoration{data: data, stage: filepath.Join(data, restoreStage)}
@@ -262,7 +262,7 @@ func TestRestoreAfterAKill(t *testing.T) {
 	if err := os.MkdirAll(filepath.Join(data, storeDir), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := openData(data); err != nil {
+	if _, err := readRestored(data); err != nil {
 		t.Error(err)
 	}
 	if err := r.claim(); err == nil || !strings.Contains(err.Error(), "holds store") {
@@ -328,7 +328,7 @@ func TestOneRestorationAtOnce(t *testing.T) {
 	}()
 	<-entered
 	stage := filepath.Join(data, restoreStage)
-	if code, _, errs := runAt(t, "", "restore", os.DevNull, "--data", data); code != 1 || !strings.Contains(errs, "another restoration is at work") {
+	if code, _, errs := runAt(t, "", "restore", os.DevNull, "--data", data); code != 1 || !strings.Contains(errs, "a restoration is at work") {
 		t.Errorf("a second one: %d %s", code, errs)
 	}
 	if _, err := os.Stat(stage); err != nil {

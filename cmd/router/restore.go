@@ -207,6 +207,10 @@ func (r *restoration) settle(head *backupHead) error {
 	if err != nil {
 		return err
 	}
+	// A router of a build that does not look for the lock may have come in between: nothing is moved into its directory.
+	if _, err := os.Lstat(filepath.Join(r.data, storeDir)); !errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(fmt.Errorf("%s has a %s by now, which a router that was started meanwhile made: stop it, and restore to another directory", r.data, storeDir), err, os.RemoveAll(r.stage))
+	}
 	var names []string
 	for _, e := range entries {
 		names = append(names, e.Name())
@@ -229,14 +233,26 @@ func (r *restoration) settle(head *backupHead) error {
 }
 
 // openData makes a data directory, or refuses one in which a restoration was cut short: a router would find its store
-// missing, and begin with none. It returns what a restoration left for the first start.
-func openData(dir string) (*restored, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
+// missing, and begin with none. Until release is called, which is once the store is open, no restoration begins. It
+// returns what a restoration left for the first start.
+func openData(dir string) (note *restored, release func() error, err error) {
+	release, err = lockRestore(dir)
+	if err == nil {
+		if note, err = readRestored(dir); err != nil {
+			err = errors.Join(err, release())
+		}
 	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("data directory: %w", err)
+	}
+	return note, release, nil
+}
+
+// readRestored is openData's look at what restorations left.
+func readRestored(dir string) (*restored, error) {
 	if _, err := os.Stat(filepath.Join(dir, restoreStage)); err == nil {
 		if _, err := os.Stat(filepath.Join(dir, storeDir)); err != nil {
-			return nil, fmt.Errorf("data directory %s: a restoration is at work or was cut short here; let it end, run 'router restore' again, or remove the directory", dir)
+			return nil, fmt.Errorf("%s: a restoration was cut short here; run 'router restore' again, or remove the directory", dir)
 		}
 	}
 	b, err := os.ReadFile(filepath.Join(dir, restoredName))
@@ -248,7 +264,7 @@ func openData(dir string) (*restored, error) {
 		err = json.Unmarshal(b, note)
 	}
 	if err != nil || note.Fork == 0 {
-		return nil, fmt.Errorf("data directory %s: %s, which 'router restore' left, cannot be read: restore again (%w)", dir, restoredName, errors.Join(err))
+		return nil, fmt.Errorf("%s: %s, which 'router restore' left, cannot be read: restore again (%w)", dir, restoredName, errors.Join(err))
 	}
 	return note, nil
 }

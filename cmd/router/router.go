@@ -89,18 +89,19 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if o.memory.Total > 0 {
 		debug.SetMemoryLimit(o.memory.Total)
 	}
-	note, err := openData(o.data)
+	note, release, err := openData(o.data)
 	if err != nil {
 		return r, err
 	}
 	m := newMetrics()
 	m.engine, m.store = func() *engine.Engine { return r.engine }, func() storage.Stats { return r.store.Stats() }
 	m.streams = r.streams
-	if r.store, err = pebblestore.Open(ctx, pebblestore.Options{
+	r.store, err = pebblestore.Open(ctx, pebblestore.Options{
 		Dir: filepath.Join(o.data, storeDir), Cache: o.memory.Cache, MemTable: o.memory.MemTable,
 		BlockCache: o.memory.Fresh, DedupeBytes: o.memory.Dedupe, AcceptClock: o.acceptClock,
 		Logf: func(format string, args ...any) { o.log.Warn("store: " + fmt.Sprintf(format, args...)) },
-	}); err != nil {
+	})
+	if err = errors.Join(err, release()); err != nil {
 		return r, err
 	}
 	functionLog := func(function string, level int, message string) {

@@ -33,6 +33,9 @@ func openFiles() (uint64, error) {
 // lockFile takes a file's lock or fails at once. It belongs to what was opened, and ends when that is closed or its process ends.
 func lockFile(f *os.File) error { return unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) }
 
+// heldElsewhere tells that a lock is somebody else's from what else keeps one from being had.
+func heldElsewhere(err error) bool { return errors.Is(err, unix.EWOULDBLOCK) }
+
 // unlockAndRemove removes the file while it is locked, so that nobody's but the own goes.
 func unlockAndRemove(f *os.File) error { return errors.Join(os.Remove(f.Name()), f.Close()) }
 

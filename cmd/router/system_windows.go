@@ -33,6 +33,9 @@ func lockFile(f *os.File) error {
 	return windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &windows.Overlapped{})
 }
 
+// heldElsewhere tells that a lock is somebody else's from what else keeps one from being had.
+func heldElsewhere(err error) bool { return errors.Is(err, windows.ERROR_LOCK_VIOLATION) }
+
 // unlockAndRemove closes first: Windows removes no file that is open. One that somebody else has opened by now stays.
 func unlockAndRemove(f *os.File) error {
 	err := f.Close()
