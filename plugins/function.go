@@ -138,7 +138,7 @@ func (h *Host) newFunction(ctx context.Context, def event.Function, say func(int
 		if f.script != nil && errors.As(err, &fault) { // its author knows nothing of the engine
 			err = fault
 		}
-		return nil, errors.Join(event.Bad(event.ErrInvalid, "module", err.Error()), h.release(ctx, f.code))
+		return nil, errors.Join(event.Bad(event.ErrInvalid, "module", f.veil.text(err.Error())), h.release(ctx, f.code))
 	}
 	f.put(ctx, in)
 	h.mu.Lock()

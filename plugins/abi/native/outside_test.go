@@ -23,6 +23,26 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
+// What a function says of its secrets while it starts is hidden as what it says later, also where it does not start.
+func TestSecretsSaidWhileStarting(t *testing.T) {
+	module := guestOf(t, "tattle.wat", func(out string) *exec.Cmd { return exec.Command("wat2wasm", "testdata/tattle.wat", "-o", out) })
+	for name, config := range map[string]map[string]string{"starts": nil, "traps": {"trap": "yes"}} {
+		var said []string
+		h := newHost(t, plugins.Options{Log: func(_ string, _ int, m string) { said = append(said, m) }})
+		digest, err := h.Put(t.Context(), module)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = h.Open(t.Context(), event.Function{Name: "tattle", Digest: digest, Secrets: map[string]string{"token": "s3cret"}, Config: config})
+		if (err != nil) != (config != nil) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if all := strings.Join(said, "\n") + fmt.Sprint(err); strings.Contains(all, "s3cret") || !strings.Contains(all, "***") {
+			t.Errorf("%s: it said %s", name, all)
+		}
+	}
+}
+
 func TestCounters(t *testing.T) {
 	var said []string
 	f := hostile(t, plugins.Options{Log: func(_ string, _ int, m string) { said = append(said, m) }}, event.Function{})

@@ -1,0 +1,16 @@
+;; A guest that logs its secret while it starts, and then traps if its configuration has "trap".
+(module
+  (import "millrace_v1" "config_get" (func $config (param i32 i32 i32 i32) (result i64)))
+  (import "millrace_v1" "secret_get" (func $secret (param i32 i32 i32 i32) (result i64)))
+  (import "millrace_v1" "log" (func $log (param i32 i32 i32)))
+  (memory (export "memory") 1)
+  (data (i32.const 16) "token")
+  (data (i32.const 24) "trap")
+  (func (export "_initialize")
+    (call $log (i32.const 1) (i32.const 64) (i32.wrap_i64 (call $secret (i32.const 16) (i32.const 5) (i32.const 64) (i32.const 64))))
+    (if (i64.ge_s (call $config (i32.const 24) (i32.const 4) (i32.const 128) (i32.const 16)) (i64.const 0)) (then (unreachable))))
+  (func (export "millrace_abi_v1") (result i32) (i32.const 0))
+  (func (export "millrace_buffer") (param i32) (result i32) (i32.const 1024))
+  (func (export "millrace_handle") (param i32 i32) (result i64)
+    (i32.store (i32.const 64) (i32.const 24))
+    (i64.or (i64.shl (i64.const 64) (i64.const 32)) (i64.const 24))))
