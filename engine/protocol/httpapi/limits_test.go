@@ -298,8 +298,13 @@ func TestSlowClients(t *testing.T) {
 			t.Fatal(res.StatusCode)
 		}
 	}
+	noRoom := 0
 	for i, c := range slow {
 		res, err := http.ReadResponse(c.r, nil)
+		if _, budget := s.BodiesInFlight(); err == nil && res.StatusCode == 503 && i%4 > 1 && int64(many/4*1000000) > budget {
+			noRoom++ // for bodies that are announced beyond what may be under way at once
+			continue
+		}
 		if err != nil || res.StatusCode != 408 && res.StatusCode != 400 || i%4 > 1 && res.StatusCode != 408 {
 			t.Errorf("kind %d: %v, %v", i%4, res, err)
 		}
@@ -309,7 +314,7 @@ func TestSlowClients(t *testing.T) {
 	if res := connect(t, url).get("/healthz"); res.StatusCode != 200 {
 		t.Error(res.StatusCode)
 	}
-	if n := refused(s, "slow"); n < uint64(many/2) {
+	if n := refused(s, "slow"); n < uint64(many/2-noRoom) || noRoom == many/2 {
 		t.Errorf("%d slow requests are counted", n)
 	}
 	eventually(t, "nothing stays reserved", func() bool { used, _ := s.BodiesInFlight(); return used == 0 })
