@@ -197,7 +197,7 @@ func one(dir, work, out, platform string, src source, env []string) ([]string, e
 	if err := build(dir, env, filepath.Join("cmd", "router"), path, platform, "-ldflags=-s -w -buildid= -X main.linked="+linked); err != nil {
 		return nil, err
 	}
-	bom, notices, err := inventory(path, platform, src)
+	bom, notices, err := inventory(dir, path, platform, src)
 	if err != nil {
 		return nil, err
 	}

@@ -104,8 +104,8 @@ func (c *component) license(text []byte) {
 	}
 }
 
-// inventory reads from a built program what is in it: an SBOM, and the licences that have to go with it.
-func inventory(path, platform string, src source) (bom, notices []byte, err error) {
+// inventory reads from a program that was built in dir what is in it: an SBOM, and the licences that have to go with it.
+func inventory(dir, path, platform string, src source) (bom, notices []byte, err error) {
 	info, err := buildinfo.ReadFile(path)
 	if err != nil {
 		return nil, nil, err
@@ -117,11 +117,11 @@ func inventory(path, platform string, src source) (bom, notices []byte, err erro
 	main := module("application", info.Main.Path, src.version)
 	parts := []component{module("library", "std", strings.TrimPrefix(info.GoVersion, "go"))}
 	var text bytes.Buffer
-	root, err := ask(".", "go", "env", "GOROOT")
+	root, err := ask(dir, "go", "env", "GOROOT") // of the toolchain that go.mod chose there
 	if err != nil {
 		return nil, nil, err
 	}
-	own, err := os.ReadFile(filepath.Join(root, "LICENSE")) // the program holds Go's runtime and library
+	own, err := goLicence(root, "/usr/share/licenses/golang", "/usr/share/licenses/go")
 	if err != nil {
 		return nil, nil, err
 	}
@@ -168,6 +168,17 @@ func inventory(path, platform string, src source) (bom, notices []byte, err erro
 		"dependencies": []map[string]any{{"ref": main.BOMRef, "dependsOn": all}},
 	}, "", " ")
 	return append(bom, '\n'), text.Bytes(), err
+}
+
+// goLicence reads the licence of the Go at root, whose runtime and library are in the program. A packaged Go may have it
+// beside its root (Homebrew), or in one of the system's folders.
+func goLicence(root string, folders ...string) ([]byte, error) {
+	for _, dir := range append([]string{root, filepath.Dir(root)}, folders...) {
+		if text, err := os.ReadFile(filepath.Join(dir, "LICENSE")); err == nil && spdx(text) == "BSD-3-Clause" {
+			return text, nil
+		}
+	}
+	return nil, fmt.Errorf("the Go in %s has no file LICENSE, which has to go with the program; build with the Go of go.dev/dl, which has one, or put it there", root)
 }
 
 // licencesOf reads the licence files of a module, which the build has downloaded.

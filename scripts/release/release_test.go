@@ -51,6 +51,31 @@ func TestLicences(t *testing.T) {
 	}
 }
 
+// Go's licence is found where packages of it put it, is not taken for another's, and is not left out.
+func TestTheLicenceOfGo(t *testing.T) {
+	const text = "Redistribution and use in source and binary forms. Neither the name of X"
+	for _, at := range []string{"go/libexec", "go", "share"} {
+		top := t.TempDir()
+		root, share := filepath.Join(top, "go", "libexec"), filepath.Join(top, "share")
+		for _, dir := range []string{root, share} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := goLicence(root, share); err == nil || !strings.Contains(err.Error(), root) {
+			t.Errorf("none: %v", err)
+		}
+		for _, f := range [][2]string{{"go/libexec", "all rights reserved"}, {at, text}} {
+			if err := os.WriteFile(filepath.Join(top, f[0], "LICENSE"), []byte(f[1]), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := goLicence(root, share); err != nil || string(got) != text {
+			t.Errorf("in %s: %q, %v", at, got, err)
+		}
+	}
+}
+
 // A release is built from the commit: what is written meanwhile in the folder that it was called in, or lies there
 // ignored, is not in it.
 func TestReleasesAreOfTheCommit(t *testing.T) {
