@@ -63,11 +63,16 @@ func newAuthority(o ACMEOptions, log *slog.Logger) (*authority, error) {
 	a := &authority{log: log, hosts: hosts, ends: map[string]time.Time{}, m: &autocert.Manager{
 		Prompt: autocert.AcceptTOS, Cache: autocert.DirCache(o.Cache), Email: o.Email, HostPolicy: autocert.HostWhitelist(hosts...),
 		Client: &acme.Client{DirectoryURL: o.Directory, UserAgent: "millrace",
-			HTTPClient: &http.Client{Transport: &orders{next: o.HTTP, at: map[string]string{}}, Timeout: 30 * time.Second}},
+			HTTPClient: &http.Client{Transport: &orders{next: o.HTTP, at: map[string]string{}}, Timeout: 30 * time.Second,
+				// Nothing in RFC 8555 sends a client on, and who did could name any address: the transport goes where the
+				// operator may. It is an error, since x/crypto/acme asks again for ever after an answer of 3xx.
+				CheckRedirect: func(*http.Request, []*http.Request) error { return errSentOn }}},
 	}}
 	a.http = a.m.HTTPHandler(http.NotFoundHandler())
 	return a, nil
 }
+
+var errSentOn = errors.New("the ACME authority redirects, which is not followed; name the URL of its directory itself with --acme-dir")
 
 func (a *authority) serves(host string) bool {
 	return slices.Contains(a.hosts, strings.ToLower(strings.TrimSuffix(host, ".")))

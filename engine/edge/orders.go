@@ -3,13 +3,15 @@ package edge
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"sync"
 )
 
 // orders tells x/crypto/acme where an order is, which it wants to know from every answer about it: a server need not
-// repeat that when it is asked to finalize one (RFC 8555, 7.4), and some do not. It is an http.RoundTripper.
+// repeat that when it is asked to finalize one (RFC 8555, 7.4), and some do not. It also bounds what is read of any answer, which x/crypto/acme does
+// not. It is an http.RoundTripper.
 type orders struct {
 	next http.RoundTripper
 
@@ -17,9 +19,9 @@ type orders struct {
 	at map[string]string // finalize URL → the order's; of orders under way
 }
 
-// maxOrder bounds an answer, and maxOrders how many are remembered.
+// maxAnswer bounds an answer in bytes, and maxOrders how many orders are remembered.
 const (
-	maxOrder  = 1 << 20
+	maxAnswer = 1 << 20
 	maxOrders = 64
 )
 
@@ -28,6 +30,7 @@ func (o *orders) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	res.Body = &bounded{ReadCloser: res.Body, left: maxAnswer}
 	if res.Header.Get("Location") == "" {
 		o.mu.Lock()
 		if at, ok := o.at[r.URL.String()]; ok {
@@ -39,7 +42,7 @@ func (o *orders) RoundTrip(r *http.Request) (*http.Response, error) {
 	if res.StatusCode != http.StatusCreated {
 		return res, nil
 	}
-	text, err := io.ReadAll(io.LimitReader(res.Body, maxOrder))
+	text, err := io.ReadAll(res.Body)
 	res.Body.Close()
 	if err != nil {
 		return nil, err
@@ -58,3 +61,25 @@ func (o *orders) RoundTrip(r *http.Request) (*http.Response, error) {
 	}
 	return res, nil
 }
+
+// A bounded body fails where it is longer than it may be: one that was cut might be taken for whole.
+type bounded struct {
+	io.ReadCloser
+	left int64 // bytes; below 0 once there were more
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, errLong
+	}
+	if int64(len(p)) > b.left+1 {
+		p = p[:b.left+1]
+	}
+	n, err := b.ReadCloser.Read(p)
+	if b.left -= int64(n); b.left < 0 {
+		return n - 1, errLong
+	}
+	return n, err
+}
+
+var errLong = fmt.Errorf("the ACME authority's answer is longer than %d bytes", maxAnswer)
