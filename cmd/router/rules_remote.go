@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"errors"
@@ -100,24 +101,32 @@ func openRemoteRules(raw, data string, o remoteOptions, dialer *egress.Dialer) (
 			return nil, fmt.Errorf("--rules-key %s: %w", clean(o.keys), err)
 		}
 	}
-	r.client = &http.Client{Transport: &namedTransport{host: u.Hostname(), d: dialer}, CheckRedirect: r.redirect}
+	r.client = &http.Client{Transport: &namedTransport{named: u, d: dialer}, CheckRedirect: r.redirect}
 	return r, nil
 }
 
-// A namedTransport sends what goes to the host that the operator has named wherever it lies, also on its own network.
-// Redirects to other hosts are targets like any.
+// A namedTransport sends what goes to the host and port that the operator has named wherever they lie, also on its own
+// network. Redirects to others are targets like any: what else listens on that host was not named.
 type namedTransport struct {
-	host string
-	d    *egress.Dialer
+	named *url.URL
+	d     *egress.Dialer
 }
 
 // RoundTrip is that of http.RoundTripper.
 func (t *namedTransport) RoundTrip(req *http.Request) (*http.Response, error) {
 	d := t.d
-	if strings.EqualFold(req.URL.Hostname(), t.host) {
+	if strings.EqualFold(req.URL.Hostname(), t.named.Hostname()) && portOf(req.URL) == portOf(t.named) {
 		d = d.Operator()
 	}
 	return d.Client().Transport.RoundTrip(req)
+}
+
+// portOf is the port that an http or https URL goes to.
+func portOf(u *url.URL) string {
+	if u.Port() == "" && u.Scheme == "https" {
+		return "443"
+	}
+	return cmp.Or(u.Port(), "80")
 }
 
 // redirect follows a few, but never to where the first request would not have been sent.
