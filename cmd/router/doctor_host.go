@@ -98,7 +98,8 @@ func (e *examination) steady(wall, took time.Duration, synced, known bool) {
 	}
 }
 
-// acme names certificates of the ACME authority's that should have been renewed by now.
+// acme names certificates of the ACME authority's that should have been renewed by now. Which hosts are served is not
+// known here: one that has ended may be of a host that is served no more, so it is a note.
 func (e *examination) acme(data string, now time.Time) {
 	entries, err := os.ReadDir(filepath.Join(data, "acme"))
 	if err != nil {
@@ -108,14 +109,21 @@ func (e *examination) acme(data string, now time.Time) {
 		if !f.Type().IsRegular() || strings.HasPrefix(f.Name(), "acme_account") {
 			continue
 		}
-		host := strings.TrimSuffix(f.Name(), "+rsa")
+		host, kind, _ := strings.Cut(f.Name(), "+")
+		if kind != "" && kind != "rsa" {
+			continue // a challenge: its answer, or the certificate that shows it
+		}
 		end, err := endOf(filepath.Join(data, "acme", f.Name()))
 		if err != nil {
 			e.find("certificate", "note", "", "%s: %v", filepath.Join(data, "acme", f.Name()), err)
 			continue
 		}
 		if end.IsZero() {
-			continue // an answer to a challenge
+			continue
+		}
+		if !end.After(now) {
+			e.find("certificate", "note", "see the router's log; if --acme-host names it no more, remove "+filepath.Join(data, "acme", f.Name()), "%s, of the ACME authority: until %s; if it is still served, clients refuse it", host, end.UTC().Format(time.DateOnly))
+			continue
 		}
 		e.expiry(host+", of the ACME authority", end, now, "the router's log says why it is not renewed; it should have been 30 days before its end, unless --acme-host names it no more")
 	}

@@ -108,7 +108,7 @@ func TestDoctorLooksAtACMECertificates(t *testing.T) {
 		}
 		text += string(b)
 	}
-	for name, text := range map[string]string{"events.example.com": text, "acme_account+key": "x", "token+http-01": "y"} {
+	for name, text := range map[string]string{"events.example.com": text, "acme_account+key": "x", "token+http-01": "y", "events.example.com+token": text} {
 		path := filepath.Join(data, "acme", name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
@@ -120,7 +120,7 @@ func TestDoctorLooksAtACMECertificates(t *testing.T) {
 	for after, want := range map[time.Duration]string{
 		-30 * 24 * time.Hour: "certificate good events.example.com, of",
 		0:                    "certificate note events.example.com, of",
-		72 * time.Hour:       "certificate bad events.example.com, of",
+		72 * time.Hour:       "certificate note events.example.com, of the ACME authority: until",
 	} {
 		got := examined(func(e *examination) { e.acme(data, time.Now().Add(after)) })
 		if !strings.HasPrefix(got, want) || strings.Count(got, "\n") != 1 {
