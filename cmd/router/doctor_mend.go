@@ -105,9 +105,17 @@ func remedies(data string) ([]remedy, error) {
 // lostAndFound is the file system's own, and root's, where the data directory is a mount point.
 const lostAndFound = "lost+found"
 
-// halfMade says whether a file of the data directory is one that the store or the functions write before they rename it.
+// halfMade says whether a file of the data directory is one that a router writes before it renames it: below, the store
+// and the functions; at the top, see writeWhole, what has a name that we know.
 func halfMade(rel string) bool {
 	dir, rest, _ := strings.Cut(filepath.ToSlash(rel), "/")
+	if rest == "" {
+		for _, name := range []string{backupNote, remoteFile, restoredName} {
+			if ok, _ := filepath.Match(name+".*.tmp", dir); ok {
+				return true
+			}
+		}
+	}
 	return strings.HasSuffix(rest, ".tmp") && (dir == storeDir || dir == "functions")
 }
 

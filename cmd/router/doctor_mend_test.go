@@ -30,7 +30,7 @@ func TestDoctorMends(t *testing.T) {
 		}
 		return path
 	}
-	gone := []string{put(".backup/rules.last", 0o600), put("store/snapshot/offsets", 0o600), put("functions/modules/1.tmp", 0o600), put(".restore/x", 0o600)}
+	gone := []string{put(".backup/rules.last", 0o600), put("store/snapshot/offsets", 0o600), put("functions/modules/1.tmp", 0o600), put(".restore/x", 0o600), put("backup.last.12.tmp", 0o600), put("rules.last.3.tmp", 0o600)}
 	stay := []string{put("functions/modules/a.wasm", 0o644), put("store/pebble/000001.tmp", 0o600), put("rules.last", 0o644), put("mine/thesis.tmp", 0o600), put("notes.tmp", 0o600)}
 	if err := os.Chmod(data, 0o755); err != nil {
 		t.Fatal(err)
@@ -106,7 +106,7 @@ func TestDoctorNamesWhatWaits(t *testing.T) {
 		return strings.Contains(p.must(200, "GET", "/v1/subscriptions/fails", "", ""), `"deadLetters":1`)
 	})
 	_, out, errs := runAt(t, p.base, "doctor", "--data", filepath.Join(t.TempDir(), "none"))
-	for _, want := range []string{"work is paused: at lunch", "router subscriptions resume work", "fails has 1 dead letter", "1 or more of them of the last hour: they grow", "router deadletters list fails"} {
+	for _, want := range []string{"work is paused: at lunch", "router subscriptions resume work", "fails has 1 dead letter", "redriven or purged, 1 of them of the last hour: they grow", "router deadletters list fails"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("doctor does not say %q:\n%s%s", want, out, errs)
 		}

@@ -35,29 +35,34 @@ func (e *examination) running(ctx context.Context, c *client) {
 			e.find("subscriptions", "note", "", "%v", err)
 			return
 		}
-		e.subscription(s.Name, s.State, recentLetters(ctx, c, s.Name, s.State))
+		recent, more := recentLetters(ctx, c, s.Name, s.State)
+		e.subscription(s.Name, s.State, recent, more)
 	}
 }
 
 // recently is how far back a dead letter says that more are coming.
 const recently = time.Hour
 
-// recentLetters counts the dead letters of the last hour, as far as one page has them; 0 where nobody says.
-func recentLetters(ctx context.Context, c *client, name string, s subscriptionState) int {
+// recentLetters counts the dead letters of the last hour, as far as one page has them, and says whether others may follow
+// it; 0 where nobody says.
+func recentLetters(ctx context.Context, c *client, name string, s subscriptionState) (n int, more bool) {
 	if s.DeadLetters == 0 {
-		return 0
+		return 0, false
 	}
 	u := c.path(kindSubscriptions, name, "deadletters")
 	u.RawQuery = url.Values{"limit": {"1000"}, "since": {recently.String()}}.Encode()
-	var page struct{ DeadLetters []struct{ At time.Time } }
-	if c.callJSON(ctx, "GET", u, nil, &page) != nil {
-		return 0
+	var page struct {
+		DeadLetters []struct{ At time.Time }
+		Next        string
 	}
-	return len(page.DeadLetters)
+	if c.callJSON(ctx, "GET", u, nil, &page) != nil {
+		return 0, false
+	}
+	return len(page.DeadLetters), page.Next != ""
 }
 
-// subscription names what of one wants a hand; recent is how many of its dead letters are of the last hour.
-func (e *examination) subscription(name string, s subscriptionState, recent int) {
+// subscription names what of one wants a hand; recent is how many of its dead letters are of the last hour, or more.
+func (e *examination) subscription(name string, s subscriptionState, recent int, more bool) {
 	if s.State != "running" {
 		why := s.Reason
 		if why != "" {
@@ -71,7 +76,11 @@ func (e *examination) subscription(name string, s subscriptionState, recent int)
 	if s.DeadLetters > 0 {
 		growth := "none of them of the last hour"
 		if recent > 0 {
-			growth = fmt.Sprintf("%d or more of them of the last hour: they grow", recent)
+			count := fmt.Sprint(recent)
+			if more {
+				count += " or more"
+			}
+			growth = count + " of them of the last hour: they grow"
 		}
 		e.find("subscription", "note", "router deadletters list "+name, "%s has %s that nobody has redriven or purged, %s", name, plural(int(s.DeadLetters), "dead letter"), growth)
 	}

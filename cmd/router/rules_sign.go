@@ -144,7 +144,7 @@ func (p *program) variables() func(name string) (string, bool) {
 
 // writeWhole writes a file so that whoever reads it meanwhile, such as a web server, has the old one or the new one.
 func writeWhole(path string, text []byte, mode os.FileMode) error {
-	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*.tmp")
 	if err != nil {
 		return err
 	}
