@@ -226,7 +226,7 @@ func (d *definitions) set(ctx context.Context, kind, name string, doc []byte) ([
 		return nil, strip(kind, name, d.discreet(access.From(ctx), kind, name, err))
 	}
 	d.turn(func() { d.api = next })
-	return d.show(kind, name, access.From(ctx))
+	return d.told(kind, name, access.From(ctx))
 }
 
 func (o owned) clone() owned {
@@ -402,7 +402,7 @@ func (d *definitions) setFunction(ctx context.Context, name string, doc []byte) 
 		return nil, err
 	}
 	if bytes.Equal(doc, d.api[kindFunctions][name]) {
-		return d.show(kindFunctions, name, access.From(ctx))
+		return d.told(kindFunctions, name, access.From(ctx))
 	}
 	return d.set(ctx, kindFunctions, name, doc)
 }

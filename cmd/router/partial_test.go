@@ -25,6 +25,7 @@ subscriptions:
 roles:
   uses: [{allow: [consume], subscriptions: [secret.*]}, {allow: [publish], topics: [secret.*]}, {allow: [invoke], functions: [secret.*]}, {allow: [read], topics: [lobby]}]
   mends: [{allow: [operate], subscriptions: [secret.*]}, {allow: [publish], topics: [secret.*]}, {allow: [read], topics: [lobby]}]
+  manages: [{allow: [manage], topics: [secret.*], subscriptions: [secret.*]}, {allow: [deploy], functions: [secret.*]}, {allow: [read], topics: [lobby]}]
   replays: [{allow: [operate], subscriptions: [secret.*]}, {allow: [invoke], functions: [secret.*]}]
 `
 	if err := os.WriteFile(p.o.accessFile, []byte(policy), 0o600); err != nil {
@@ -33,7 +34,7 @@ roles:
 	p.start()
 	t.Cleanup(func() { p.stop() })
 	w := &tenancy{process: p, keys: map[string]string{"": p.o.token}}
-	for _, role := range []string{"uses", "mends", "replays", "publisher"} {
+	for _, role := range []string{"uses", "mends", "replays", "manages", "publisher"} {
 		_, key, err := p.r.guard.CreateKey(t.Context(), nil, access.Key{Name: role, Roles: []string{role}})
 		if err != nil {
 			t.Fatal(err)
@@ -86,6 +87,13 @@ roles:
 		{"replays", 409, "POST", "/v1/subscriptions/secret.f/redrive", `{"function":"secret.fn"}`, "is no function of subscription secret.f"},
 		{"replays", 404, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"secret.none"}`, `function \"secret.none\" does not exist, or`},
 		{"", 409, "POST", "/v1/subscriptions/secret.f/replay", `{"since":"1h","function":"zz"}`, "is no function of subscription secret.f"},
+		{"manages", 201, "POST", "/v1/topics", `{"name":"secret.own"}`, `{"name":"secret.own"}`},
+		{"manages", 403, "GET", "/v1/topics/secret.own", "", ""},
+		{"manages", 200, "PATCH", "/v1/topics/secret.own", `{"retain":{"events":5}}`, `{"name":"secret.own"}`},
+		{"manages", 201, "POST", "/v1/subscriptions", `{"name":"secret.g","topic":"lobby","deliver":{"pull":{}}}`, `{"name":"secret.g"}`},
+		{"manages", 200, "PATCH", "/v1/subscriptions/secret.g", `{"concurrency":2}`, `{"name":"secret.g"}`},
+		{"manages", 200, "PUT", "/v1/functions/secret.fn", `{"config":{"password":"swordfish","n":"1"}}`, `{"name":"secret.fn"}`},
+		{"manages", 200, "PUT", "/v1/functions/secret.fn", `{"config":{"password":"swordfish","n":"1"}}`, `{"name":"secret.fn"}`},
 		{"publisher", 403, "GET", "/v1/schedules", "", ""},
 		{"publisher", 403, "GET", "/v1/topics", "", ""},
 		{"publisher", 200, "POST", "/v1/topics/secret.t/events?dryRun=true", `{"password":"x"}`, `"matches":[]`},

@@ -228,6 +228,15 @@ func (d *definitions) Show(ctx context.Context, kind, name string) ([]byte, erro
 	return d.show(kind, name, access.From(ctx))
 }
 
+// told answers a change: with the definition and its state to who may read them, else with the name.
+func (d *definitions) told(kind, name string, p *access.Principal) ([]byte, error) {
+	of := map[string]access.Kind{kindTopics: access.Topic, kindSubscriptions: access.Subscription, kindFunctions: access.Function}[kind]
+	if p.Check(access.Read, of, name) != nil {
+		return json.Marshal(map[string]string{"name": name})
+	}
+	return d.show(kind, name, p)
+}
+
 func (d *definitions) show(kind, name string, p *access.Principal) ([]byte, error) {
 	var doc any
 	var err error
