@@ -261,11 +261,24 @@ func named(name string, doc []byte) ([]byte, error) {
 	if m == nil {
 		return nil, event.Invalid("", "the body is null; want a JSON object")
 	}
+	if err := sameName(name, m); err != nil {
+		return nil, err
+	}
 	delete(m, "state")
 	delete(m, "owner")
 	delete(m, "versions")
 	m["name"], _ = json.Marshal(name) // a checked name: it always marshals
 	return json.Marshal(m)
+}
+
+// sameName refuses what was sent with another name than the path has: nothing is renamed.
+func sameName(name string, sent map[string]json.RawMessage) error {
+	raw, ok := sent["name"]
+	var to string
+	if !ok || json.Unmarshal(raw, &to) == nil && to == name {
+		return nil
+	}
+	return event.Invalid("name", fmt.Sprintf("%.80s is not %q, which the path names; nothing is renamed: leave it out, or make another and delete this one", raw, name))
 }
 
 // Change patches a definition of the API's.
@@ -282,6 +295,12 @@ func (d *definitions) Change(ctx context.Context, kind, name string, patch []byt
 		err := event.Bad(event.ErrDenied, "", fmt.Sprintf("%q is the audit log (--audit-topic): only who may do everything changes how it is kept", name))
 		p.refused(access.Manage, access.Topic, name, err)
 		return nil, err
+	}
+	var sent map[string]json.RawMessage
+	if err := json.Unmarshal(patch, &sent); err == nil { // else MergePatch says what is wrong
+		if err := sameName(name, sent); err != nil { // a null as well, which it would take out
+			return nil, err
+		}
 	}
 	old := d.api[kind][name]
 	if old == nil { // a topic that came about by being named
