@@ -18,7 +18,7 @@ import (
 // read-only.
 
 type topicState struct {
-	Incarnation   uint32           `json:"incarnation"`
+	Incarnation   uint32           `json:"incarnation,omitempty"` // counted over all topics: left out for who may not see them
 	Events        uint64           `json:"events"`
 	Bytes         int64            `json:"bytes"`
 	Partitions    []partitionState `json:"partitions"`
@@ -32,7 +32,10 @@ type partitionState struct {
 }
 
 func (d *definitions) topicDoc(t engine.TopicInfo, p *access.Principal) (map[string]any, error) {
-	state := topicState{Incarnation: t.Incarnation, Subscriptions: visible(p, t.Subscriptions)}
+	state := topicState{Subscriptions: visible(p, t.Subscriptions)}
+	if p.Everything() {
+		state.Incarnation = t.Incarnation
+	}
 	for _, p := range t.Partition {
 		state.Events += p.Next - p.Head
 		state.Bytes += p.Bytes
