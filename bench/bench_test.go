@@ -37,9 +37,9 @@ func TestRowsAreMeasured(t *testing.T) {
 			t.Errorf("row %s: %v", r.key, err)
 		}
 	}
-	todo, err := needed(rows(), all)
-	if err != nil || len(todo) != len(all) {
-		t.Errorf("all rows need %d of %d measurements: %v", len(todo), len(all), err)
+	run, err := needed(rows(), all)
+	if err != nil || len(run) != len(all) {
+		t.Errorf("all rows need %d of %d measurements: %v", len(run), len(all), err)
 	}
 }
 
@@ -55,8 +55,8 @@ func TestNeeded(t *testing.T) {
 		return s
 	}
 	all := []measurement{m("a"), m("b"), m("c", "a"), m("d", "c"), m("e")}
-	todo, err := needed([]row{{values: []string{"d"}}}, all)
-	if got := strings.Join(names(todo), " "); err != nil || got != "a c d" {
+	run, err := needed([]row{{values: []string{"d"}}}, all)
+	if got := strings.Join(names(run), " "); err != nil || got != "a c d" {
 		t.Errorf("d takes %q, %v", got, err)
 	}
 	if _, err := needed([]row{{values: []string{"x"}}}, all); err == nil {

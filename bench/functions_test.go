@@ -19,9 +19,9 @@ func TestGroup(t *testing.T) {
 	if err != nil || len(picked) != len(functionRows()) {
 		t.Fatalf("%d rows of %d, %v", len(picked), len(functionRows()), err)
 	}
-	todo, err := needed(picked, measurements())
-	if err != nil || len(todo) != len(functionMeasurements()) {
-		t.Errorf("they need %d measurements of %d, %v", len(todo), len(functionMeasurements()), err)
+	run, err := needed(picked, measurements())
+	if err != nil || len(run) != len(functionMeasurements()) {
+		t.Errorf("they need %d measurements of %d, %v", len(run), len(functionMeasurements()), err)
 	}
 	if picked, err = chosen("fn-cold, idle"); err != nil || len(picked) != 2 {
 		t.Errorf("%d rows, %v", len(picked), err)

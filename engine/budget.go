@@ -104,7 +104,7 @@ func (b *sendBudget) ended(n int64) {
 	b.mu.Lock()
 	turn := b.next(now)
 	b.mu.Unlock()
-	b.call(turn, now)
+	wakeInTurn(b, turn, now)
 }
 
 // room reports whether the first in line may go. The caller holds b.mu.
@@ -147,23 +147,12 @@ func (b *sendBudget) next(now int64) []*subscription {
 	return turn
 }
 
-// call wakes those whose turn it is; the place of one that has nothing to send any more is the next one's. The caller
-// holds no lock.
-func (b *sendBudget) call(turn []*subscription, now int64) {
-	for len(turn) > 0 {
-		s := turn[0]
-		turn = turn[1:]
-		s.mu.Lock()
-		comes := s.openGate()
-		s.mu.Unlock()
-		if comes {
-			continue
-		}
-		b.mu.Lock()
-		b.forget(s)
-		turn = append(turn, b.next(now)...)
-		b.mu.Unlock()
-	}
+// instead is turnKeeper.instead. The caller holds no lock.
+func (b *sendBudget) instead(s *subscription, now int64) []*subscription {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.forget(s)
+	return b.next(now)
 }
 
 // forget takes back an invitation. The caller holds b.mu.
@@ -185,7 +174,7 @@ func (b *sendBudget) ring(now int64) {
 	}
 	turn := b.next(now)
 	b.mu.Unlock()
-	b.call(turn, now)
+	wakeInTurn(b, turn, now)
 }
 
 // SendBytes is how many bytes of events larger than 4 KiB are being sent, how many of them sends wait for that did not fit

@@ -139,6 +139,26 @@ func (s *subscription) shutGate(by shutBy, at int64) {
 	s.e.alarms.set(&s.gate.alarm, at)
 }
 
+// A turnKeeper has a line of subscriptions that wait for something that they share: a host, memory.
+type turnKeeper interface {
+	// instead takes s, which did not come, out of those that were called, and returns whose turn it is in its place.
+	instead(s *subscription, now int64) []*subscription
+}
+
+// wakeInTurn wakes those whose turn it is. The caller holds no lock.
+func wakeInTurn(k turnKeeper, turn []*subscription, now int64) {
+	for len(turn) > 0 {
+		s := turn[0]
+		turn = turn[1:]
+		s.mu.Lock()
+		comes := s.openGate()
+		s.mu.Unlock()
+		if !comes { // it has nothing to send any more
+			turn = append(turn, k.instead(s, now)...)
+		}
+	}
+}
+
 // openGate lets senders be woken again. It reports whether there is something for them to do. The caller holds
 // s.mu.
 func (s *subscription) openGate() bool {

@@ -211,23 +211,12 @@ func (h *hostGate) next(now int64) []*subscription {
 	return turn
 }
 
-// call wakes those whose turn it is; the place of one that has nothing to send any more is the next one's. The
-// caller holds no lock.
-func (h *hostGate) call(turn []*subscription, now int64) {
-	for len(turn) > 0 {
-		s := turn[0]
-		turn = turn[1:]
-		s.mu.Lock()
-		comes := s.openGate()
-		s.mu.Unlock()
-		if comes {
-			continue
-		}
-		h.mu.Lock()
-		delete(h.invited, s)
-		turn = append(turn, h.next(now)...)
-		h.mu.Unlock()
-	}
+// instead is turnKeeper.instead. The caller holds no lock.
+func (h *hostGate) instead(s *subscription, now int64) []*subscription {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.invited, s)
+	return h.next(now)
 }
 
 // ring is what the alarm does.
@@ -238,7 +227,7 @@ func (h *hostGate) ring(now int64) {
 	}
 	turn := h.next(now)
 	h.mu.Unlock()
-	h.call(turn, now)
+	wakeInTurn(h, turn, now)
 }
 
 // withdraw gives back a pass with which nothing was sent. The caller may hold a subscription's mutex.
@@ -292,7 +281,7 @@ func (h *hostGate) passed(s *subscription, p hostPass, v verdict) (down bool) {
 	case closed:
 		h.e.o.Log.Warn("a host answers again; its circuit is closed", "host", h.name, "open for", time.Duration(now-was).Round(time.Millisecond))
 	}
-	h.call(turn, now)
+	wakeInTurn(h, turn, now)
 	return down
 }
 

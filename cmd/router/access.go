@@ -66,7 +66,7 @@ func (g *guard) mayOnSocket(ctx context.Context, a access.Action, k access.Kind,
 	p := httpapi.Caller(ctx)
 	err := p.Check(a, k, name)
 	if err != nil {
-		g.Refused(p, httpapi.CallerAddr(ctx), a, k, name, err)
+		g.Refused(p, access.AddrFrom(ctx), a, k, name, err)
 	}
 	if errors.Is(err, event.ErrNotFound) {
 		return httpapi.NotFound(k, name)

@@ -25,7 +25,7 @@ func FuzzVerify(f *testing.F) {
 	for _, s := range timedSchemes(f) {
 		schemes[s.name] = s.v
 	}
-	pages, v := snsVector(f)
+	pages, _, v := snsVector(f)
 	schemes["sns"] = v
 	signed := map[string]bool{} // what the vector's sender has signed
 	for _, body := range pages.Messages {
@@ -62,11 +62,11 @@ func signedText(t testing.TB, body string) string {
 	return string(text)
 }
 
-// snsVector are messages that were signed elsewhere, and a verifier for their topic.
+// snsVector are messages that were signed elsewhere, where their certificate is, and a verifier for their topic.
 func snsVector(t testing.TB) (doc struct {
 	Root, Certificate string
 	Messages          []string
-}, v event.Verifier) {
+}, w *web, v event.Verifier) {
 	text, err := os.ReadFile("testdata/sns.json")
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func snsVector(t testing.TB) (doc struct {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &web{pages: map[string][]byte{}}
+	w = &web{pages: map[string][]byte{}}
 	for _, body := range doc.Messages {
 		m, err := readSNS([]byte(body))
 		if err != nil {
@@ -88,14 +88,14 @@ func snsVector(t testing.TB) (doc struct {
 		w.pages[m["SigningCertURL"]] = []byte(doc.Certificate)
 	}
 	v = openSNS(t, w.certificates(t, root))
-	w.now = root.NotBefore.Add(time.Hour)
-	return doc, v
+	w.now = root.NotBefore.Add(time.Hour) // OpenSSL made it long after what it signs
+	return doc, w, v
 }
 
 // FuzzCertificate: whatever is found where a signing certificate should be, no key comes of it but of the one that a root
 // vouches for.
 func FuzzCertificate(f *testing.F) {
-	doc, v := snsVector(f)
+	doc, _, v := snsVector(f)
 	good, _ := pem.Decode([]byte(doc.Certificate))
 	genuine, err := x509.ParseCertificate(good.Bytes)
 	if err != nil {

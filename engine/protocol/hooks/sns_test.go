@@ -17,7 +17,6 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
-	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -132,25 +131,7 @@ func leafOf(names ...string) func(*x509.Certificate) {
 // What node's crypto has signed as Amazon documents it, and sns-validator takes, is taken: every type, both versions; the
 // confirmation of a subscription is confirmed, once it is asked for in earnest.
 func TestSNSVectors(t *testing.T) {
-	text, err := os.ReadFile("testdata/sns.json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var doc struct {
-		Root, Certificate string
-		Messages          []string
-	}
-	if err := json.Unmarshal(text, &doc); err != nil {
-		t.Fatal(err)
-	}
-	block, _ := pem.Decode([]byte(doc.Root))
-	root, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w := &web{pages: map[string][]byte{}}
-	v := openSNS(t, w.certificates(t, root))
-	w.now = root.NotBefore.Add(time.Hour) // OpenSSL made it long after what it signs
+	doc, w, v := snsVector(t)
 	box := &inbox{}
 	s := newServer(t, box, Source{Source: event.Source{Name: "aws"}, Verifier: v})
 	at := ""
@@ -160,7 +141,6 @@ func TestSNSVectors(t *testing.T) {
 			t.Fatal(err)
 		}
 		at = m["SigningCertURL"].(string)
-		w.pages[at] = []byte(doc.Certificate)
 		taken(t, fmt.Sprint(m["Type"], i), v, webhook(body))
 		refused(t, "one letter more", v, webhook(strings.Replace(body, "\"Message\": \"", "\"Message\": \"x", 1)), "not that of the message")
 		before := len(w.asked)

@@ -85,50 +85,49 @@ func free(p part, value []byte) bool {
 // that is the body, after there in the second.
 func (v *generic) endsOnce(values [][]byte, i, next int) error {
 	between, fixed := v.parts[i+1:next], values[i+1:next]
-	most := 0 // bytes that it may take
-	for k, p := range between {
-		if most += len(fixed[k]); p.kind == partTime {
-			most += maxTime
+	if v.parts[i].kind != partBody {
+		at, value := v.parts[i].text, values[i]
+		if v.parts[i].kind == partURL {
+			at, value = "url", value[bytes.IndexByte(value, '?'):]
 		}
+		most := 0 // bytes of what follows that can be taken for what stands between
+		for k, p := range between {
+			if most += len(fixed[k]); p.kind == partTime {
+				most += maxTime
+			}
+		}
+		var room [512]byte
+		text := joined(append(room[:0], value...), fixed)
+		text = append(text, values[next][:min(len(values[next]), most)]...)
+		return standsIn(text, 0, len(value), between, fixed, at, "after")
 	}
-	value, at, from := values[i], v.parts[i].text, "after"
-	switch v.parts[i].kind {
-	case partURL:
-		value, at = value[bytes.IndexByte(value, '?'):], "url"
-	case partBody:
-		if v.parts[next].kind != partHeader {
-			return nil
-		}
-		value, at, from = values[next], v.parts[next].text, "before"
+	if v.parts[next].kind != partHeader {
+		return nil
 	}
 	var room [512]byte
-	text := room[:0]
-	first := 0
-	if from == "before" {
-		first = 1 // where it has to stand is not looked at
-	} else {
-		text = append(text, value...)
-	}
-	for _, b := range fixed {
-		text = append(text, b...)
-	}
-	last := len(value)
-	if from == "before" {
-		text = append(text, value...)
-		last = len(text)
-	} else {
-		text = append(text, values[next][:min(len(values[next]), most)]...)
-	}
-	for k := first; k < last; k++ {
-		if begins(text[k:], between, fixed) {
+	text := append(joined(room[:0], fixed), values[next]...)
+	return standsIn(text, 1, len(text), between, fixed, v.parts[next].text, "before") // at 0 it has to stand
+}
+
+// standsIn refuses a text in which, from one offset up to another, parts stand; at is where their neighbour comes from.
+func standsIn(text []byte, from, to int, parts []part, values [][]byte, at, side string) error {
+	for k := from; k < to; k++ {
+		if begins(text[k:], parts, values) {
 			var what strings.Builder
-			for _, p := range between {
+			for _, p := range parts {
 				what.WriteString(p.String())
 			}
-			return unverified(at, "its value has %.60q in it, which stands %s it in what is signed", what.String(), from)
+			return unverified(at, "its value has %.60q in it, which stands %s it in what is signed", what.String(), side)
 		}
 	}
 	return nil
+}
+
+func joined(dst []byte, values [][]byte) []byte {
+	for _, b := range values {
+		dst = append(dst, b...)
+	}
+	return dst
 }
 
 // maxTime is how long a notation of a time may be, in bytes.

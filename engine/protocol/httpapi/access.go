@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -277,10 +276,11 @@ func Spend(ctx context.Context) error {
 		}
 	}
 	p := se.now(ctx)
-	if p == nil {
-		return nil // who asks next is told why
+	if p == nil || p.Limits.Rate <= 0 { // of nobody: who asks next is told why
+		return nil
 	}
-	_, err := l.spend(p)
+	now := l.now()
+	_, err := l.spend(p, l.principals.get(p.Identity(), now), now)
 	return err
 }
 
@@ -345,7 +345,7 @@ func (se *session) check(ctx context.Context) error {
 
 // hold returns a context that ends when ctx does, or, for ErrRevoked, when the caller may not go on. Call stop.
 func (se *session) hold(ctx context.Context) (_ context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(context.WithValue(ctx, sessionKey{}, se))
+	ctx, cancel := context.WithCancelCause(access.WithAddr(context.WithValue(ctx, sessionKey{}, se), se.cred.Addr))
 	se.end = func() { cancel(ErrRevoked) }
 	var again *time.Timer
 	again = time.AfterFunc(time.Hour, func() {
@@ -370,12 +370,4 @@ func (c *call) still() error {
 		return err
 	}
 	return c.allowed()
-}
-
-// CallerAddr is the address of who is at the other end of a connection that a Mount took over.
-func CallerAddr(ctx context.Context) netip.Addr {
-	if se, ok := ctx.Value(sessionKey{}).(*session); ok {
-		return se.cred.Addr
-	}
-	return netip.Addr{}
 }

@@ -357,21 +357,20 @@ func (c *call) limit(p *access.Principal) error {
 			before.conns.Add(-1)
 		}
 	}
-	r, err := l.spend(p)
+	r, err := l.spend(p, b, now)
 	if err == nil && r.bounds() {
 		c.tellLimit(b, now, r)
 	}
 	return err
 }
 
-// spend takes one request from what a principal may send.
-func (l *limiter) spend(p *access.Principal) (rate, error) {
+// spend takes one request from what a principal, whose bucket b is, may send.
+func (l *limiter) spend(p *access.Principal, b *bucket, now int64) (rate, error) {
 	r := newRate(p.Limits.Rate, p.Limits.Burst)
 	if !r.bounds() {
 		return r, nil
 	}
-	now := l.now()
-	if wait := l.principals.get(p.Identity(), now).requests.take(now, r); wait > 0 {
+	if wait := b.requests.take(now, r); wait > 0 {
 		l.refused[limitPrincipalRate].Add(1)
 		return r, tooMany(wait, r, "%s sends more than %g requests a second; wait", p.Name, p.Limits.Rate)
 	}
