@@ -1,13 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
 	"log/slog"
 	"os"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/millrace/millrace/engine/access"
@@ -16,23 +14,16 @@ import (
 
 // auditLines keeps the log of a process.
 type auditLines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-// Write implements io.Writer.
-func (a *auditLines) Write(b []byte) (int, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.b.Write(b)
+	lockedBuffer
+	seen int // bytes
 }
 
 // denied are the refusals since the last time, as "principal addr action kind name".
 func (a *auditLines) denied(t *testing.T) (lines []string) {
 	t.Helper()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for d := json.NewDecoder(&a.b); ; {
+	text := a.String()[a.seen:]
+	a.seen += len(text)
+	for d := json.NewDecoder(strings.NewReader(text)); ; {
 		var e struct{ Msg, Outcome, Principal, Addr, Action, Kind, Name string }
 		if err := d.Decode(&e); err == io.EOF {
 			return lines
@@ -125,6 +116,10 @@ roles:
 			t.Errorf("%d: %s %s %s: %d %s; want %d; in the audit log is %q, want %q; %d counted, want %d", i, c.method, c.path, c.body, a.status, a.body, c.status, got, c.want, n, before)
 			before = n
 		}
+	}
+	w.socket(glbx).ask(`{"op":"publish","topic":"acme.orders","events":[1]}`)
+	if got := strings.Join(log.denied(t), "\n"); got != "key:k 127.0.0.1 publish topic acme.orders" {
+		t.Errorf("over a WebSocket: in the audit log is %q", got)
 	}
 	w.keptSecrets()
 	w.othersSecrets()

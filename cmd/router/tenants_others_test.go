@@ -6,8 +6,10 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"strings"
+	"testing"
 	"time"
 
 	frames "github.com/gobwas/ws"
@@ -120,37 +122,60 @@ func (w *tenancy) others() {
 	}
 }
 
-// sockets asks over a WebSocket.
-func (w *tenancy) sockets() {
+// A tenantSocket is a WebSocket of one of the tenants'.
+type tenantSocket struct {
+	t  *testing.T
+	nc net.Conn
+	br *bufio.Reader
+}
+
+func (w *tenancy) socket(who string) *tenantSocket {
 	w.t.Helper()
-	dialer := frames.Dialer{Header: frames.HandshakeHeaderHTTP{"Authorization": {"Bearer " + w.keys[glbx]}}}
+	dialer := frames.Dialer{Header: frames.HandshakeHeaderHTTP{"Authorization": {"Bearer " + w.keys[who]}}}
 	nc, br, _, err := dialer.Dial(w.t.Context(), strings.Replace(w.base, "http://", "ws://", 1)+"/v1/ws")
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	defer nc.Close()
+	w.t.Cleanup(func() { nc.Close() })
 	_ = nc.SetDeadline(time.Now().Add(20 * time.Second))
 	if br == nil {
 		br = bufio.NewReader(nc)
 	}
-	ask := func(message string) string {
-		if err := wsutil.WriteClientText(nc, []byte(message)); err != nil {
-			w.t.Fatal(err)
-		}
-		for {
-			h, err := frames.ReadHeader(br)
-			if err != nil {
-				w.t.Fatal(err)
-			}
-			b := make([]byte, h.Length)
-			if _, err := io.ReadFull(br, b); err != nil {
-				w.t.Fatal(err)
-			}
-			if h.OpCode == frames.OpText {
-				return string(b)
-			}
+	return &tenantSocket{w.t, nc, br}
+}
+
+// hear waits for the next frame.
+func (s *tenantSocket) hear() (frames.OpCode, []byte) {
+	s.t.Helper()
+	h, err := frames.ReadHeader(s.br)
+	if err != nil {
+		s.t.Fatal("the socket: ", err)
+	}
+	b := make([]byte, h.Length)
+	if _, err := io.ReadFull(s.br, b); err != nil {
+		s.t.Fatal(err)
+	}
+	return h.OpCode, b
+}
+
+// ask says something and waits for the answer.
+func (s *tenantSocket) ask(message string) string {
+	s.t.Helper()
+	if err := wsutil.WriteClientText(s.nc, []byte(message)); err != nil {
+		s.t.Fatal(err)
+	}
+	for {
+		if op, b := s.hear(); op == frames.OpText {
+			return string(b)
 		}
 	}
+}
+
+// sockets asks over a WebSocket.
+func (w *tenancy) sockets() {
+	w.t.Helper()
+	socket := w.socket(glbx)
+	ask := socket.ask
 	for _, c := range []struct{ kind, message string }{
 		{"topic", `{"op":"subscribe","ref":"1","topic":"NAME"}`},
 		{"subscription", `{"op":"subscribe","ref":"1","subscription":"NAME"}`},
@@ -192,19 +217,13 @@ func (w *tenancy) sockets() {
 		}
 	}
 	for {
-		h, err := frames.ReadHeader(br)
-		if err != nil {
-			w.t.Fatal("the socket of a revoked key: ", err)
+		op, b := socket.hear()
+		if op != frames.OpClose {
+			continue
 		}
-		b := make([]byte, h.Length)
-		if _, err := io.ReadFull(br, b); err != nil {
-			w.t.Fatal(err)
+		if code, reason := frames.ParseCloseFrameData(b); code != frames.StatusPolicyViolation {
+			w.t.Errorf("closed with %d %s; want 1008", code, reason)
 		}
-		if h.OpCode == frames.OpClose {
-			if code, reason := frames.ParseCloseFrameData(b); code != frames.StatusPolicyViolation {
-				w.t.Errorf("closed with %d %s; want 1008", code, reason)
-			}
-			return
-		}
+		return
 	}
 }
