@@ -15,7 +15,8 @@ type Options struct {
 	Store storage.Store
 	Host  *plugins.Host // nil: a plan with functions is refused
 
-	// Sealed is a topic that Publish alone writes to: no subscription, function, schedule or source does. "" for none.
+	// Sealed is a topic that PublishSealed alone writes to: no client, subscription, function, schedule or source does. "" for
+	// none.
 	Sealed string
 	// AutoCreate makes an unknown topic on its first publish instead of refusing it.
 	AutoCreate bool

@@ -33,8 +33,21 @@ var publications = sync.Pool{New: func() any { return new(publication) }}
 // source and time. Events may be borrowed: nothing is kept of them.
 //
 // Errors: event.ErrNotFound (topic), ErrInvalid, ErrTooLarge, ErrSchema, ErrConflict (an id that was used
-// for other content), ErrFull, ErrUnavailable; where one of several events is at fault, with its index.
+// for other content), ErrDenied (the sealed topic), ErrFull, ErrUnavailable; where one of several events is at fault, with
+// its index.
 func (e *Engine) Publish(ctx context.Context, name string, evs []event.Event, pos []event.Position) error {
+	if err := e.sealed(name); err != nil {
+		return err
+	}
+	return e.publish(ctx, name, evs, pos)
+}
+
+// PublishSealed is Publish for who keeps the sealed topic, to that topic.
+func (e *Engine) PublishSealed(ctx context.Context, evs []event.Event, pos []event.Position) error {
+	return e.publish(ctx, e.o.Sealed, evs, pos)
+}
+
+func (e *Engine) publish(ctx context.Context, name string, evs []event.Event, pos []event.Position) error {
 	if e.draining.Load() {
 		return fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
 	}

@@ -11,7 +11,7 @@ func (e *Engine) sealed(topic string) error {
 	if topic != e.o.Sealed || topic == "" {
 		return nil
 	}
-	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is written to by the router alone", topic))
+	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is the audit log: only the router writes to it", topic))
 }
 
 // checkSealed refuses definitions by which something would be written to the sealed topic.

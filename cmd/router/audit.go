@@ -106,7 +106,7 @@ func (a *auditTopic) store(ctx context.Context, first access.AuditEntry) {
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Second)
 	defer cancel()
-	if err := a.e.Publish(ctx, a.topic, evs, make([]event.Position, len(evs))); err != nil {
+	if err := a.e.PublishSealed(ctx, evs, make([]event.Position, len(evs))); err != nil {
 		a.lost.Add(uint64(len(entries)))
 		a.log.Error("the audit topic takes nothing; the entries are in this log", "topic", a.topic, "entries", len(entries), "error", err)
 	}

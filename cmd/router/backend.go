@@ -25,7 +25,6 @@ type backend struct {
 	start time.Time
 
 	backups
-	sealed string // a topic that only the router writes to; "" for none
 }
 
 var _ httpapi.Backend = backend{}
@@ -84,26 +83,6 @@ func (b socketBackend) Settle(ctx context.Context, name string, leases []string,
 // unseen takes other names out of what a client is told of a name that does not exist.
 func (b socketBackend) unseen(ctx context.Context, k access.Kind, name string, err error) error {
 	return httpapi.Unseen(httpapi.Caller(ctx), k, name, err, b.Has)
-}
-
-// Publish stores events that came from outside.
-func (b backend) Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error {
-	if topic == b.sealed && topic != "" {
-		return refuseSealed(topic)
-	}
-	return b.Engine.Publish(ctx, topic, evs, pos)
-}
-
-// Ask is Publish of one event whose producer waits for a reply.
-func (b backend) Ask(ctx context.Context, topic string, evs []event.Event, pos []event.Position, end <-chan struct{}) (*event.Reply, error) {
-	if topic == b.sealed && topic != "" {
-		return nil, refuseSealed(topic)
-	}
-	return b.Engine.Ask(ctx, topic, evs, pos, end)
-}
-
-func refuseSealed(topic string) error {
-	return event.Bad(event.ErrDenied, "topic", fmt.Sprintf("%q is the audit log (--audit-topic): only the router writes to it", topic))
 }
 
 // Replay begins a replay, through a function and a version that whoever asks may see.

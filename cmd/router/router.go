@@ -169,7 +169,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		o.log.Warn("when the last backup was made is not known", "error", err)
 	}
 	m.backups = book.stats
-	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(), sealed: o.auditTopic,
+	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(),
 		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}, book: book}}
 	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Spend: httpapi.Spend, Reserve: httpapi.Reserve, Release: httpapi.Release, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
 		return r, err

@@ -415,7 +415,7 @@ func (w *tenancy) auditTopic() {
 	w.as(developer, 201, "POST", "/v1/subscriptions", "application/json", `{"name":"forge","topic":"shared","functions":["forge"],"deliver":{"pull":{}},"retry":{"attempts":1}}`)
 	w.as(developer, 202, "POST", "/v1/topics/shared/events", "application/json", `{}`)
 	until(w.t, "what emits to the audit log is a dead letter", func() bool {
-		return strings.Contains(w.as("", 200, "GET", "/v1/subscriptions/forge/deadletters", "", ""), "written to by the router alone")
+		return strings.Contains(w.as("", 200, "GET", "/v1/subscriptions/forge/deadletters", "", ""), "only the router writes")
 	})
 	for _, c := range []struct {
 		as           string
