@@ -38,6 +38,7 @@ var arrows = []struct {
 	{"storage", []string{"engine/event"}},
 	{"storage/...", []string{"engine/event"}},
 	{"engine/rules", []string{"engine", "filters", "plugins", "engine/event"}},
+	{"engine/protocol/mqtt", []string{"engine/event", "engine/access", "engine/admission", "engine/mqttname"}},
 	{"engine/protocol/...", []string{"engine/event", "engine/access", "engine/egress"}},
 	{"engine/connector/...", []string{"engine/event", "engine/access", "engine/egress"}},
 	{"engine", []string{"storage", "filters", "plugins", "engine/event"}},

@@ -1,0 +1,97 @@
+package mqtt
+
+import (
+	"context"
+	"net/netip"
+	"time"
+
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/event"
+)
+
+// Backend is what this face needs of the router. Errors are event's.
+type Backend interface {
+	// Publish stores all events or none and fills in pos, which has their number. Once it returns nil they are durable.
+	// Nothing is kept of the events.
+	Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error
+	// MQTT returns the mappings and sources in force; it is replaced as a whole.
+	MQTT() Names
+	// Rows is where sessions keep what must outlive the process.
+	Rows() Rows
+
+	// OpenTopic begins to read a topic; filter "" passes all. Close the reader.
+	OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (Reader, error)
+	// Pull leases up to max deliveries, waiting up to wait for the first; event.ErrConflict if the subscription does not
+	// deliver by pull.
+	Pull(ctx context.Context, subscription string, max int, wait time.Duration) ([]event.Lease, error)
+	// Unpull takes back leases that never reached their consumer.
+	Unpull(subscription string, leases []string) error
+	// Settle settles leases durably or prolongs them; lost are those that were no longer held, in the order given.
+	Settle(ctx context.Context, subscription string, leases []string, how event.Settling) (lost []event.Lost, err error)
+}
+
+// Reader walks a topic. It belongs to one goroutine.
+type Reader interface {
+	// Next returns the next event that passes the filter, waiting until there is one or ctx ends (then ctx's error). An
+	// event that the ring overtook is event.ErrGone. The record is read-only.
+	Next(ctx context.Context) (event.Record, error)
+	// TryNext does not wait: ok is false at the end of what is stored now, or, with more, after a bounded number of
+	// events that the filter did not pass.
+	TryNext(ctx context.Context) (rec event.Record, ok, more bool, err error)
+	// Cursor is the opaque position after everything that was returned or passed over.
+	Cursor() string
+	Close()
+}
+
+// Table says of what a row is.
+type Table uint8
+
+// The tables of this face.
+const (
+	SessionRows  Table = iota // sessions: see sessions.go
+	PacketRows                // packet ids of QoS 2: see qos2.go
+	RetainedRows              // retained messages: see retained.go
+)
+
+// A Row is one change of a table: Value is put under Key, or with Delete what lies there goes.
+type Row struct {
+	Table      Table
+	Key, Value []byte
+	Delete     bool
+}
+
+// Rows are the small rows that sessions keep. Its methods may be called from several goroutines.
+type Rows interface {
+	// Write makes all changes or none. With durable they survive a crash once it returns nil, and everything written
+	// before; without they do so after the next write that is durable, whoever's it is. Nothing is kept of rows.
+	Write(ctx context.Context, rows []Row, durable bool) error
+	// Load returns the value under a key; event.ErrNotFound where there is none.
+	Load(ctx context.Context, t Table, key []byte) ([]byte, error)
+	// Scan calls each for every row whose key begins with prefix, in the order of the keys; key and value are borrowed.
+	Scan(ctx context.Context, t Table, prefix []byte, each func(key, value []byte) error) error
+}
+
+// A Door lets connections in: one set of limits under every protocol. An error is one connection too many.
+type Door interface {
+	Enter(peer netip.Addr) (Visit, error)
+}
+
+// A Visit is a connection that was let in.
+type Visit interface {
+	Leave() // once or more
+	// Open authenticates who speaks: access.ErrUnauthenticated where nobody known does.
+	Open(ctx context.Context, cred access.Credentials) (Caller, error)
+}
+
+// A Caller is who speaks on a connection.
+type Caller interface {
+	Principal() *access.Principal // as last checked
+	// May asks whether he may do something; a refusal is audited. What he may not see is event.ErrNotFound.
+	May(a access.Action, k access.Kind, name string) error
+	Spend() error              // takes one message from what he may send
+	Reserve(n, size int) error // memory for a large packet: event.ErrUnavailable
+	Release()                  // all that was reserved
+	Close()
+	// Hold authenticates again now and then, asks still, and ends the context where either refuses; call the func.
+	Hold(ctx context.Context, still func() error) (context.Context, func())
+}

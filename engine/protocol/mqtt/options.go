@@ -1,0 +1,75 @@
+package mqtt
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/millrace/millrace/engine/event"
+)
+
+// Options configure a Server. The zero value of a field means its default.
+type Options struct {
+	Backend Backend
+	Door    Door
+	Limits  event.Limits // Event bounds a message
+	Log     *slog.Logger
+	Now     func() time.Time
+
+	ConnectTimeout time.Duration // from a connection's begin to its CONNECT, TLS among it; 10 s
+	PacketTimeout  time.Duration // from a packet's first byte to its last; 60 s
+	WriteTimeout   time.Duration // of one write; a client that takes longer is dropped; 15 s
+	MaxExpiry      time.Duration // of a session without a connection; longer ones are shortened to it, and told so; 7 days
+}
+
+// Bounds of a connection. Those of what is sent to a client are in outbox.go.
+const (
+	connectSize   = 64 << 10 // bytes of a CONNECT
+	packetSurplus = 64 << 10 // bytes of a packet beside its event: name and properties
+	receiveMax    = 1000     // messages of QoS 1 and 2 that are under way from a client
+	aliasMax      = 64       // topic aliases of a client
+	maxClientID   = 256      // bytes
+	batchMessages = 256      // messages of one commit
+	batchBytes    = 1 << 20  // and their bytes
+	largePacket   = 16 << 10 // bytes past which a packet needs room
+)
+
+func (o Options) withDefaults() Options {
+	o.Limits = o.Limits.WithDefaults()
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	fill := func(d *time.Duration, v time.Duration) {
+		if *d == 0 {
+			*d = v
+		}
+	}
+	fill(&o.ConnectTimeout, 10*time.Second)
+	fill(&o.PacketTimeout, time.Minute)
+	fill(&o.WriteTimeout, 15*time.Second)
+	fill(&o.MaxExpiry, 7*24*time.Hour)
+	return o
+}
+
+func (o Options) validate() error {
+	var errs []error
+	if o.Backend == nil {
+		errs = append(errs, errors.New("options: Backend is missing"))
+	}
+	if o.Door == nil {
+		errs = append(errs, errors.New("options: Door is missing"))
+	}
+	for _, x := range []struct {
+		d    time.Duration
+		name string
+	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.PacketTimeout, "PacketTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.MaxExpiry, "MaxExpiry"}} {
+		if x.d < 0 {
+			errs = append(errs, fmt.Errorf("options: %s is %s; want a positive duration, or 0 for the default", x.name, x.d))
+		}
+	}
+	return errors.Join(errs...)
+}
