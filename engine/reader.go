@@ -166,6 +166,17 @@ func (r *Reader) Cursor() string {
 	return r.t.cursor(offsets)
 }
 
+// Offsets appends the next offset of each partition to dst: where Cursor stands.
+func (r *Reader) Offsets(dst []event.Offset) []event.Offset {
+	for i := range r.parts {
+		dst = append(dst, r.parts[i].next)
+	}
+	return dst
+}
+
+// CursorAt is the position before the given offset of each partition of the topic that is read.
+func (r *Reader) CursorAt(offsets []event.Offset) string { return r.t.cursor(offsets) }
+
 // Close ends the reader; it holds nothing that must be given back.
 func (r *Reader) Close() {}
 
