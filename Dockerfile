@@ -7,6 +7,7 @@ ARG TARGETOS TARGETARCH
 ARG VERSION=unknown REVISION= TIME=
 WORKDIR /src
 COPY go.mod go.sum ./
+COPY sdk/client/go.mod sdk/client/go.sum sdk/client/
 RUN go mod download
 COPY . .
 RUN GOOS=wasip1 GOARCH=wasm go build -C examples/quickstart/functions/redact -buildmode=c-shared -trimpath -buildvcs=false \

@@ -129,6 +129,10 @@ func inventory(dir, path, platform string, src source) (bom, notices []byte, err
 	fmt.Fprintf(&text, "Go %s\n\n%s\n\n----\n\n", info.GoVersion, bytes.TrimSpace(own))
 	for _, d := range info.Deps {
 		if d.Replace != nil {
+			if d.Replace.Version == "" { // a folder of this repository, under its licence
+				parts = append(parts, module("library", d.Path, src.version))
+				continue
+			}
 			d = d.Replace
 		}
 		c := module("library", d.Path, d.Version)
