@@ -28,6 +28,7 @@ var arrows = []struct {
 }{
 	{"engine/event", nil},
 	{"engine/access", []string{"engine/event"}},
+	{"engine/mqttname", []string{"engine/event"}},
 	{"engine/egress", []string{"engine/event"}},
 	{"engine/edge", nil},
 	{"filters", []string{"engine/event"}},
@@ -37,7 +38,7 @@ var arrows = []struct {
 	{"plugins/...", []string{"engine/event"}},
 	{"storage", []string{"engine/event"}},
 	{"storage/...", []string{"engine/event"}},
-	{"engine/rules", []string{"engine", "filters", "plugins", "engine/event"}},
+	{"engine/rules", []string{"engine", "filters", "plugins", "engine/event", "engine/mqttname"}},
 	{"engine/protocol/mqtt", []string{"engine/event", "engine/access", "engine/admission", "engine/mqttname"}},
 	{"engine/protocol/...", []string{"engine/event", "engine/access", "engine/egress"}},
 	{"engine/connector/...", []string{"engine/event", "engine/access", "engine/egress"}},

@@ -132,6 +132,7 @@ type Deliver struct {
 	Kind        string        // Push: the sink's kind, such as "webhook"
 	Topic       string        // ToTopic and Stream: where outputs go
 	StreamKeep  Retain        // Stream: bounds of its topic
+	MQTT        MQTTNames     // Stream: under which names MQTT clients read it
 	AckDeadline time.Duration // Pull: 10 s; 10 s to 600 s
 }
 

@@ -15,7 +15,7 @@ type Backend interface {
 	// Nothing is kept of the events.
 	Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error
 	// MQTT returns the mappings and sources in force; it is replaced as a whole.
-	MQTT() Names
+	MQTT() *Names
 	// Rows is where sessions keep what must outlive the process.
 	Rows() Rows
 
