@@ -21,6 +21,10 @@ type Backend interface {
 
 	// OpenTopic begins to read a topic; filter "" passes all. Close the reader.
 	OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (Reader, error)
+	// Event returns one event of a topic; event.ErrGone once the ring has overtaken it.
+	Event(ctx context.Context, topic string, pos event.Position) (event.Record, error)
+	// Pulls are the subscriptions that deliver by pull: what clients may share.
+	Pulls() []PullSource
 	// Pull leases up to max deliveries, waiting up to wait for the first; event.ErrConflict if the subscription does not
 	// deliver by pull.
 	Pull(ctx context.Context, subscription string, max int, wait time.Duration) ([]event.Lease, error)
@@ -38,10 +42,16 @@ type Reader interface {
 	// TryNext does not wait: ok is false at the end of what is stored now, or, with more, after a bounded number of
 	// events that the filter did not pass.
 	TryNext(ctx context.Context) (rec event.Record, ok, more bool, err error)
-	// Cursor is the opaque position after everything that was returned or passed over.
+	// Cursor is the opaque position after everything that was returned or passed over, and Offsets appends the next offset
+	// of each partition to dst: the same in numbers. CursorAt is that of other offsets of the topic.
 	Cursor() string
+	Offsets(dst []event.Offset) []event.Offset
+	CursorAt(offsets []event.Offset) string
 	Close()
 }
+
+// A PullSource is a subscription that delivers by pull, and the topic whose events it hands out.
+type PullSource struct{ Name, Topic string }
 
 // Table says of what a row is.
 type Table uint8
