@@ -13,8 +13,6 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/egress"
-	"github.com/millrace/millrace/engine/event"
-	"github.com/millrace/millrace/engine/protocol/httpapi"
 )
 
 // A guard is who decides what callers may do, with the file that its policy comes from.
@@ -59,19 +57,6 @@ func openGuard(o routerOptions, e *engine.Engine, dialer *egress.Dialer, getenv 
 		Token: o.token, Policy: policy, HTTP: jwksFetcher(dialer), Fetched: g.fetched, Keys: keyStore{e}, Audit: g.tell, Off: o.token == "" && o.accessFile == "",
 	})
 	return g, err
-}
-
-// mayOnSocket asks for the client of a WebSocket.
-func (g *guard) mayOnSocket(ctx context.Context, a access.Action, k access.Kind, name string) error {
-	p := httpapi.Caller(ctx)
-	err := p.Check(a, k, name)
-	if err != nil {
-		g.Refused(p, access.AddrFrom(ctx), a, k, name, err)
-	}
-	if errors.Is(err, event.ErrNotFound) {
-		return httpapi.NotFound(k, name)
-	}
-	return err
 }
 
 // state is the guard in one line.

@@ -51,6 +51,20 @@ type socketBackend struct{ backend }
 
 var _ ws.Backend = socketBackend{}
 
+// socketOptions are those of the WebSocket face, whose clients HTTP has let in.
+func socketOptions(b backend, o routerOptions) ws.Options {
+	return ws.Options{
+		Backend: socketBackend{b}, Limits: o.edge.limits, Log: o.log,
+		May: func(ctx context.Context, a access.Action, k access.Kind, name string) error {
+			return httpapi.SessionOf(ctx).May(a, k, name)
+		},
+		Spend:   func(ctx context.Context) error { return httpapi.SessionOf(ctx).Spend() },
+		Reserve: func(ctx context.Context, n, size int) error { return httpapi.SessionOf(ctx).Reserve(n, size) },
+		Release: func(ctx context.Context) { httpapi.SessionOf(ctx).Release() },
+		Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent,
+	}
+}
+
 // OpenTopic opens a reader.
 func (b socketBackend) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (ws.Reader, error) {
 	r, err := b.backend.OpenTopic(ctx, topic, start, filter)
@@ -77,12 +91,12 @@ func (b socketBackend) Pull(ctx context.Context, name string, max int, wait time
 // Settle settles leases.
 func (b socketBackend) Settle(ctx context.Context, name string, leases []string, how event.Settling) ([]event.Lost, error) {
 	lost, err := b.backend.Settle(ctx, name, leases, how)
-	return httpapi.UnseenLeases(httpapi.Caller(ctx), lost), b.unseen(ctx, access.Subscription, name, err)
+	return access.UnseenLeases(httpapi.SessionOf(ctx).Principal(), lost), b.unseen(ctx, access.Subscription, name, err)
 }
 
 // unseen takes other names out of what a client is told of a name that does not exist.
 func (b socketBackend) unseen(ctx context.Context, k access.Kind, name string, err error) error {
-	return httpapi.Unseen(httpapi.Caller(ctx), k, name, err, b.Has)
+	return access.Unseen(httpapi.SessionOf(ctx).Principal(), k, name, err, b.Has)
 }
 
 // Replay begins a replay, through a function and a version that whoever asks may see.

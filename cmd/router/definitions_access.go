@@ -14,7 +14,6 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
-	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/storage"
@@ -149,7 +148,7 @@ func wider(confined []byte, tenant string) bool {
 func (d *definitions) mayUse(p askedBy, a access.Action, k access.Kind, name, at string) error {
 	err := mayAt(p, a, k, name, at)
 	if err == nil && !d.Has(k, name) {
-		err = event.At(at, httpapi.NotFound(k, name))
+		err = event.At(at, access.NotFound(k, name))
 	}
 	return err
 }
@@ -162,7 +161,7 @@ func mayAt(p askedBy, a access.Action, k access.Kind, name, at string) error {
 	}
 	p.refused(a, k, name, err)
 	if errors.Is(err, event.ErrNotFound) {
-		err = httpapi.NotFound(k, name)
+		err = access.NotFound(k, name)
 	}
 	return event.At(at, err)
 }
@@ -251,7 +250,7 @@ func (d *definitions) seenFunction(p askedBy, ref, at string) (string, error) {
 		return "", mayAt(p, access.Invoke, access.Function, name, at)
 	}
 	if !d.Has(access.Function, name) {
-		return "", event.At(at, httpapi.NotFound(access.Function, name))
+		return "", event.At(at, access.NotFound(access.Function, name))
 	}
 	return d.seenVersion(p, ref, at)
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/edge"
 	"github.com/millrace/millrace/engine/protocol/httpapi"
 )
@@ -12,6 +13,7 @@ import (
 // edgeStats are the figures of the addresses that a router listens on.
 type edgeStats struct {
 	server   *httpapi.Server
+	door     *admission.Door
 	expiries []edge.Expiry
 }
 
@@ -29,7 +31,7 @@ var (
 
 // edgeStats reads them.
 func (r *router) edgeStats() (s edgeStats) {
-	s.server = r.http
+	s.server, s.door = r.http, r.door
 	if r.edge != nil {
 		s.expiries = r.edge.Expiries()
 	}
@@ -48,7 +50,7 @@ func (m *metrics) collectEdge(out chan<- prometheus.Metric) {
 	used, budget := s.server.BodiesInFlight()
 	gauge(descInFlight, float64(used))
 	gauge(descBudget, float64(budget))
-	s.server.LimitRefusals(func(limit string, n uint64) {
+	s.door.Refusals(func(limit string, n uint64) {
 		out <- prometheus.MustNewConstMetric(descRefused, prometheus.CounterValue, float64(n), limit)
 	})
 	out <- prometheus.MustNewConstMetric(descHandshakes, prometheus.CounterValue, float64(s.server.HandshakesFailed()))

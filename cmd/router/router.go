@@ -17,6 +17,7 @@ import (
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/edge"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/protocol/hooks"
@@ -69,7 +70,8 @@ type router struct {
 	ws     *ws.Server
 	hooks  *hooks.Server
 	guard  *guard
-	edge   *edge.Edge // nil without TLS
+	door   *admission.Door // of all faces
+	edge   *edge.Edge      // nil without TLS
 	faces  []httpapi.Face
 	ln     net.Listener // of the first of them
 }
@@ -171,32 +173,11 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	m.backups = book.stats
 	b := backend{Engine: r.engine, definitions: r.defs, backtesting: newBacktesting(r.defs), store: r.store, start: time.Now(),
 		backups: backups{data: o.data, store: r.store, version: thisBuild().Version, now: time.Now, one: &sync.Mutex{}, book: book}}
-	if r.ws, err = ws.New(ws.Options{Backend: socketBackend{b}, May: r.guard.mayOnSocket, Spend: httpapi.Spend, Reserve: httpapi.Reserve, Release: httpapi.Release, Problem: httpapi.ProblemOf, Render: httpapi.AppendEvent, Limits: o.edge.limits, Log: o.log}); err != nil {
+	if err := r.openFaces(ctx, b, dialer, m); err != nil {
 		return r, err
 	}
-	if r.edge, err = openEdge(o, dialer); err != nil {
-		return r, err
-	}
-	if err := r.listen(ctx); err != nil {
-		return r, err
-	}
-	if r.http, err = httpapi.New(r.edgeServer(httpapi.Options{
-		Backend: b, Guard: r.guard.Guard, Recheck: o.look, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
-		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
-		Mounts: mounts(r.ws, r.hooks),
-	})); err != nil {
-		return r, err
-	}
-	m.edge = r.edgeStats
 	debug.FreeOSMemory() // what compiling functions took is not needed again
 	return r, nil
-}
-
-// mounts are the protocols beside HTTP's own on the one listener.
-func mounts(sockets *ws.Server, inbound *hooks.Server) []httpapi.Mount {
-	return append([]httpapi.Mount{
-		{Method: "GET", Path: "/v1/ws", Stream: true, In: httpapi.Known, Serve: sockets.Serve},
-	}, sourceMounts(inbound)...)
 }
 
 // streams are the figures of connections that stay open.

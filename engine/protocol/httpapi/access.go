@@ -6,10 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync/atomic"
-	"time"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -130,7 +129,7 @@ func (c *call) identify(h *fasthttp.RequestHeader) error {
 	}
 	if ok && err == nil {
 		if nc := connOf(c.ctx); nc != nil {
-			nc.known, nc.knownAs = true, c.s.limits.hash(cred.Bearer)
+			nc.known, nc.knownAs = true, c.s.door.Hash(cred.Bearer)
 		}
 		return nil
 	}
@@ -172,7 +171,7 @@ func (c *call) may(a access.Action, k access.Kind, name string) error {
 		c.s.o.Guard.Refused(c.principal, c.addr(), a, k, name, err)
 	}
 	if errors.Is(err, event.ErrNotFound) {
-		return NotFound(k, name)
+		return access.NotFound(k, name)
 	}
 	return err
 }
@@ -187,36 +186,11 @@ func (c *call) mayMake(k access.Kind, name string) error {
 	return err
 }
 
-// NotFound is the answer to whoever may not see everything, about what does not exist and about what he may not see: no
-// other name is in it.
-func NotFound(k access.Kind, name string) error {
-	return event.Bad(event.ErrNotFound, k.String(), fmt.Sprintf("%s %.80q does not exist, or is not for you to see", k, name))
-}
-
-// Unseen turns an error about what does not exist, which suggests other names, into one that does not where p may not see
-// everything. has says whether something exists; what is missing may also be a part of it, whose error stays.
-func Unseen(p *access.Principal, k access.Kind, name string, err error, has func(access.Kind, string) bool) error {
-	if !errors.Is(err, event.ErrNotFound) || p == nil || p.Everything() || name == "" || has(k, name) {
-		return err
-	}
-	return NotFound(k, name)
-}
-
-// UnseenLeases makes leases that others were handed, to whoever may not see everything, ones that nobody was.
-func UnseenLeases(p *access.Principal, lost []event.Lost) []event.Lost {
-	for i := range lost {
-		if lost[i].Why == event.LostForeign && !p.Everything() {
-			lost[i].Why = event.LostUnknown
-		}
-	}
-	return lost
-}
-
 func (c *call) unseen(err error) error {
 	if err == nil || c.name == "" {
 		return err
 	}
-	return Unseen(c.principal, c.kind, strings.Clone(c.name), err, c.s.o.Backend.Has)
+	return access.Unseen(c.principal, c.kind, strings.Clone(c.name), err, c.s.o.Backend.Has)
 }
 
 // context is that of the call's work, with who asks and from where: for the parts of the router that ask on.
@@ -224,113 +198,44 @@ func (c *call) context() context.Context {
 	return access.WithAddr(access.With(c.s.work, c.principal), c.addr())
 }
 
-// A session is who reads a connection that stays open. What he may changes while he reads: his key is revoked, his
-// token expires, his roles are others.
+// A session is who reads a connection that stays open, by a call that asks something of him.
 type session struct {
-	s     *Server
-	cred  access.Credentials
+	*admission.Session
 	needs needs
 	name  string
-	who   atomic.Pointer[access.Principal]
-
-	nc     *conn   // that he is at the other end of
-	client *bucket // of his address
-	end    func()  // ends the connection: he may not go on
 }
 
 type sessionKey struct{}
 
-// Caller is who is at the other end of a connection that a Mount took over, as it is known now. Nil: nobody, or not any
-// more.
-func Caller(ctx context.Context) *access.Principal {
+// SessionOf is of who is at the other end of a connection that a Mount took over; nil elsewhere.
+func SessionOf(ctx context.Context) *admission.Session {
 	if se, ok := ctx.Value(sessionKey{}).(*session); ok {
-		return se.now(ctx)
+		return se.Session
 	}
 	return nil
 }
-
-// now is who the caller is; nil, and the connection ends, where what he has shown has just ended.
-func (se *session) now(ctx context.Context) *access.Principal {
-	p := se.who.Load()
-	if se.needs.in == Anyone || !p.Ended(se.s.o.Now()) {
-		return p
-	}
-	if se.check(ctx) != nil {
-		se.end()
-		return nil
-	}
-	return se.who.Load()
-}
-
-// Spend takes a message on a connection that a Mount took over from what its caller and its address may send, as if it
-// were a request.
-func Spend(ctx context.Context) error {
-	se, ok := ctx.Value(sessionKey{}).(*session)
-	if !ok {
-		return nil
-	}
-	l := se.s.limits
-	if l.address.bounds() && se.client != nil {
-		if wait := se.client.requests.take(l.now(), l.address); wait > 0 {
-			return l.tooFast(wait)
-		}
-	}
-	p := se.now(ctx)
-	if p == nil || p.Limits.Rate <= 0 { // of nobody: who asks next is told why
-		return nil
-	}
-	now := l.now()
-	_, err := l.spend(p, l.principals.get(p.Identity(), now), now)
-	return err
-}
-
-// Reserve takes n more bytes of the room for large bodies for a message on a connection that a Mount took over, which has
-// size bytes with them. Release gives them back, and so does the end of the connection.
-func Reserve(ctx context.Context, n, size int) error {
-	se, ok := ctx.Value(sessionKey{}).(*session)
-	if !ok {
-		return nil
-	}
-	if err := se.s.shed(int64(size)); err != nil {
-		return err
-	}
-	if !se.s.bodies.reserve(se.nc, int64(n), se.needs.in == Anyone) {
-		return se.s.tooManyBodies()
-	}
-	return nil
-}
-
-// Release gives back all that Reserve took.
-func Release(ctx context.Context) {
-	if se, ok := ctx.Value(sessionKey{}).(*session); ok {
-		se.s.bodies.release(se.nc)
-	}
-}
-
-// ErrRevoked is why the context of a connection ends whose caller may not read it any more.
-var ErrRevoked = fmt.Errorf("what you have shown is not valid any more, or you may not read this any more: %w", event.ErrDenied)
 
 func (c *call) session() *session {
 	cred, _ := c.credentials(&c.ctx.Request.Header)
 	cred.Bearer = strings.Clone(cred.Bearer)
-	se := &session{s: c.s, cred: cred, needs: c.route.needs, name: strings.Clone(c.params[0])}
-	se.who.Store(c.principal)
-	if nc := connOf(c.ctx); nc != nil {
-		se.nc, se.client, nc.se = nc, nc.client, se
+	p, nc := c.principal, connOf(c.ctx)
+	if c.route.needs.in == Anyone {
+		p = nil
+	}
+	var from *admission.Account
+	if nc != nil {
+		from = nc.client
+	}
+	se := &session{Session: c.s.door.Session(p, cred, from), needs: c.route.needs, name: strings.Clone(c.params[0])}
+	if nc != nil {
+		nc.se = se
 	}
 	return se
 }
 
-// check asks again; an error is that of whoever may not go on.
-func (se *session) check(ctx context.Context) error {
-	if se.needs.in == Anyone {
-		return nil
-	}
-	p, err := se.s.o.Guard.Authenticate(ctx, se.cred)
-	if err != nil {
-		return err
-	}
-	se.who.Store(p)
+// may asks again for what the call has asked for.
+func (se *session) may() error {
+	p := se.Principal()
 	switch n := se.needs; n.in {
 	case InPath:
 		if n.or != "" && p.Check(n.or, n.of, se.name) == nil {
@@ -343,25 +248,9 @@ func (se *session) check(ctx context.Context) error {
 	return nil
 }
 
-// hold returns a context that ends when ctx does, or, for ErrRevoked, when the caller may not go on. Call stop.
+// hold returns a context that ends when ctx does, or, for admission.ErrRevoked, when the caller may not go on. Call stop.
 func (se *session) hold(ctx context.Context) (_ context.Context, stop func()) {
-	ctx, cancel := context.WithCancelCause(access.WithAddr(context.WithValue(ctx, sessionKey{}, se), se.cred.Addr))
-	se.end = func() { cancel(ErrRevoked) }
-	var again *time.Timer
-	again = time.AfterFunc(time.Hour, func() {
-		switch err := se.check(ctx); {
-		case ctx.Err() != nil:
-		case err != nil:
-			cancel(ErrRevoked)
-		default:
-			again.Reset(se.s.o.Recheck)
-		}
-	})
-	again.Reset(se.s.o.Recheck)
-	return ctx, func() {
-		cancel(nil)
-		again.Stop()
-	}
+	return se.Hold(access.WithAddr(context.WithValue(ctx, sessionKey{}, se), se.Addr()), se.may)
 }
 
 // still asks again after a call has waited.

@@ -8,8 +8,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"time"
 
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -21,31 +21,17 @@ func requestCtx(c *conn) *fasthttp.RequestCtx {
 	return ctx
 }
 
-func TestLevels(t *testing.T) {
-	for _, x := range []struct {
-		live, gc float64
-		before   int32
-		want     int32
-	}{
-		{0, 0, 0, 0}, {0.5, 0.5, 0, 0}, {0.7, 0.3, 0, 0}, {0.7, 0.4, 0, 1}, {0.86, 0, 0, 1}, {0.82, 0, 1, 1}, {0.82, 0, 0, 0}, {0.79, 0, 1, 0},
-		{0.96, 0, 0, 2}, {0.92, 0, 2, 2}, {0.92, 0, 1, 1}, {0.89, 0, 2, 1}, {0.8, 0.5, 0, 2}, {0, 0.9, 2, 0},
-	} {
-		if got := levelOf(usage{live: x.live, gc: x.gc}, x.before); got != x.want {
-			t.Errorf("live %v, collecting %v, before %d: level %d, want %d", x.live, x.gc, x.before, got, x.want)
-		}
-	}
-}
-
 // While memory is short large bodies are refused before they are read, and small ones, /healthz and reads are not; when
 // it is over everything is taken again.
 func TestMemoryPressure(t *testing.T) {
-	s, url := serve(t, Options{Backend: newFake("orders")})
 	var live atomic.Int64 // per mille
-	s.pressure.gather = func() {}
-	s.pressure.sample = func() usage { return usage{live: float64(live.Load()) / 1000} }
+	door, err := admission.New(admission.Options{LookEvery: 1, Usage: func() admission.Usage { return admission.Usage{Live: float64(live.Load()) / 1000} }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, url := serve(t, Options{Backend: newFake("orders"), Door: door})
 	post := func(n int) int {
 		t.Helper()
-		s.pressure.next.Store(0)
 		c := connect(t, url)
 		defer c.nc.Close()
 		_, _ = fmt.Fprintf(c.nc, "POST /v1/topics/orders/events HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%q", n+2, strings.Repeat("x", n))
@@ -177,40 +163,7 @@ func TestStrangersLeaveRoomForBodies(t *testing.T) {
 	}
 	close(free)
 	answer(t, first.r, "POST")
-	eventually(t, "given back", func() bool { used, _ := s.BodiesInFlight(); return used == 0 && s.bodies.strangers.Load() == 0 })
-}
-
-// The runtime's own figures make sense, and what is asked for often is looked up rarely.
-func TestSamples(t *testing.T) {
-	sample := newSampler()
-	if u := sample(); u.live < 0 || u.live > 10 || u.gc < 0 || u.gc > 1 {
-		t.Errorf("%+v", u)
-	}
-	p := newPressure()
-	looked := 0
-	p.sample = func() usage { looked++; return usage{} }
-	for began := time.Now(); time.Since(began) < sampleEvery/2; {
-		p.most()
-	}
-	if looked > 1 {
-		t.Errorf("looked %d times within half of the time", looked)
-	}
-}
-
-// While everything is refused nothing is collected by itself, and what is live would never be seen to have gone.
-func TestPressureCollectsToSeeItsEnd(t *testing.T) {
-	p := newPressure()
-	u, gathered := usage{live: 0.9, cycle: 7}, 0
-	p.sample = func() usage { return u }
-	p.gather = func() { gathered++; u.live, u.cycle = 0.1, 8 }
-	p.look()
-	if p.level.Load() != 1 || gathered != 0 {
-		t.Fatalf("level %d, %d collections", p.level.Load(), gathered)
-	}
-	p.since = time.Now().Add(-2 * time.Second)
-	if p.look(); p.level.Load() != 0 || gathered != 1 {
-		t.Errorf("a second later: level %d, %d collections", p.level.Load(), gathered)
-	}
+	eventually(t, "given back", func() bool { used, strangers, _ := s.door.InFlight(); return used == 0 && strangers == 0 })
 }
 
 // A connection that stays open keeps no large buffer: ten thousand of them would keep gigabytes.

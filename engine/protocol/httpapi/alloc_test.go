@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -40,7 +41,7 @@ func handlerWith(tb testing.TB, g *access.Guard, send string) func() {
 		tb.Fatal(err)
 	}
 	ctx := &fasthttp.RequestCtx{}
-	ctx.Init2(&conn{s: s, on: s.nowhere, peer: netip.MustParseAddr("192.0.2.1"), counted: &bucket{}}, nil, true)
+	ctx.Init2(&conn{s: s, on: s.nowhere, peer: netip.MustParseAddr("192.0.2.1"), counted: &admission.Account{}}, nil, true)
 	if err := ctx.Request.Read(bufio.NewReaderSize(strings.NewReader(send), 16<<10)); err != nil {
 		tb.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/valyala/fasthttp"
 )
 
@@ -72,9 +73,9 @@ type conn struct {
 	tls      *tls.Conn // nil on a plain face
 	s        *Server
 	on       *listener
-	peer     netip.Addr             // whoever is at the other end; not valid on a unix socket
-	counted  *bucket                // of peer, where its connections are counted; nil without a peer
-	holds    atomic.Pointer[bucket] // of the principal whose connection this counts as
+	peer     netip.Addr                        // whoever is at the other end; not valid on a unix socket
+	counted  *admission.Account                // of peer, where its connections are counted; nil without a peer
+	holds    atomic.Pointer[admission.Account] // of the principal whose connection this counts as
 
 	shaken bool              // the TLS handshake was tried
 	leaf   *x509.Certificate // that the client showed and the handshake verified; nil if none
@@ -90,17 +91,15 @@ type conn struct {
 	known    bool   // somebody who may come in was on this connection
 	knownAs  uint64 // by the hash of what he showed
 	incoming arriving
-	reserved atomic.Int64 // of the server's bodies
-
-	strangers atomic.Int64 // of reserved, what counts as strangers'
+	room     admission.Room // for the body
 
 	// Of the request that is being answered. It is judged twice if its body is large.
-	from    netip.Addr // who sent it, behind proxies
-	client  *bucket    // of from
-	asked   bool       // it was taken from what its address may send
-	strange bool       // and from what strangers may
-	limited bool       // and from what its principal may
-	refusal error      // why its body was not read; nil if it was
+	from    netip.Addr         // who sent it, behind proxies
+	client  *admission.Account // of from
+	asked   bool               // it was taken from what its address may send
+	strange bool               // and from what strangers may
+	limited bool               // and from what its principal may
+	refusal error              // why its body was not read; nil if it was
 
 	se *session // of who reads it, once it was taken over
 

@@ -92,14 +92,14 @@ func (c *call) mayUseTopic(a access.Action, topic string) error {
 	}
 	sub, has := c.params[0], c.s.o.Backend.Has
 	if !c.principal.Everything() && !has(access.Subscription, sub) {
-		return NotFound(access.Subscription, sub)
+		return access.NotFound(access.Subscription, sub)
 	}
 	err := event.CheckName("topic", topic)
 	if err == nil {
 		err = c.may(a, access.Topic, topic)
 	}
 	if err == nil && !c.principal.Everything() && !has(access.Topic, topic) {
-		err = NotFound(access.Topic, topic)
+		err = access.NotFound(access.Topic, topic)
 	}
 	c.kind, c.name = access.Subscription, sub // which is what the call is about
 	return err

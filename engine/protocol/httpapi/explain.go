@@ -34,7 +34,7 @@ func (c *call) explain() error {
 	}
 	sub := strings.Clone(c.params[0])
 	if !c.principal.Everything() && !c.s.o.Backend.Has(access.Subscription, sub) {
-		return NotFound(access.Subscription, sub)
+		return access.NotFound(access.Subscription, sub)
 	}
 	if err := c.may(access.Read, access.Topic, topic); err != nil {
 		return err

@@ -130,11 +130,11 @@ func (c *conn) handshake() error {
 	err := c.tls.Handshake()
 	_ = c.raw.SetWriteDeadline(time.Time{})
 	if err != nil {
-		c.s.limits.handshakes.Add(1)
+		c.s.handshakes.Add(1)
 		c.s.o.Log.Debug("a TLS handshake failed", "from", c.peer, "error", err)
 		var plain tls.RecordHeaderError
 		if errors.As(err, &plain) && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader[:]) {
-			c.answerPlain(fasthttp.StatusBadRequest, "this address speaks HTTPS; use https:// in the URL")
+			c.answerPlain(refuse(fasthttp.StatusBadRequest, "this address speaks HTTPS; use https:// in the URL"))
 		}
 		return io.EOF // nothing more can be said
 	}
@@ -156,8 +156,10 @@ func looksLikeHTTP(b []byte) bool {
 
 // answerPlain writes a whole answer on the connection below TLS, which waits for nobody: the kernel has room for the
 // first bytes of a connection.
-func (c *conn) answerPlain(status int, detail string) {
-	doc, _ := ProblemOf(refuse(status, "%s", detail))
+func (c *conn) answerPlain(why error) {
+	p, _ := problemOf(why)
+	status := p.Status
+	doc, _ := ProblemOf(why)
 	_ = c.raw.SetWriteDeadline(time.Now().Add(time.Second))
 	_, _ = fmt.Fprintf(c.raw, "HTTP/1.1 %d %s\r\nServer: millrace\r\nContent-Type: application/problem+json\r\nContent-Length: %d\r\n%sConnection: close\r\n\r\n%s",
 		status, fasthttp.StatusMessage(status), len(doc), retryAfter(status), doc)

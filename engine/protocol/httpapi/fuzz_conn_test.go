@@ -82,7 +82,7 @@ func heard(f *testing.F, o Options) func(t *testing.T, b *fake, said []byte) []b
 			_ = nc.Close()
 		}
 		<-raw.closed
-		if n := s.bodies.used.Load(); n != 0 {
+		if n, _ := s.BodiesInFlight(); n != 0 {
 			t.Fatalf("%d bytes of bodies are still reserved", n)
 		}
 		log.mu.Lock()

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unsafe"
 
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -333,7 +334,7 @@ func (s *Server) admitBody(c *call, h *fasthttp.RequestHeader, nc *conn) error {
 		return err
 	}
 	n := int64(h.ContentLength())
-	if err := s.shed(max(n, 0)); err != nil {
+	if err := s.door.Shed(max(n, 0)); err != nil {
 		return &last{err}
 	}
 	if err := nc.expect(n, c.route == nil || c.route.in == Anyone); err != nil {
@@ -359,7 +360,7 @@ func (s *Server) judge(c *call, h *fasthttp.RequestHeader) error {
 		err = bodyTooLarge(s.o.Limits.Body)
 	}
 	if err == nil && c.takesNoBody() && (c.h.encoding > 0 || size > int64(s.o.HeaderBytes)) {
-		s.limits.refused[limitBody].Add(1)
+		s.door.Refused(admission.BodySize)
 		err = refuse(fasthttp.StatusRequestEntityTooLarge, "this call takes no body: send it without one")
 	}
 	if err == nil && s.draining() && (c.route == nil || c.route.in != Anyone) {

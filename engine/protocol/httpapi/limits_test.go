@@ -9,10 +9,12 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 )
 
 // A client of one connection.
@@ -42,7 +44,7 @@ func (l *lone) get(path string, headers ...string) *http.Response {
 }
 
 func refused(s *Server, limit string) (n uint64) {
-	s.LimitRefusals(func(name string, v uint64) {
+	s.door.Refusals(func(name string, v uint64) {
 		if name == limit {
 			n = v
 		}
@@ -51,7 +53,7 @@ func refused(s *Server, limit string) (n uint64) {
 }
 
 func TestAddressRate(t *testing.T) {
-	s, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Rate: 0.01, Burst: 2, Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
+	s, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Limits: admission.Limits{Rate: 0.01, Burst: 2, Proxies: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}}})
 	c := connect(t, url)
 	for _, x := range []struct {
 		from   string
@@ -78,7 +80,7 @@ func TestAddressRate(t *testing.T) {
 
 // The word of somebody who is no proxy of ours moves no request to another address.
 func TestForwardedOfStrangersIsNotBelieved(t *testing.T) {
-	_, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Rate: 0.01, Burst: 1}})
+	_, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Limits: admission.Limits{Rate: 0.01, Burst: 1}}})
 	c := connect(t, url)
 	c.get("/v1/topics", "X-Forwarded-For: 198.51.100.1")
 	if res := c.get("/v1/topics", "X-Forwarded-For: 198.51.100.2"); res.StatusCode != 429 {
@@ -88,7 +90,7 @@ func TestForwardedOfStrangersIsNotBelieved(t *testing.T) {
 
 // Whoever guesses is held back, with right credentials too, while those that were known on their connection go on.
 func TestGuessing(t *testing.T) {
-	s, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), Clients: ClientLimits{StrangerRate: 0.01, StrangerBurst: 3}})
+	s, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), Clients: ClientLimits{Limits: admission.Limits{StrangerRate: 0.01, StrangerBurst: 3}}})
 	known := connect(t, url)
 	if res := known.get("/v1/topics", "Authorization: Bearer secret"); res.StatusCode != 200 {
 		t.Fatal(res.StatusCode)
@@ -136,7 +138,7 @@ func TestGuessing(t *testing.T) {
 
 // Guesses at calls that strangers may make count.
 func TestGuessingWhereStrangersMayCall(t *testing.T) {
-	_, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), Clients: ClientLimits{StrangerRate: 0.01, StrangerBurst: 2}})
+	_, url := serve(t, Options{Backend: newFake("orders"), Guard: policyOf(t, "version: 1\n"), Clients: ClientLimits{Limits: admission.Limits{StrangerRate: 0.01, StrangerBurst: 2}}})
 	c := connect(t, url)
 	for i, want := range []int{200, 200, 429} {
 		if res := c.get("/readyz", fmt.Sprintf("Authorization: Bearer guess%d", i)); res.StatusCode != want {
@@ -198,17 +200,18 @@ func TestPrincipalLimits(t *testing.T) {
 	if got := ask(3, second); got != 200 {
 		t.Errorf("the second principal's second connection: %d", got)
 	}
-	if b := s.limits.principals.get(first.Identity(), 0); b.conns.Load() != 1 {
-		t.Errorf("%d connections of the first are counted after one has closed", b.conns.Load())
-	}
 	if refused(s, "principal_connections") != 1 || refused(s, "principal_rate") != 1 {
 		t.Errorf("%d and %d refusals", refused(s, "principal_connections"), refused(s, "principal_rate"))
+	}
+	var again, third atomic.Pointer[admission.Account]
+	if s.door.ConnectAs(first, &again) != nil || s.door.ConnectAs(first, &third) == nil {
+		t.Error("after one of two has closed it is not one that there is room for")
 	}
 }
 
 // One address that opens connection after connection is told so; those that it has, and those of others, go on.
 func TestConnectionFlood(t *testing.T) {
-	s, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Conns: 5}})
+	s, url := serve(t, Options{Backend: newFake("orders"), Clients: ClientLimits{Limits: admission.Limits{Conns: 5}}})
 	var mine []*lone
 	for range 5 {
 		mine = append(mine, connect(t, url))

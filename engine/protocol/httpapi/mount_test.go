@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -113,14 +114,14 @@ func TestConnectionsThatWereTakenOverAreBound(t *testing.T) {
 				}
 				switch b[0] {
 				case 's':
-					_, _ = fmt.Fprintf(nc, "%d\n", status(Spend(ctx)))
+					_, _ = fmt.Fprintf(nc, "%d\n", status(SessionOf(ctx).Spend()))
 				case 'r':
-					_, _ = fmt.Fprintf(nc, "%d\n", status(Reserve(ctx, 600_000, 600_000)))
+					_, _ = fmt.Fprintf(nc, "%d\n", status(SessionOf(ctx).Reserve(600_000, 600_000)))
 				case 'g':
-					Release(ctx)
+					SessionOf(ctx).Release()
 					_, _ = fmt.Fprintln(nc, "0")
 				case 'w':
-					_, _ = fmt.Fprintf(nc, "%t\n", Caller(ctx) != nil)
+					_, _ = fmt.Fprintf(nc, "%t\n", SessionOf(ctx).Principal() != nil)
 				case 'f':
 					st := outStream{s: nc.(*conn).s, out: []byte("secret\n")}
 					if st.flush(nc) != nil {
@@ -128,7 +129,7 @@ func TestConnectionsThatWereTakenOverAreBound(t *testing.T) {
 					}
 				case 'e':
 					<-ctx.Done()
-					_, _ = fmt.Fprintln(nc, context.Cause(ctx) == ErrRevoked)
+					_, _ = fmt.Fprintln(nc, context.Cause(ctx) == admission.ErrRevoked)
 				}
 			}
 		})

@@ -4,6 +4,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"github.com/millrace/millrace/engine/admission"
 )
 
 // An outStream is the server's side of a connection that was taken from fasthttp and gets what there is as it comes.
@@ -41,9 +43,9 @@ func (st *outStream) begin(contentType string) {
 
 // flush writes out, within Options.WriteTimeout, unless who reads may not go on.
 func (st *outStream) flush(nc net.Conn) error {
-	if c, ok := nc.(*conn); ok && c.se != nil && c.se.needs.in != Anyone && c.se.now(st.s.work) == nil {
+	if c, ok := nc.(*conn); ok && c.se != nil && c.se.needs.in != Anyone && c.se.Principal() == nil {
 		st.out = st.out[:0]
-		return ErrRevoked
+		return admission.ErrRevoked
 	}
 	if err := nc.SetWriteDeadline(time.Now().Add(st.s.o.WriteTimeout)); err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -29,6 +30,19 @@ func refuse(status int, format string, args ...any) *refusal {
 func (r *refusal) with(name, value string) *refusal {
 	r.header = append(r.header, [2]string{name, value})
 	return r
+}
+
+// refusalOf is what HTTP itself finds wrong in err, or the door of all faces; nil if nothing.
+func refusalOf(err error) *refusal {
+	var r *refusal
+	var t *admission.TooMany
+	switch {
+	case errors.As(err, &r):
+		return r
+	case errors.As(err, &t):
+		return tooMany(t)
+	}
+	return nil
 }
 
 var errDraining = fmt.Errorf("this router is shutting down and takes no new work; try again: %w", event.ErrUnavailable)
@@ -55,9 +69,9 @@ func ProblemOf(err error) (doc []byte, internal bool) {
 }
 
 func problemOf(err error) (p problem, internal bool) {
-	var r *refusal
+	r := refusalOf(err)
 	p.Detail = err.Error()
-	if errors.As(err, &r) {
+	if r != nil {
 		p.Status = r.status
 	} else {
 		p.Status, p.Type = statusOf(err)
@@ -98,8 +112,7 @@ func (c *call) problem(err error) {
 		linger(ctx)
 		ctx.SetConnectionClose()
 	}
-	var r *refusal
-	if errors.As(err, &r) {
+	if r := refusalOf(err); r != nil {
 		for _, h := range r.header {
 			ctx.Response.Header.Set(h[0], h[1])
 		}

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -126,7 +127,7 @@ func (c *call) settle(in settling, how event.Settling) error {
 		Lost    []string        `json:"lost"`
 		Reasons []event.LostWhy `json:"reasons,omitempty"`
 	}{Lost: []string{}}
-	for _, l := range UnseenLeases(c.principal, lost) {
+	for _, l := range access.UnseenLeases(c.principal, lost) {
 		answer.Lost, answer.Reasons = append(answer.Lost, l.Lease), append(answer.Reasons, l.Why)
 	}
 	return c.answerJSON(fasthttp.StatusOK, answer)

@@ -216,7 +216,7 @@ func (c *call) serve() error {
 		return badFraming("the body has not the %d bytes that Content-Length says", n)
 	}
 	if nc.incoming.began.IsZero() { // a large one was let in before it was read
-		if err := c.s.shed(n); err != nil {
+		if err := c.s.door.Shed(n); err != nil {
 			return err
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/valyala/fasthttp"
 )
@@ -51,6 +52,8 @@ type Options struct {
 	DrainGrace time.Duration
 
 	Clients ClientLimits
+	// Door is that of all faces of a router; nil: one of this server's own, by Guard, Clients, MaxConns and BodyBytes.
+	Door *admission.Door
 	// BodyBytes is what bodies over HeaderBytes may take together while they are read and answered, a body's limit at
 	// least; 256 MiB. Past it, and while memory is short, large bodies are refused with 503.
 	BodyBytes int64
@@ -118,7 +121,13 @@ func (o Options) validate() error {
 	if o.HeaderBytes < 1<<10 || o.HeaderBytes > 1<<20 {
 		errs = append(errs, fmt.Errorf("options: HeaderBytes is %d; allowed are 1024 to 1048576", o.HeaderBytes))
 	}
-	return errors.Join(append(errs, o.Clients.validate())...)
+	return errors.Join(errs...)
+}
+
+// NewDoor makes the door that the options describe.
+func (o Options) NewDoor() (*admission.Door, error) {
+	o = o.withDefaults()
+	return admission.New(admission.Options{Limits: o.Clients.Limits, Guard: o.Guard, MaxConns: o.MaxConns, Bytes: o.BodyBytes, Recheck: o.Recheck, Now: o.Now})
 }
 
 // A Server answers HTTP. Its methods may be called from several goroutines.
@@ -129,9 +138,10 @@ type Server struct {
 	public *node  // of faces that answer no administration
 	hsts   string // the header's value; "" is none
 
-	limits   *limiter
-	bodies   bodies
-	pressure *pressure
+	door       *admission.Door
+	handshakes atomic.Uint64 // that failed
+	turning    chan struct{} // connections that are being turned away politely
+	turned     sync.WaitGroup
 
 	calls sync.Pool // *call
 
@@ -168,6 +178,12 @@ func New(o Options) (*Server, error) {
 			return nil, fmt.Errorf("httpapi: %w", err)
 		}
 	}
+	if o.Door == nil {
+		var err error
+		if o.Door, err = o.NewDoor(); err != nil {
+			return nil, fmt.Errorf("httpapi: %w", err)
+		}
+	}
 	rs := append(routes(), mounted(o.Mounts)...)
 	for _, r := range rs {
 		if err := r.needs.validate(); err != nil {
@@ -175,7 +191,7 @@ func New(o Options) (*Server, error) {
 		}
 	}
 	s := &Server{o: o, conns: map[*conn]struct{}{},
-		limits: newLimiter(o.Clients), bodies: bodies{budget: o.BodyBytes}, pressure: newPressure(),
+		door: o.Door, turning: make(chan struct{}, 64),
 		idle: make(chan struct{}), down: make(chan struct{})}
 	s.nowhere = &listener{s: s}
 	if o.HSTS > 0 {
@@ -259,7 +275,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		}
 		s.mu.Unlock()
 	}
-	s.limits.turned.Wait()
+	s.turned.Wait()
 	s.awaitLingering(ctx)
 	if err != nil {
 		return fmt.Errorf("httpapi: shutdown: %w", err)
@@ -365,7 +381,7 @@ func (s *Server) readFailed(ctx *fasthttp.RequestCtx, err error) {
 	defer s.finish(ctx)
 	var small *fasthttp.ErrSmallBuffer
 	var timeout net.Error
-	refused := func(kind limitKind) { s.limits.refused[kind].Add(1) }
+	refused := s.door.Refused
 	nc := connOf(ctx)
 	switch {
 	case nc != nil && nc.refusal != nil:
@@ -373,14 +389,14 @@ func (s *Server) readFailed(ctx *fasthttp.RequestCtx, err error) {
 	case s.draining():
 		err = errDraining
 	case errors.As(err, &small):
-		refused(limitHeader)
+		refused(admission.HeaderSize)
 		err = refuse(fasthttp.StatusRequestHeaderFieldsTooLarge,
 			"the request line and headers are longer than %d bytes; send large attributes in structured mode (application/cloudevents+json)", s.o.HeaderBytes)
 	case errors.Is(err, fasthttp.ErrBodyTooLarge):
-		refused(limitBody)
+		refused(admission.BodySize)
 		err = bodyTooLarge(s.o.Limits.Body)
 	case errors.As(err, &timeout) && timeout.Timeout():
-		refused(limitSlow)
+		refused(admission.Slow)
 		err = refuse(fasthttp.StatusRequestTimeout, "the request did not arrive in time: %s for the headers, %s for a body", s.o.HeaderTimeout, s.o.BodyTimeout)
 	default:
 		// fasthttp's words may quote what was sent; the kind is enough.

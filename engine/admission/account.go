@@ -1,4 +1,4 @@
-package httpapi
+package admission
 
 import (
 	"hash/maphash"
@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// A bucket is what one address or one principal has used of its limits. Its zero value has used nothing.
-type bucket struct {
+// An Account is what one address or one principal has used of its limits. Its zero value has used nothing.
+type Account struct {
 	requests  drawn
 	strangers drawn        // requests that nobody known stands for
-	conns     atomic.Int32 // open now; while there are any the bucket stays in its table
+	conns     atomic.Int32 // open now; while there are any the account stays in its table
 }
 
-// drawn is a token bucket in one word: the time, in ns since the server began, at which it is full again (the generic
+// drawn is a token bucket in one word: the time, in ns since the door was made, at which it is full again (the generic
 // cell rate algorithm). So it needs no lock, and no clock tick fills it.
 type drawn struct{ full atomic.Int64 }
 
@@ -62,39 +62,39 @@ func (d *drawn) left(now int64, r rate) (n int, full time.Duration) {
 	return int(max(r.depth-used, 0) / r.each), time.Duration(used)
 }
 
-// idle reports whether nothing would change if the bucket were forgotten.
-func (b *bucket) idle(now int64) bool {
+// idle reports whether nothing would change if the account were forgotten.
+func (b *Account) idle(now int64) bool {
 	return b.conns.Load() == 0 && b.requests.full.Load() <= now && b.strangers.full.Load() <= now
 }
 
 const (
 	shards = 64
-	// maxBuckets bounds a table: 64 Ki of some 100 bytes.
-	maxBuckets = 1 << 16
-	// looked is how many buckets of a full shard are compared to find the one that is let go.
+	// maxAccounts bounds a table: 64 Ki of some 100 bytes.
+	maxAccounts = 1 << 16
+	// looked is how many accounts of a full shard are compared to find the one that is let go.
 	looked = 8
 )
 
-// A table finds buckets. It allocates for a key that it does not have and for nothing else.
+// A table finds accounts. It allocates for a key that it does not have and for nothing else.
 type table[K comparable] struct {
 	seed   maphash.Seed
-	most   int // buckets of a shard
+	most   int // accounts of a shard
 	shards [shards]struct {
 		sync.RWMutex
-		m map[K]*bucket
+		m map[K]*Account
 	}
 }
 
 func newTable[K comparable]() *table[K] {
-	t := &table[K]{seed: maphash.MakeSeed(), most: maxBuckets / shards}
+	t := &table[K]{seed: maphash.MakeSeed(), most: maxAccounts / shards}
 	for i := range t.shards {
-		t.shards[i].m = map[K]*bucket{}
+		t.shards[i].m = map[K]*Account{}
 	}
 	return t
 }
 
-// get is the bucket of k.
-func (t *table[K]) get(k K, now int64) *bucket {
+// get is the account of k.
+func (t *table[K]) get(k K, now int64) *Account {
 	s := &t.shards[maphash.Comparable(t.seed, k)%shards]
 	s.RLock()
 	b := s.m[k]
@@ -110,16 +110,16 @@ func (t *table[K]) get(k K, now int64) *bucket {
 	if len(s.m) >= t.most {
 		evict(s.m, now)
 	}
-	b = &bucket{}
+	b = &Account{}
 	if len(s.m) < t.most { // else all have connections, and those are bounded
 		s.m[k] = b
 	}
 	return b
 }
 
-// evict lets go of one bucket without connections: an idle one, or of a few the one that is fullest, whose owner gains
+// evict lets go of one account without connections: an idle one, or of a few the one that is fullest, whose owner gains
 // least by it.
-func evict[K comparable](m map[K]*bucket, now int64) {
+func evict[K comparable](m map[K]*Account, now int64) {
 	var least K
 	var at int64
 	seen := 0
