@@ -14,9 +14,6 @@ import (
 	"github.com/millrace/millrace/engine/mqttname"
 )
 
-// TopicExtension is the extension of an event in which the name stays that it was published under.
-const TopicExtension = "mqtttopic"
-
 // Names is what the topic names of MQTT stand for: which messages become events of which topic, and which events MQTT
 // clients read under which names. It is immutable and for use by several goroutines; a change of the rules makes another
 // one.
@@ -46,7 +43,7 @@ func NewNames(mappings []event.MQTTMapping, subs []event.Subscription) (*Names, 
 			}
 			return cmp.Compare(a.Filter, b.Filter)
 		})
-		s := Source{ID: "topic:" + topic, Kind: access.Topic, Name: topic, Topic: topic, NameOf: (&topicNames{n, topic, ms}).nameOf}
+		s := Source{ID: "topic:" + topic, Kind: access.Topic, Name: topic, Topic: topic, NameOf: (&topicNames{n, topic, ms}).nameOf, names: n}
 		for _, m := range ms {
 			s.Patterns = append(s.Patterns, m.Filter)
 		}
@@ -61,7 +58,7 @@ func NewNames(mappings []event.MQTTMapping, subs []event.Subscription) (*Names, 
 			return nil, event.At(fmt.Sprintf("subscriptions.%s.deliver.mqtt.topic", sub.Name), err)
 		}
 		n.sources = append(n.sources, Source{ID: "subscription:" + sub.Name, Kind: access.Subscription, Name: sub.Name, Topic: sub.Deliver.Topic,
-			Patterns: []string{t.Pattern()}, CloudEvents: sub.Deliver.MQTT.CloudEvents, NameOf: (&templateNames{t}).nameOf})
+			Patterns: []string{t.Pattern()}, cloudEvents: sub.Deliver.MQTT.CloudEvents, NameOf: (&templateNames{t}).nameOf})
 	}
 	slices.SortFunc(n.sources, func(a, b Source) int { return cmp.Compare(a.ID, b.ID) })
 	return n, nil
@@ -137,10 +134,21 @@ type Source struct {
 	Topic    string   // that is read
 	Patterns []string // filters that all its names lie in
 
-	CloudEvents bool // of a subscription: clients of MQTT 3.1.1 get CloudEvents in JSON
+	names       *Names // of a topic; nil of a subscription
+	cloudEvents bool   // of a subscription
 	// NameOf appends the name that an event of the source has; ok is false for one that has none, which MQTT clients do
 	// not see: then only what was in dst counts. It allocates nothing besides dst where there is a name.
 	NameOf func(dst []byte, rec event.Record) (name []byte, ok bool)
+}
+
+// structured reports whether clients get the events under a name of the source as CloudEvents even where they were none, or
+// where MQTT 3.1.1 has no attributes: see give.
+func (s *Source) structured(name string) bool {
+	if s.names == nil {
+		return s.cloudEvents
+	}
+	m, ok := s.names.mappings.First(name)
+	return ok && m.CloudEvents
 }
 
 // Overlaps reports whether a name of the source can be one that filter matches.
