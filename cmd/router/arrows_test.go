@@ -41,6 +41,7 @@ var arrows = []struct {
 	{"storage/...", []string{"engine/event"}},
 	{"engine/rules", []string{"engine", "filters", "plugins", "engine/event", "engine/mqttname"}},
 	{"engine/protocol/mqtt", []string{"engine/event", "engine/access", "engine/admission", "engine/mqttname"}},
+	{"engine/protocol/grpcapi", []string{"engine/event", "engine/access", "engine/admission", "sdk/client/millracev1"}},
 	{"engine/protocol/...", []string{"engine/event", "engine/access", "engine/admission", "engine/egress"}},
 	{"engine/connector/...", []string{"engine/event", "engine/access", "engine/egress"}},
 	{"engine", []string{"storage", "filters", "plugins", "engine/event"}},

@@ -357,6 +357,7 @@ func (r *router) shown() string {
 			fmt.Fprintf(&b, "acme    %s\n", clean(h))
 		}
 	}
+	b.WriteString(r.grpc.shown(r.edge != nil))
 	fmt.Fprintf(&b, "listen  %s\n", urlOf(r.faces[0]))
 	return b.String()
 }

@@ -34,7 +34,7 @@ func (r *router) openFaces(ctx context.Context, b backend, dialer *egress.Dialer
 		return err
 	}
 	m.edge = r.edgeStats
-	return nil
+	return r.openGRPC(ctx, b, m)
 }
 
 // mounts are the protocols beside HTTP's own on the one listener.

@@ -12,6 +12,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/grpcapi"
 	"github.com/millrace/millrace/engine/protocol/hooks"
 	"github.com/millrace/millrace/storage"
 )
@@ -28,6 +29,7 @@ type metrics struct {
 	engine    func() *engine.Engine
 	store     func() storage.Stats
 	streams   func() streamStats
+	grpc      *grpcapi.Server // nil: none
 	sources   func() (list []hooks.Stats, unknown uint64)
 	callers   func() []access.Refusal     // refused, by reason
 	issuers   func() []access.IssuerState // whose tokens are let in
@@ -153,6 +155,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectFunctions(e, out)
 	m.collectShadows(e, out)
 	m.collectStreams(out)
+	m.collectGRPC(out)
 	m.collectEdge(out)
 	m.collectRules(out)
 	m.collectEgress(out)

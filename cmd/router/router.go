@@ -36,6 +36,7 @@ type routerOptions struct {
 	remote      remoteOptions // where rules is a URL
 	data        string
 	listen      string
+	grpcListen  string // "" for none
 	token       string
 	accessFile  string // the policy; "" for none
 	auditTopic  string // "" for none
@@ -68,6 +69,7 @@ type router struct {
 	dialer *egress.Dialer
 	http   *httpapi.Server
 	ws     *ws.Server
+	grpc   grpcFace
 	hooks  *hooks.Server
 	guard  *guard
 	door   *admission.Door // of all faces
@@ -198,6 +200,7 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	defer stop()
 	g, failed := errgroup.WithContext(serving)
 	g.Go(func() error { return r.http.ServeFaces(serving, r.faces...) })
+	g.Go(r.grpc.serve)
 	telling, told := context.WithCancel(ctx)
 	defer context.AfterFunc(serving, told)()
 	g.Go(func() error {
@@ -225,7 +228,9 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
 	r.engine.Drain()
-	shutdown := r.http.Shutdown(ending)
+	var beside errgroup.Group
+	beside.Go(func() error { return r.grpc.shutdown(ending) })
+	shutdown := errors.Join(r.http.Shutdown(ending), beside.Wait())
 	stop()
 	return errors.Join(broken, g.Wait(), shutdown, r.close(ending))
 }
@@ -247,5 +252,6 @@ func (r *router) close(ctx context.Context) error {
 			errs = append(errs, f.Listener.Close())
 		}
 	}
+	errs = append(errs, r.grpc.close())
 	return errors.Join(errs...)
 }
