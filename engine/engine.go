@@ -34,6 +34,8 @@ type Engine struct {
 	closed   bool   // guarded by applying
 	serial   uint32 // last number given to a topic or subscription; guarded by applying
 
+	held map[string]int64 // by topic: what its bridges' backlogs may hold; guarded by applying
+
 	draining atomic.Bool
 	stop     context.CancelFunc // ends readers, feeders, pumps: nothing new is begun
 	abort    context.CancelFunc // ends sends and calls under way
@@ -66,6 +68,7 @@ type Engine struct {
 	clock      timeText
 	traces     traceBook
 	receipts   receiving
+	forwarding forwarding
 }
 
 // Open reads the store's topics and subscriptions' state. Nothing runs until Apply puts a plan in force.
@@ -126,6 +129,9 @@ func (e *Engine) loadMeta(ctx context.Context) error {
 	}
 	if len(serial) == 4 {
 		e.serial = be.Uint32(serial)
+	}
+	if err := e.loadHeld(ctx); err != nil {
+		return err
 	}
 	if copy(e.secret[:], secret) == len(e.secret) {
 		return nil

@@ -65,7 +65,7 @@ func (t *topic) pin(start event.Start) (unpin func()) {
 
 // refloor moves the floors of t as the flush does.
 func (e *Engine) refloor(plan *Plan, t *topic) {
-	if plan.deadLetters == nil || t.def.Load().WhenFull != event.Reject { // nil: no plan says yet who needs what
+	if plan.deadLetters == nil || t.def.Load().WhenFull != event.Reject && t.held.Load() == 0 { // nil: no plan says yet who needs what
 		return
 	}
 	for _, p := range t.parts {

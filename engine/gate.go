@@ -218,7 +218,7 @@ func (s *subscription) passed(c *subConfig, p *pass, v verdict, hostDown bool) {
 		}
 	case v.kind == noAnswer && hostDown: // once the host is back this one need not wait any longer
 	default:
-		if b.failed(now, s.e.circuit, clip(v.err.Error(), 512), v.after) {
+		if b.failed(now, s.e.circuitOf(c), clip(v.err.Error(), 512), v.after) {
 			s.announce("a target's circuit opens; its events wait and no attempt is spent on them", "failures", b.failures,
 				"next", time.Unix(0, b.next).UTC(), "error", b.reason)
 		}

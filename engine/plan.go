@@ -95,6 +95,7 @@ type change struct {
 	touched map[*topic]bool // their subscriptions, or what those ask for, change: see Engine.touch
 
 	versions []versioned
+	held     map[string]int64 // see Engine.held
 
 	schedules map[string]*schedule
 }
@@ -155,6 +156,9 @@ func (e *Engine) Apply(ctx context.Context, spec Spec, ops ...storage.Op) error 
 	}
 	if err == nil {
 		err = e.planSchedules(ctx, c, spec.Schedules)
+	}
+	if err == nil {
+		err = e.planHeld(c, spec)
 	}
 	if err == nil {
 		c.dropBetween(spec)
@@ -243,7 +247,7 @@ func (e *Engine) redefine(ctx context.Context, c *change) {
 		r.t.def.Store(r.next)
 		r.t.of = r.of
 		for _, p := range r.t.parts {
-			if _, err := e.store.OpenLog(ctx, p.id, logOptions(r.next.Topic)); err != nil {
+			if _, err := e.store.OpenLog(ctx, p.id, r.t.logOptions(r.next.Topic)); err != nil {
 				e.o.Log.Error("a topic's bounds are not in force before the next start", "topic", r.t.name, "error", err)
 			}
 		}
@@ -275,6 +279,7 @@ func (e *Engine) swap(ctx context.Context, c *change, old *Plan, topics []event.
 			c.pin(t, event.Start{At: event.Latest}) // unfinished from the first on
 		}
 	}
+	e.holdTopics(context.WithoutCancel(ctx), c)
 	e.plan.Store(&c.next)
 	for _, t := range letters {
 		e.uncounted.add(t)

@@ -97,7 +97,7 @@ func (e *Engine) DeleteTopic(ctx context.Context, name string, ops ...storage.Op
 	}
 	t.letters.work.Lock() // who finishes dead letters of it finds it gone
 	defer t.letters.work.Unlock()
-	ops = append(ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial), delPrefix(tableTraces, t.serial))
+	ops = append(ops, del(tableTopics, []byte(name)), delPrefix(tableCheckpoints, t.serial), delPrefix(tableTraces, t.serial), delPrefix(tableForwarded, t.serial))
 	ops = append(ops, removalOfLetters(t.serial)...)
 	if err := e.store.Commit(ctx, &storage.Batch{Ops: ops}); err != nil {
 		return fmt.Errorf("delete topic %s: %w", name, err)

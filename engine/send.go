@@ -35,6 +35,9 @@ type sender struct {
 	pass    pass           // through the gate
 	outside bool           // it is given back
 	sts     []settlement
+
+	line    string // of what was sent last: see event.Delivery.Line
+	scratch []byte
 }
 
 func (s *subscription) send(crew *crew) {
@@ -177,6 +180,9 @@ func (w *sender) deliver(ctx context.Context, s *subscription, c *subConfig) {
 		w.deliveries = append(w.deliveries, event.Delivery{
 			ID: ids[from:w.ends[i]], Subscription: s.name, Topic: s.topic.name, Event: j.rec, Attempt: int(j.it.attempt),
 		})
+		if c.Backlog > 0 && j.it.parked == nil {
+			w.deliveries[i].Line = w.lineOf(s, j.it)
+		}
 		from = w.ends[i]
 	}
 	w.reply = event.Reply{}
@@ -184,6 +190,15 @@ func (w *sender) deliver(ctx context.Context, s *subscription, c *subConfig) {
 		w.deliveries[0].Reply = &w.reply
 	}
 	w.err = c.sink.Deliver(ctx, w.deliveries)
+}
+
+// lineOf is the line of an item; those of a batch mostly share it.
+func (w *sender) lineOf(s *subscription, it item) string {
+	line := s.appendLine(w.scratch[:0], it.rec.Position(), it.gen)
+	if w.scratch = line; string(line) != w.line {
+		w.line = string(line)
+	}
+	return w.line
 }
 
 // errOf is how the send ended for one of the jobs.
@@ -236,6 +251,10 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, w *sender) {
 	for i, j := range w.jobs {
 		err := w.errOf(i)
 		if err != nil && w.aborted { // by the drain: not an attempt
+			continue
+		}
+		if c.Backlog > 0 && j.step == nil && j.it.parked == nil && event.IsStalled(err) {
+			s.takeBack(j.it)
 			continue
 		}
 		st, ok := s.outcome(ctx, c, j, err)

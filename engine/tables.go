@@ -9,7 +9,7 @@ import (
 
 // The engine's tables. Numbers in keys are big-endian, so that keys sort as numbers do.
 const (
-	tableMeta        storage.Table = 1  // "secret" → 32 bytes; "serial" → u32, the last number given; "forks" → []fork as JSON
+	tableMeta        storage.Table = 1  // "secret" → 32 bytes; "serial" → u32, the last number given; "forks" → []fork as JSON; "held" → see Engine.held
 	tableDefinitions storage.Table = 2  // kind, NUL, name → a definition that the API owns, as JSON
 	tableTopics      storage.Table = 3  // name → topicRow as JSON
 	tableSubs        storage.Table = 4  // name → subRow as JSON
@@ -32,6 +32,7 @@ const (
 	tableReceipts storage.Table = 27 // span u32, topic u32, what it is of u8, 16 bytes of a hash → the id of the first: see receiving
 
 	tableShelves storage.Table = 28 // and 29, 30, one for each event.Shelf: length u8 and name of an owner, his key → what he keeps
+	tableForwarded storage.Table = 31 // topic u32, 16 bytes of a hash of who forwards → how far he has come: see PublishForwarded
 
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
 	tableStateExpiry storage.Table = 10 // subscription u32, partition u32, expiry i64, then as in tableState → nothing

@@ -36,6 +36,7 @@ type topic struct {
 	started bool          // its readers run; guarded by Engine.applying
 	ended   chan struct{} // closed when the topic is deleted: its readers end
 	letters letterBook
+	held    atomic.Int64 // bytes that wait for its bridges whatever its retain says: see event.Subscription.Backlog
 
 	mu   sync.Mutex
 	wake chan struct{} // closed when a partition's live offset moves; nil when nobody waits
@@ -112,9 +113,10 @@ func (e *Engine) openTopic(ctx context.Context, row topicRow) (*topic, error) {
 	}
 	t := &topic{name: row.Def.Name, source: "/topics/" + row.Def.Name, serial: row.Serial, of: row.Of, ended: make(chan struct{})}
 	t.def.Store(&topicDef{row.Def, schema})
+	t.held.Store(e.held[t.name])
 	for i := range row.Def.Partitions {
 		p := &partition{topic: t, id: storage.LogID{Topic: t.serial, Partition: event.Partition(i)}}
-		if p.log, err = e.store.OpenLog(ctx, p.id, logOptions(row.Def)); err != nil {
+		if p.log, err = e.store.OpenLog(ctx, p.id, t.logOptions(row.Def)); err != nil {
 			return nil, fmt.Errorf("topic %s: %w", t.name, err)
 		}
 		if p.claim, err = e.store.Claim(ctx, p.id); err != nil {
@@ -170,18 +172,26 @@ func logOptions(t event.Topic) storage.LogOptions {
 	return o
 }
 
+// logOptions are those of a topic with what it holds for its bridges.
+func (t *topic) logOptions(def event.Topic) storage.LogOptions {
+	o := logOptions(def)
+	o.Held = t.held.Load() / int64(def.Partitions)
+	return o
+}
+
 // disabledHold is how long a subscription that is disabled holds the ring of a topic that rejects.
 const disabledHold = 24 * time.Hour
 
 // hold moves the offset below which a topic that rejects may drop events: what every subscription has
 // settled. Dead letters are unfinished until they are redriven or purged, and a topic without subscriptions
-// holds nothing back but that.
+// holds nothing back but that. Of one that drops its oldest, only what bridges have not sent is held, within their bytes.
 func (p *partition) hold(deadLetters bool, now time.Time) {
 	p.floor.mu.Lock() // what a pin or another's look has changed meanwhile must not be undone
 	defer p.floor.mu.Unlock()
-	floor := p.holdFloor(deadLetters)
+	rejects := p.topic.def.Load().WhenFull == event.Reject
+	floor := p.holdFloor(deadLetters && rejects)
 	for _, s := range p.feeds.Load().subs {
-		if !s.disabledFor(now, disabledHold) {
+		if (rejects || s.config.Load().Backlog > 0) && !s.disabledFor(now, disabledHold) {
 			floor = min(floor, s.watermark(p))
 		}
 	}

@@ -65,6 +65,7 @@ type LogOptions struct {
 	Age    time.Duration // by received time
 	Events int64         // 0: no bound
 	Reject bool          // refuse an append rather than drop events at or above the log's hold
+	Held   int64         // bytes up to which a log that does not reject drops nothing at or above its hold, whatever else bounds it
 	Dedupe time.Duration // window in which ids are unique
 }
 
@@ -154,7 +155,7 @@ type Log interface {
 	Since(ctx context.Context, t time.Time) (event.Offset, error)
 	// Trim drops whole chunks of events below before; Bounds tells how far it came.
 	Trim(ctx context.Context, before event.Offset) error
-	// Hold sets the offset at and above which a log that rejects drops nothing. It starts at 0.
+	// Hold sets the offset at and above which a log that rejects, or holds some bytes, drops nothing. It starts at 0.
 	Hold(floor event.Offset)
 }
 

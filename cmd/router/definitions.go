@@ -129,7 +129,7 @@ func (d *definitions) parseOptions() rules.Options {
 
 // remote are the options for what comes over the API: it may not read the router's environment and files.
 func (d *definitions) remote(functions []string) rules.Options {
-	return rules.Options{Sinks: d.o.Sinks, Schemes: d.o.Schemes, Functions: functions, Now: d.o.Now}
+	return rules.Options{Sinks: d.o.Sinks, Schemes: d.o.Schemes, Bridges: d.o.Bridges, Functions: functions, Now: d.o.Now}
 }
 
 // ownerOf is the rules file's definition of a name, if it has one of its own.
@@ -150,6 +150,11 @@ func (d *definitions) ownerOf(kind, name string) (event.Owner, bool) {
 		for _, s := range d.file.Subscriptions {
 			if s.Name == name {
 				o, found = s.Owner, true
+			}
+		}
+		for _, b := range d.file.Bridges {
+			if b.Push != nil && b.Push.Name == name {
+				o, found = b.Owner, true
 			}
 		}
 	case kindFunctions:

@@ -60,6 +60,11 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 		for _, s := range set.Subscriptions {
 			spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(s))
 		}
+		for _, b := range set.Bridges {
+			if b.Push != nil {
+				spec.Subscriptions = append(spec.Subscriptions, subscriptionSpec(*b.Push))
+			}
+		}
 		for _, h := range set.Hosts {
 			spec.Hosts = append(spec.Hosts, h.Host)
 		}

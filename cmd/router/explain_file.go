@@ -42,7 +42,7 @@ func (p *program) explainFile(cmd *cobra.Command, r *remote, o explaining, args 
 		return err
 	}
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	set, err := rules.Parse(ctx, o.rules, rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(nil), Getenv: getenv})
+	set, err := rules.Parse(ctx, o.rules, rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv})
 	if err != nil {
 		return err
 	}

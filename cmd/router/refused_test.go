@@ -187,7 +187,7 @@ sources:
     verify:
       hmac: {secret: "${env:S}", header: x-sig, template: "{header.x-id}{body}"}
 `
-	o := rules.Options{Schemes: sourceSchemes(nil), Getenv: func(string) (string, bool) { return "quite-a-secret", true }}
+	o := rules.Options{Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: func(string) (string, bool) { return "quite-a-secret", true }}
 	_, err := rules.ParseBytes("rules.yaml", []byte(text), o)
 	if err == nil || !strings.Contains(err.Error(), "rules.yaml:6:59: ") || !strings.Contains(err.Error(), "{header.x-id} and {body} side by side") || strings.Contains(err.Error(), "quite-a-secret") {
 		t.Error(err)

@@ -143,7 +143,7 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 		return r, err
 	}
 	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, sealed: o.auditTopic, embed: o.files != nil, log: o.log,
-		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: schemes, Getenv: getenv, ReadFile: o.files}}
+		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: schemes, Bridges: bridgeKinds(linkProcess{dialer: dialer, engine: r.engine}), Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
 			return r, err

@@ -26,7 +26,7 @@ func rulesCommand(p *program) *cobra.Command {
 // the modules.
 func (p *program) parseRules(cmd *cobra.Command, path string, check func(module []byte) error) (*rules.Set, error) {
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	return rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Getenv: getenv, CheckModule: check})
+	return rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv, CheckModule: check})
 }
 
 // scriptChecker returns what loads the scripts among modules, whose mistakes nothing else would find before a router

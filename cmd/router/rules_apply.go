@@ -30,7 +30,7 @@ const (
 // bundleOptions are the options for what was applied: it may have the router's variables, not its files. Where the
 // API may not apply rules it may only compare, and learns no variable by that: those are the rules file's.
 func (d *definitions) bundleOptions(api owned) rules.Options {
-	o := rules.Options{Sinks: d.o.Sinks, Schemes: d.o.Schemes, Getenv: d.o.Getenv, Now: d.o.Now}
+	o := rules.Options{Sinks: d.o.Sinks, Schemes: d.o.Schemes, Bridges: d.o.Bridges, Getenv: d.o.Getenv, Now: d.o.Now}
 	if d.path != "" {
 		o.Getenv, o.Unresolved = nil, true
 	}

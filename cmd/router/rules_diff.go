@@ -30,7 +30,7 @@ func (p *program) packRules(ctx context.Context, path string) ([]byte, error) {
 // pack is packRules with the set; who only compares may have ${file:…} in it, too.
 func (p *program) pack(ctx context.Context, path string, compare bool) ([]byte, *rules.Set, error) {
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	return rules.Pack(ctx, path, rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Getenv: getenv, Unresolved: compare})
+	return rules.Pack(ctx, path, rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv, Unresolved: compare})
 }
 
 // sendBundle sends a bundle, compressed.

@@ -20,7 +20,7 @@ first line of a rules file names it:
 		Example: `  router rules schema > millrace.schema.json`,
 		Args:    cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			doc, err := rules.Schema(sinkKinds(nil), sourceSchemes(nil))
+			doc, err := rules.Schema(sinkKinds(nil), sourceSchemes(nil), bridgeKinds(linkProcess{}))
 			if err != nil {
 				return err
 			}

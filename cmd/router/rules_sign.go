@@ -112,7 +112,7 @@ Each file has a version, and no router takes one that is older than what it has.
 			return fmt.Errorf("--key %s: %w", clean(key), err)
 		}
 		check, done := scriptChecker(cmd.Context())
-		bundle, _, err := rules.Pack(cmd.Context(), args[0], rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Getenv: p.variables(), CheckModule: check})
+		bundle, _, err := rules.Pack(cmd.Context(), args[0], rules.Options{Sinks: sinkKinds(nil), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: p.variables(), CheckModule: check})
 		if err = errors.Join(err, done()); err != nil {
 			return err
 		}

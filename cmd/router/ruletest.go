@@ -97,7 +97,7 @@ type ruleTester struct {
 func (t *ruleTester) test(cmd *cobra.Command, path string, only *regexp.Regexp) (err error) {
 	ctx := cmd.Context()
 	getenv := func(name string) (string, bool) { v := t.p.env(name); return v, v != "" }
-	set, err := rules.Parse(ctx, path, rules.Options{Sinks: testKinds(), Schemes: sourceSchemes(nil), Getenv: getenv})
+	set, err := rules.Parse(ctx, path, rules.Options{Sinks: testKinds(), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv})
 	if err != nil {
 		return err
 	}

@@ -120,6 +120,14 @@ type RetryAfter struct {
 	Err  error
 	Code int           // what the target answered; 0 if it answered nothing
 	Wait time.Duration // 0: by the subscription's schedule
+	// Stalled says that nothing is wrong with what was sent, but nobody took it: a bridge keeps it where it was.
+	Stalled bool
+}
+
+// IsStalled reports whether err says so.
+func IsStalled(err error) bool {
+	var r *RetryAfter
+	return errors.As(err, &r) && r.Stalled
 }
 
 func (r *RetryAfter) Error() string { return r.Err.Error() }

@@ -121,9 +121,13 @@ type Subscription struct {
 	Retry       RetryPolicy
 	Parked      int64  // bytes of parked deliveries; 256 MiB
 	DeadLetter  string // topic; "" only where none is due: a pull subscription without functions
-	Within      string // what the names of topics begin with that its functions may emit to; "" for any
-	Owner       Owner
-	Source      json.RawMessage // the definition as JSON, as the API shows it; secrets are references
+	// Backlog marks a bridge, which forwards a topic in its order: a send that the other side could not take goes back to
+	// where it was taken from, with no attempt spent, and so many bytes of the topic do not leave before it has sent them,
+	// whatever the topic's retain says. 0: none.
+	Backlog int64
+	Within  string // what the names of topics begin with that its functions may emit to; "" for any
+	Owner   Owner
+	Source  json.RawMessage // the definition as JSON, as the API shows it; secrets are references
 }
 
 // Deliver says how a subscription's deliveries leave.
@@ -241,6 +245,10 @@ type Delivery struct {
 	Topic        string // the topic of the event that the subscription read
 	Event        Record // what is sent: the event or an output of a function; read-only
 	Attempt      int    // 1 is the first
+
+	// Line, of a bridge: what the positions of its deliveries count in. Within a line they only grow, but for those that are
+	// sent once more. "" where the delivery is none of the order: it was redriven or replayed.
+	Line string
 
 	Reply *Reply // if not nil, somebody waits: the sink puts here what the receiver answers, where it takes answers
 }

@@ -27,7 +27,7 @@ type keyDoc struct {
 }
 
 // described lists all mappings of rules files, the file itself first.
-func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind) []described {
+func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges BridgeKinds) []described {
 	all := []described{
 		{name: "file", at: "the file", shape: rulesShape, about: "A rules file, or one of a folder of them.", null: false, keys: map[string]keyDoc{
 			"version":       {is: integerOf(1, 1), about: "Of the format.", absent: "1", std: 1},
@@ -37,6 +37,7 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind) []descri
 			"hosts":         {is: mapOf(mappingNamed("host")), about: "Limits of hosts that are sent to, by their names or addresses, with a port or without: what all subscriptions together send to one."},
 			"schedules":     {is: namedMapping("schedule"), about: "Schedules by name: events that the router publishes by itself, again and again."},
 			"sources":       {is: namedMapping("source"), about: "Sources by name: senders whose webhooks, posted to `/v1/sources/NAME`, become events once they are verified."},
+			"bridges":       {is: namedMapping("bridge"), about: "Bridges by name: topics that are forwarded to another router or broker, or brought from there."},
 			"tests":         {is: listOf(mappingNamed("test")), about: "What the rules are for; `router rules test` runs them."},
 		}},
 		{name: "topic", at: "topics.NAME", shape: topicShape, null: true, about: "A topic keeps events until its bounds are reached.", keys: map[string]keyDoc{
@@ -118,6 +119,7 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind) []descri
 		scheduleKeys(),
 	}
 	all = append(all, describeSources(schemes)...)
+	all = append(all, describeBridges(bridges)...)
 	return withSinks(append(all, describeTests()...), sinks)
 }
 

@@ -13,7 +13,7 @@ import (
 // The examples of the documents are read; those that are marked are refused with the lines below them.
 func TestDocs(t *testing.T) {
 	var text []byte
-	for _, name := range []string{"rules.md", "webhooks.md"} {
+	for _, name := range []string{"rules.md", "webhooks.md", "bridges.md"} {
 		doc, err := os.ReadFile("../../docs/" + name)
 		if err != nil {
 			t.Fatal(err)
@@ -46,7 +46,7 @@ func TestDocs(t *testing.T) {
 	if !strings.Contains(string(text), strings.Join(strings.SplitAfter(faults.Long(), "\n")[:3], "")) {
 		t.Errorf("the documents do not show\n%v", faults.Long())
 	}
-	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape, scheduleShape} {
+	for _, s := range []shape{rulesShape, topicShape, functionShape, limitsShape, subscriptionShape, retryShape, hostShape, scheduleShape, bridgeShape} {
 		for _, key := range s.keys {
 			if !strings.Contains(string(text), key) {
 				t.Errorf("key %s is not in the documents", key)

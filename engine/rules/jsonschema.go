@@ -10,10 +10,10 @@ import (
 // Schema is the JSON Schema (2020-12) of rules files, for editors: what stands where, with what it means. It refuses
 // unknown keys and values that cannot be read; what lies between definitions, in filters and in files that rules name,
 // is for Parse alone. Single values may be references.
-func Schema(sinks map[string]SinkKind, schemes map[string]SchemeKind) ([]byte, error) {
+func Schema(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges BridgeKinds) ([]byte, error) {
 	defs := sharedTypes()
 	root := map[string]any{}
-	for _, d := range describe(sinks, schemes) {
+	for _, d := range describe(sinks, schemes, bridges) {
 		if d.name == "file" {
 			root = d.schema()
 			continue
@@ -72,7 +72,7 @@ func (d described) schema() map[string]any {
 }
 
 // Reference is docs/rules-reference.md: a table for each mapping of rules files.
-func Reference(sinks map[string]SinkKind, schemes map[string]SchemeKind) []byte {
+func Reference(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges BridgeKinds) []byte {
 	var b bytes.Buffer
 	b.WriteString(`# Rules reference
 
@@ -88,7 +88,7 @@ Every key of [rules files](rules.md). Editors complete and check them with the J
 | rate | a number a second, minute, hour or day: ` + "`500/s`, `10/m`, `100/h`, `5/d`" + `; or ` + "`unlimited`" + ` |
 | any of them | or a reference: ` + "`${env:NAME}`, `${file:PATH}`" + ` |
 `)
-	for _, d := range describe(sinks, schemes) {
+	for _, d := range describe(sinks, schemes, bridges) {
 		fmt.Fprintf(&b, "\n<a id=%q></a>\n\n## %s\n\n%s\n\n| Key | Value | Default | Means |\n|---|---|---|---|\n", d.name, d.title(), d.about)
 		for _, key := range d.shape.keys {
 			k := d.keys[key]

@@ -21,7 +21,7 @@ import (
 
 func compiledSchema(t *testing.T, o Options) *jsonschema.Schema {
 	t.Helper()
-	text, err := Schema(o.Sinks, o.Schemes)
+	text, err := Schema(o.Sinks, o.Schemes, o.Bridges)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +179,7 @@ func TestSchemaRefuses(t *testing.T) {
 // Whoever adds a key says what it means: each key of each shape of this package has a description, and none is left of
 // a key that has gone.
 func TestEveryKeyIsDescribed(t *testing.T) {
-	all := describe(nil, nil)
+	all := describe(nil, nil, BridgeKinds{})
 	names := map[string]described{}
 	for _, d := range all {
 		if _, twice := names[d.name]; twice {

@@ -27,6 +27,7 @@ func (p *parser) checkReferences() {
 			p.typedFilter(d, t.typed)
 		}
 	}
+	p.checkBridges(topics)
 	p.checkHookFunctions(known)
 	p.checkCase()
 	subs := p.events()
@@ -71,6 +72,14 @@ func (p *parser) checkCase() {
 		}
 		for i := range p.hooks {
 			add(p.hooks[i].Topic, p.hookKeys[p.hooks[i].Name])
+		}
+		for _, b := range p.bridges {
+			add(b.Topic, b.n.get("topic"))
+		}
+	})
+	once("bridge", func(add func(string, *node)) {
+		for _, b := range p.bridges {
+			add(b.Name, b.key)
 		}
 	})
 	once("source", func(add func(string, *node)) {

@@ -38,6 +38,7 @@ const (
 type Options struct {
 	Sinks    map[string]SinkKind   // what may stand under deliver, besides topic, stream and pull
 	Schemes  map[string]SchemeKind // by which sources verify
+	Bridges  BridgeKinds           // the other sides that bridges may have
 	Getenv   func(name string) (string, bool)
 	ReadFile func(path string) ([]byte, error) // of ${file:…}, modules and schemas
 	// Reads is told of every file that rules name, once, before it is read and also where it cannot be; may be nil.
@@ -66,6 +67,7 @@ type Set struct {
 	Hosts         []Host // limits of hosts that are sent to
 	Schedules     []Schedule
 	Hooks         []Source // whose webhooks become events
+	Bridges       []Bridge
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
 	// Sources are the rules files and the modules, scripts and schemas that they name, by their names in a bundle:
@@ -382,6 +384,7 @@ func (p *parser) finish() (*Set, error) {
 	for _, d := range p.hooks {
 		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
 	}
+	p.finishBridges(s, imply)
 	for _, d := range p.testDefs {
 		s.Tests = append(s.Tests, d.Test)
 	}

@@ -75,6 +75,7 @@ func testOptions() Options {
 			"box": SinkOf(func(_ context.Context, o every) (engine.Sink, error) { return nil, errors.New("box: not here") }),
 		},
 		Schemes: testSchemes(),
+		Bridges: testBridges(),
 		Getenv: func(name string) (string, bool) {
 			v, ok := map[string]string{
 				"HOOK_SECRET": "whsec_c2VjcmV0", "API_TOKEN": "tok-123456", "BAD_SECRET": "hunter2hunter2",

@@ -124,8 +124,15 @@ func (l *plog) makeRoom(w *writer, bytes int64, events uint64) error {
 				logName(l.id), event.ErrFull, l.bytes, l.opts.Bytes, l.next-l.head, l.opts.Events, hold)
 		}
 	}
-	l.dropWhere(w, func(c *chunk) bool { return c.next() <= hold && l.overAt(c, bytes, events) })
+	l.dropWhere(w, func(c *chunk) bool {
+		return c.next() <= hold && l.overAt(c, bytes, events) && !l.heldAt(c, bytes)
+	})
 	return nil
+}
+
+// heldAt says whether chunk c, the oldest, stays for who has not read it yet: see storage.LogOptions.Held.
+func (l *plog) heldAt(c *chunk, bytes int64) bool {
+	return l.opts.Held > 0 && !l.opts.Reject && c.next() > l.hold.Load() && l.bytes+l.buffered+bytes <= l.opts.Held
 }
 
 // overAt is over while chunk c is the oldest: dropWhere has already taken the older ones off bytes.
@@ -161,7 +168,7 @@ func (l *plog) retain(w *writer, now int64) {
 	}
 	oldest := now - int64(l.opts.Age)
 	l.dropWhere(w, func(c *chunk) bool {
-		return c.next() <= hold && (l.opts.Age > 0 && c.end < oldest || l.overAt(c, 0, 0))
+		return c.next() <= hold && (l.opts.Age > 0 && c.end < oldest || l.overAt(c, 0, 0)) && !l.heldAt(c, 0)
 	})
 	l.expireDedupe(w, now)
 }

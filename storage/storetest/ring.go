@@ -199,6 +199,38 @@ func reject(t *testing.T, e *env) {
 	e.same(ids[len(ids)-1], fmt.Sprint(n-1))
 }
 
+func held(t *testing.T, e *env) {
+	o := storage.LogOptions{Bytes: 1 << 20, Held: 4 << 20, Age: time.Minute}
+	l := e.log(1, o)
+	n := 0
+	add := func(upTo int) {
+		for ; n < upTo; n++ {
+			e.add(1, entry(fmt.Sprint(n), 10_000))
+		}
+	}
+	add(300) // 3 MB of a ring of 1 MiB
+	e.clock.step(time.Hour)
+	e.maintain()
+	e.same(l.Bounds().Head, 0) // neither size nor age drops what is held
+	e.restart()
+	l = e.log(1, o)
+	e.same(l.Bounds().Head, 0)
+	l.Hold(100)
+	add(301)
+	if b := l.Bounds(); b.Head < 70 || b.Head > 100 {
+		t.Fatalf("held from 100 on: %+v", b)
+	}
+	add(700) // more than is held
+	if b := l.Bounds(); b.Bytes > 4<<20 || b.Bytes < 4<<20-200_000 || b.Head < 250 {
+		t.Fatalf("beyond what is held: %+v", b)
+	}
+	o.Held = 0
+	l = e.log(1, o)
+	if b := l.Bounds(); b.Bytes > 1<<20 {
+		t.Fatalf("held no more: %+v", b)
+	}
+}
+
 func trim(t *testing.T, e *env) {
 	l := e.log(1, storage.LogOptions{Bytes: 4 << 20})
 	for i := range 200 {

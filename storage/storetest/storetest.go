@@ -43,6 +43,7 @@ func Run(t *testing.T, h Harness) {
 		{"RetainAge", retainAge},
 		{"RetainEvents", retainEvents},
 		{"Reject", reject},
+		{"Held", held},
 		{"Trim", trim},
 		{"DropLog", dropLog},
 		{"Tables", tables},

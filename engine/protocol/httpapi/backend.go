@@ -62,6 +62,11 @@ type Publisher interface {
 	// that a client left out (see event.Event) in the caller's events. Once it returns nil the events are durable. The
 	// events may be borrowed from a request; nothing is kept of them.
 	Publish(ctx context.Context, topic string, evs []event.Event, pos []event.Position) error
+	// PublishForwarded is Publish of what another router forwards, of which it may have stored some before; pos is zero
+	// for what was not stored.
+	PublishForwarded(ctx context.Context, topic string, evs []event.Event, pos []event.Position, from event.Forwarded) (event.Taken, error)
+	// Name tells this router from others; it says nothing else.
+	Name() string
 	// Ask is Publish of one event whose producer waits for a reply until end closes; nil if none came by then, or
 	// none can come. Where too many wait already nothing is stored: event.ErrUnavailable.
 	Ask(ctx context.Context, topic string, evs []event.Event, pos []event.Position, end <-chan struct{}) (*event.Reply, error)

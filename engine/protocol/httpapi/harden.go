@@ -21,6 +21,7 @@ type headers struct {
 	contentType, contentEncoding          string
 	connection                            string
 	prefer, idempotencyKey, lastEventID   string
+	bridge                                string   // of another router
 	forwarded, forwardedFor               string   // of proxies
 	accessMethod, accessHeaders, webHook  string   // of OPTIONS
 	ce                                    []header // ce-*
@@ -132,6 +133,8 @@ func (h *headers) take(name []byte, value string) {
 			once(&h.idempotencyKey, &h.types)
 		case strings.EqualFold(n, "x-forwarded-for"):
 			h.forwardedFor = joined(h.forwardedFor, value)
+		case strings.EqualFold(n, event.BridgeHeader):
+			once(&h.bridge, &h.types)
 		}
 	case 16:
 		if strings.EqualFold(n, "content-encoding") {

@@ -243,6 +243,9 @@ func (c *call) commit(topic string, pref preferring) error {
 		c.pos = make([]event.Position, n)
 	}
 	c.pos = c.pos[:n]
+	if c.h.bridge != "" {
+		return c.forwarded(topic)
+	}
 	if pref.wait > 0 {
 		if replied, err := c.ask(topic, pref.wait); replied || err != nil {
 			return err
