@@ -53,32 +53,16 @@ type Reader interface {
 // A PullSource is a subscription that delivers by pull, and the topic whose events it hands out.
 type PullSource struct{ Name, Topic string }
 
-// Table says of what a row is.
-type Table uint8
-
-// The tables of this face.
-const (
-	SessionRows  Table = iota // sessions: see sessions.go
-	PacketRows                // packet ids of QoS 2: see qos2.go
-	RetainedRows              // retained messages: see retained.go
-)
-
-// A Row is one change of a table: Value is put under Key, or with Delete what lies there goes.
-type Row struct {
-	Table      Table
-	Key, Value []byte
-	Delete     bool
-}
-
-// Rows are the small rows that sessions keep. Its methods may be called from several goroutines.
+// Rows are the rows that sessions keep, each shelf of them this face's own. Its methods may be called from several
+// goroutines.
 type Rows interface {
-	// Write makes all changes or none. With durable they survive a crash once it returns nil, and everything written
-	// before; without they do so after the next write that is durable, whoever's it is. Nothing is kept of rows.
-	Write(ctx context.Context, rows []Row, durable bool) error
-	// Load returns the value under a key; event.ErrNotFound where there is none.
-	Load(ctx context.Context, t Table, key []byte) ([]byte, error)
-	// Scan calls each for every row whose key begins with prefix, in the order of the keys; key and value are borrowed.
-	Scan(ctx context.Context, t Table, prefix []byte, each func(key, value []byte) error) error
+	// Keep makes all changes or none; they survive a power cut once it returns nil. The rows are borrowed until then.
+	Keep(ctx context.Context, rows ...event.ShelfRow) error
+	// Load returns a row's value, nil if there is none.
+	Load(ctx context.Context, shelf event.Shelf, key string) ([]byte, error)
+	// Scan calls fn for the rows whose key begins with under, in the order of their keys, until fn returns an error, which
+	// it returns. Both are fn's to keep.
+	Scan(ctx context.Context, shelf event.Shelf, under string, fn func(key string, value []byte) error) error
 }
 
 // A Door lets connections in: one set of limits under every protocol. An error is one connection too many.
@@ -98,9 +82,10 @@ type Caller interface {
 	Principal() *access.Principal // as last checked
 	// May asks whether he may do something; a refusal is audited. What he may not see is event.ErrNotFound.
 	May(a access.Action, k access.Kind, name string) error
-	Spend() error              // takes one message from what he may send
-	Reserve(n, size int) error // memory for a large packet: event.ErrUnavailable
-	Release()                  // all that was reserved
+	Context(ctx context.Context) context.Context // carries who he is, for the parts of the router that ask on
+	Spend() error                                // takes one message from what he may send
+	Reserve(n, size int) error                   // memory for a large packet: event.ErrUnavailable
+	Release()                                    // all that was reserved
 	Close()
 	// Hold authenticates again now and then, asks still, and ends the context where either refuses; call the func.
 	Hold(ctx context.Context, still func() error) (context.Context, func())
