@@ -165,8 +165,8 @@ func property(id, pk byte) (shape, bool) {
 	return noProperty, false
 }
 
-// maxUserProperties of a packet; an event has fewer attributes.
-const maxUserProperties = 256
+// maxPairs is how many user properties a packet may have; an event has fewer attributes.
+const maxPairs = 256
 
 // properties cuts the properties of a packet of the type pk into p, which has to be zero but for the memory of p.User. What
 // the codec takes is refused here: a property twice (2.2.2.2), one that is cut off by the end of the properties, a value
@@ -225,8 +225,8 @@ func (c *cutter) property(id byte, form shape, p *packets.Properties) {
 	case binaryShape:
 		data = c.binary()
 	case pairShape:
-		if len(p.User) == maxUserProperties {
-			c.fail(&violation{packets.ErrQuotaExceeded.Code, fmt.Sprintf("over %d user properties", maxUserProperties)})
+		if len(p.User) == maxPairs {
+			c.fail(&violation{packets.ErrQuotaExceeded.Code, fmt.Sprintf("over %d user properties", maxPairs)})
 			return
 		}
 		p.User = append(p.User, packets.UserProperty{Key: c.text(), Val: c.text()})

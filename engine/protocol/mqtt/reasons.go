@@ -36,6 +36,9 @@ var reasons = [...]struct {
 	err  error
 	code packets.Code
 }{
+	{errUnmapped, packets.ErrTopicNameInvalid},
+	{errName, packets.ErrTopicNameInvalid},
+	{errPayload, packets.ErrPayloadFormatInvalid},
 	{event.ErrTooLarge, packets.ErrQuotaExceeded}, // 0x95 is not for acknowledgements (2.4)
 	{event.ErrFull, packets.ErrQuotaExceeded},
 	{event.ErrSchema, packets.ErrPayloadFormatInvalid},

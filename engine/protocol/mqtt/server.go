@@ -2,8 +2,14 @@ package mqtt
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // A Server speaks to MQTT clients. Its methods may be called from several goroutines.
@@ -11,6 +17,19 @@ type Server struct {
 	o        Options
 	sessions *sessions
 	retained *retained
+	wills    *wills
+	online   online
+	stats    counters
+	reads    *sync.Pool // of *[readSize]byte
+	writes   *sync.Pool // of *[]byte
+	batches  *sync.Pool // of *batch
+
+	draining atomic.Bool
+	serving  sync.WaitGroup // connections
+
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	conns     map[*conn]struct{}
 }
 
 // New returns a server of the sessions that the last one left.
@@ -19,20 +38,121 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("mqtt: %w", err)
 	}
-	s := &Server{o: o}
-	s.sessions, s.retained = newSessions(s), newRetained(s)
+	s := &Server{o: o, reads: newReadPool(), writes: newWritePool(), batches: newBatchPool(), online: online{all: map[onlineKey]*conn{}},
+		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}}
+	s.sessions, s.retained, s.wills = newSessions(s), newRetained(s), newWills(s)
 	if err := s.retained.open(ctx); err != nil {
 		return nil, fmt.Errorf("mqtt: retained messages: %w", err)
 	}
 	if err := s.sessions.open(ctx); err != nil {
 		return nil, fmt.Errorf("mqtt: sessions: %w", err)
 	}
+	if err := s.wills.open(ctx); err != nil {
+		s.wills.close()
+		return nil, fmt.Errorf("mqtt: wills: %w", err)
+	}
 	return s, nil
 }
 
-// Serve takes connections of ln, which may be a listener of crypto/tls, until Shutdown; it may be called for several.
-func (s *Server) Serve(_ context.Context, ln net.Listener) error { return ln.Close() }
+// Serve takes connections of ln, which may be a listener of crypto/tls, until Shutdown, which closes it; it may be called for
+// several.
+func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	s.mu.Lock()
+	draining := s.draining.Load()
+	s.listeners[ln] = struct{}{}
+	s.mu.Unlock()
+	if draining {
+		return ln.Close()
+	}
+	for wait := time.Duration(0); ; {
+		nc, err := ln.Accept()
+		switch {
+		case err == nil:
+			wait = 0
+			s.accept(ctx, nc)
+		case s.draining.Load() || errors.Is(err, net.ErrClosed):
+			return nil
+		default: // of one connection, or for want of files: others come
+			wait = min(max(2*wait, 5*time.Millisecond), time.Second)
+			s.o.Log.Warn("an MQTT connection is not accepted", "error", err, "wait", wait)
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// accept serves a connection, or closes one that is too many.
+func (s *Server) accept(ctx context.Context, nc net.Conn) {
+	visit, err := s.o.Door.Enter(peerOf(nc))
+	if err != nil {
+		s.stats.ended[packets.ErrQuotaExceeded.Code].Add(1)
+		_ = nc.Close()
+		return
+	}
+	s.attend(ctx, nc, visit, nil)
+}
+
+// attend serves a connection on a goroutine of its own; ahead is what was read of it already.
+func (s *Server) attend(ctx context.Context, nc net.Conn, visit Visit, done func()) {
+	c := newConn(s, nc, visit)
+	s.mu.Lock()
+	if s.draining.Load() {
+		s.mu.Unlock()
+		visit.Leave()
+		_ = nc.Close()
+		if done != nil {
+			done()
+		}
+		return
+	}
+	s.conns[c] = struct{}{}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	s.stats.connections.Add(1)
+	go func() {
+		defer s.serving.Done()
+		if done != nil {
+			defer done()
+		}
+		c.run(ctx)
+		_ = nc.Close()
+		visit.Leave()
+		s.stats.connections.Add(-1)
+		s.mu.Lock()
+		delete(s.conns, c)
+		s.mu.Unlock()
+	}()
+}
 
 // Shutdown takes no more connections, lets what is being stored be acknowledged, tells clients to go and waits for that, or
-// for ctx's end. Sessions stay.
-func (s *Server) Shutdown(ctx context.Context) error { return s.sessions.close(ctx) }
+// for ctx's end. Sessions and wills stay for the next process.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.draining.Store(true)
+	for ln := range s.listeners {
+		_ = ln.Close()
+	}
+	for c := range s.conns {
+		go c.end(&violation{packets.ErrServerShuttingDown.Code, "the router is shutting down: come back"})
+	}
+	s.mu.Unlock()
+	gone := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		s.wills.close()
+		close(gone)
+	}()
+	select {
+	case <-gone:
+		return s.sessions.close(ctx)
+	case <-ctx.Done():
+		s.mu.Lock()
+		for c := range s.conns {
+			_ = c.nc.Close()
+		}
+		s.mu.Unlock()
+		return errors.Join(fmt.Errorf("mqtt: connections did not end in time: %w", context.Cause(ctx)), s.sessions.close(ctx))
+	}
+}

@@ -19,7 +19,6 @@ type session struct {
 
 	mu     sync.Mutex
 	expiry time.Duration // that it outlives its connection; 0: it ends with it
-	will   *will         // nil: none
 	caller Caller        // of the connection that has it, or had it last
 }
 

@@ -1,4 +1,294 @@
 package mqtt
 
-// A will is what is published for a client that goes without saying so (3.1.2.5).
-type will struct{}
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/event"
+)
+
+// A will is what is published for a client that goes without saying so (3.1.2.5). It has a row for as long as it may have to
+// be, so that it is published by the next process where this one dies.
+type will struct {
+	Owner    string `json:"owner"`
+	ClientID string `json:"client"`
+	Message  []byte `json:"message"` // the PUBLISH that it comes to
+	Version  byte   `json:"version"`
+	Retain   bool   `json:"retain,omitempty"`
+	Delay    uint32 `json:"delay,omitempty"` // seconds
+	Event    string `json:"event"`           // id of the event: it is published once
+	Topic    string `json:"topic"`           // of the router, where CONNECT found that it may go
+	Due      int64  `json:"due,omitempty"`   // Unix nanoseconds; 0: the client is connected
+
+	caller Caller      // of the last connection; nil after a restart
+	timer  *time.Timer // until it is due; nil: it is not running
+}
+
+func (w *will) key() sessionKey { return sessionKey{w.Owner, w.ClientID} }
+
+// row is its row, or what removes it.
+func (w *will) row(gone bool) (event.ShelfRow, error) {
+	s := session{owner: w.Owner, clientID: w.ClientID}
+	r := event.ShelfRow{Shelf: event.ShelfPackets, Key: s.prefix(willRows)}
+	if gone {
+		return r, nil
+	}
+	var err error
+	r.Value, err = json.Marshal(w)
+	return r, err
+}
+
+// newWill is that of a CONNECT; nil: it has none. Whether it may be published is asked now, when there is somebody to tell.
+func newWill(c *conn, pk *packets.Packet) (*will, error) {
+	k := &pk.Connect
+	if !k.WillFlag {
+		return nil, nil
+	}
+	m := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Publish}, ProtocolVersion: c.version,
+		TopicName: k.WillTopic, Payload: k.WillPayload, Properties: k.WillProperties}
+	switch {
+	case k.WillTopic == "" || strings.ContainsAny(k.WillTopic, "+#"):
+		return nil, &violation{packets.ErrTopicNameInvalid.Code, "the will's name is empty or has a wildcard in it"}
+	case strings.ContainsAny(k.WillProperties.ResponseTopic, "+#"):
+		return nil, wrong("the will's response topic has a wildcard in it")
+	}
+	var in intake
+	var ev event.Event
+	to, err := in.take(&ev, &m, c.s.o.Backend.MQTT(), c.s.o.Limits, c.s.o.Now())
+	if err == nil {
+		err = c.caller.May(access.Publish, access.Topic, to.Topic)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("will: %w", err)
+	}
+	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, Retain: k.WillRetain,
+		Delay: k.WillProperties.WillDelayInterval, Event: newID(), Topic: to.Topic, caller: c.caller}
+	w.Message, err = appendPublish(nil, &m)
+	return w, err
+}
+
+// wills are those of clients that are connected, and of those that are not and whose delay has not passed.
+type wills struct {
+	s    *Server
+	stop context.CancelFunc // of ctx, which what publishes runs under
+	ctx  context.Context
+	work sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	all    map[sessionKey]*will
+}
+
+func newWills(s *Server) *wills {
+	w := &wills{s: s, all: map[sessionKey]*will{}}
+	w.ctx, w.stop = context.WithCancel(context.Background())
+	return w
+}
+
+// open loads what the last process left. Clients that were connected when it ended have a while to come back.
+func (r *wills) open(ctx context.Context) error {
+	back := r.s.o.Now().Add(r.s.o.WillGrace).UnixNano()
+	return r.s.o.Backend.Rows().Scan(ctx, event.ShelfPackets, string(rune(willRows)), func(_ string, value []byte) error {
+		w := new(will)
+		if err := json.Unmarshal(value, w); err != nil {
+			r.s.o.Log.Error("the row of a will cannot be read; it is not published", "error", err)
+			return nil
+		}
+		if w.Due == 0 {
+			w.Due = max(back, r.s.o.Now().Add(time.Duration(w.Delay)*time.Second).UnixNano())
+		}
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		r.all[w.key()] = w
+		r.wait(w, max(time.Duration(w.Due-r.s.o.Now().UnixNano()), 0))
+		return nil
+	})
+}
+
+// wait has a will published after a delay. The caller holds mu.
+func (r *wills) wait(w *will, delay time.Duration) {
+	if r.closed {
+		return
+	}
+	r.work.Add(1)
+	w.timer = time.AfterFunc(delay, func() {
+		defer r.work.Done()
+		r.fire(w)
+	})
+}
+
+// cancel has a will not published, if it is not being; false: it is, or was. The caller holds mu.
+func (r *wills) cancel(w *will) bool {
+	if w.timer == nil {
+		return true
+	}
+	if !w.timer.Stop() {
+		return false
+	}
+	w.timer = nil
+	r.work.Done()
+	return true
+}
+
+// here says that a client is connected, with another will or none. What the last connection left is not to be published if its
+// session goes on (3.1.3.2.2), and is published now if it does not. It returns once that would outlive the process.
+func (r *wills) here(ctx context.Context, sess *session, present bool, next *will) error {
+	key := sessionKey{sess.owner, sess.clientID}
+	r.mu.Lock()
+	old := r.all[key]
+	if old != nil && r.cancel(old) && !present {
+		last := *old
+		last.Event = old.Event
+		r.wait(&last, 0)
+	}
+	if next != nil {
+		r.all[key] = next
+	} else {
+		delete(r.all, key)
+	}
+	r.mu.Unlock()
+	w := next
+	if w == nil {
+		if w = old; w == nil {
+			return nil
+		}
+	}
+	row, err := w.row(next == nil)
+	if err == nil {
+		err = r.s.o.Backend.Rows().Keep(ctx, row)
+	}
+	return err
+}
+
+// gone says that a client's connection is over: with DISCONNECT of the reason code 0, which takes the will with it
+// [MQTT-3.14.4-3], because the router stops, after which clients come back, or otherwise.
+func (r *wills) gone(sess *session, bye, draining bool) {
+	r.mu.Lock()
+	w := r.all[sessionKey{sess.owner, sess.clientID}]
+	if w == nil || draining && !bye {
+		r.mu.Unlock()
+		return
+	}
+	sess.mu.Lock()
+	delay := min(time.Duration(w.Delay)*time.Second, sess.expiry) // whichever ends first (3.1.3.2.2)
+	sess.mu.Unlock()
+	if bye {
+		delete(r.all, w.key())
+	} else {
+		w.Due = r.s.o.Now().Add(delay).UnixNano()
+	}
+	row, err := w.row(bye)
+	r.mu.Unlock()
+	if err == nil && (bye || delay > 0) {
+		err = r.s.o.Backend.Rows().Keep(r.ctx, row)
+	}
+	if err != nil {
+		r.s.o.Log.Warn("the row of a will is not written", "client", w.ClientID, "error", err)
+	}
+	if !bye {
+		r.mu.Lock()
+		r.wait(w, delay)
+		r.mu.Unlock()
+	}
+}
+
+// retry is how long a will waits that could not be stored.
+const retryWill = 5 * time.Second
+
+// fire publishes a will and forgets it.
+func (r *wills) fire(w *will) {
+	err := r.publish(w)
+	if err != nil && (errors.Is(err, event.ErrUnavailable) || errors.Is(err, context.Canceled)) {
+		r.mu.Lock()
+		r.wait(w, retryWill)
+		r.mu.Unlock()
+		return
+	}
+	if err != nil {
+		code, _, _ := reasonOf(err)
+		r.s.stats.refused[code].Add(1)
+		r.s.o.Log.Warn("a will is not published", "client", w.ClientID, "error", err)
+	}
+	r.mu.Lock()
+	mine := r.all[w.key()] == w
+	if mine {
+		delete(r.all, w.key())
+	}
+	r.mu.Unlock()
+	if !mine { // the row is another's
+		return
+	}
+	row, err := w.row(true)
+	if err == nil {
+		err = r.s.o.Backend.Rows().Keep(r.ctx, row)
+	}
+	if err != nil {
+		r.s.o.Log.Warn("the row of a will that was published is not removed", "client", w.ClientID, "error", err)
+	}
+}
+
+// publish stores a will as if its client had sent it now. Its owner's rights are asked again where he is known: after a restart
+// he is not, and it goes where it was let go to before, or nowhere.
+func (r *wills) publish(w *will) error {
+	h, n, bad := cutHeader(w.Message)
+	if bad != nil || n == 0 {
+		return malformed("the message of a will")
+	}
+	var pk packets.Packet
+	if bad := decodePublish(h, w.Message[n:], w.Version, &pk); bad != nil {
+		return bad
+	}
+	var in intake
+	evs, pos := make([]event.Event, 1), make([]event.Position, 1)
+	ev := &evs[0]
+	to, err := in.take(ev, &pk, r.s.o.Backend.MQTT(), r.s.o.Limits, r.s.o.Now())
+	if err != nil {
+		return err
+	}
+	ctx := r.ctx
+	switch {
+	case w.caller != nil:
+		if err := w.caller.May(access.Publish, access.Topic, to.Topic); err != nil {
+			return err
+		}
+		ctx = w.caller.Context(ctx)
+	case to.Topic != w.Topic:
+		return fmt.Errorf("%w: the name leads to another topic than before the restart, and who may publish there is not known", event.ErrDenied)
+	}
+	if !ev.ClientID {
+		ev.ID, ev.ClientID = w.Event, true
+	}
+	if err := r.s.o.Backend.Publish(ctx, to.Topic, evs, pos); err != nil {
+		if errors.Is(err, event.ErrConflict) && ev.ID == w.Event { // a process before published it, and did not come to note it
+			return nil
+		}
+		return err
+	}
+	if w.Retain {
+		if err := r.s.retained.store(ctx, clone(pk.TopicName), to.Topic, pos[0], ev, len(pk.Payload) == 0); err != nil {
+			r.s.o.Log.Warn("a retained message is not kept", "name", pk.TopicName, "error", err)
+		}
+	}
+	return nil
+}
+
+// close stops what waits, which the next process goes on with, and waits for what is being published.
+func (r *wills) close() {
+	r.mu.Lock()
+	r.closed = true
+	for _, w := range r.all {
+		r.cancel(w)
+	}
+	r.mu.Unlock()
+	r.stop()
+	r.work.Wait()
+}
+

@@ -3,8 +3,10 @@ package mqtt
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
@@ -105,7 +107,12 @@ func (o *output) send() error {
 	if err := o.nc.SetWriteDeadline(time.Now().Add(o.timeout)); err != nil {
 		o.err = err
 	} else if _, err := o.nc.Write(*o.buf); err != nil {
-		o.err = fmt.Errorf("the client does not read: %w", err)
+		if o.err = fmt.Errorf("the client does not read: %w", err); errors.Is(err, os.ErrDeadlineExceeded) {
+			o.s.stats.slow.Add(1)
+		}
+	}
+	if o.err != nil { // half a packet may have gone: whoever reads is to know
+		_ = o.nc.Close()
 	}
 	o.free()
 	return o.err
