@@ -124,7 +124,7 @@ func (b *batch) store(ctx context.Context, backend Backend) {
 	b.errs = append(b.errs[:0], make([]error, n)...)
 	evs := b.evs
 	if len(b.topics) == 1 {
-		publish(ctx, backend, b.topics[0], evs, b.pos, b.errs)
+		storeAll(ctx, backend, b.topics[0], evs, b.pos, b.errs)
 	} else {
 		evs = b.sort()
 		var all sync.WaitGroup
@@ -134,7 +134,7 @@ func (b *batch) store(ctx context.Context, backend Backend) {
 				to++
 			}
 			topic, evs, pos, errs := b.topics[t], evs[from:to], b.pos[from:to], b.errs[from:to]
-			all.Go(func() { publish(ctx, backend, topic, evs, pos, errs) })
+			all.Go(func() { storeAll(ctx, backend, topic, evs, pos, errs) })
 			from = to
 		}
 		all.Wait()
@@ -180,15 +180,15 @@ func (b *batch) stored(x *item) (*event.Event, event.Position, string) {
 	return &evs[x.ev], b.pos[x.ev], b.topics[x.topic]
 }
 
-// publish stores events, and where one of them is at fault all that are not: of halves, each for itself.
-func publish(ctx context.Context, backend Backend, topic string, evs []event.Event, pos []event.Position, errs []error) {
+// storeAll stores events, and where one of them is at fault all that are not: of halves, each for itself.
+func storeAll(ctx context.Context, backend Backend, topic string, evs []event.Event, pos []event.Position, errs []error) {
 	err := backend.Publish(ctx, topic, evs, pos)
 	switch {
 	case err == nil:
 	case len(evs) > 1 && ofOne(err):
 		half := len(evs) / 2
-		publish(ctx, backend, topic, evs[:half], pos[:half], errs[:half])
-		publish(ctx, backend, topic, evs[half:], pos[half:], errs[half:])
+		storeAll(ctx, backend, topic, evs[:half], pos[:half], errs[:half])
+		storeAll(ctx, backend, topic, evs[half:], pos[half:], errs[half:])
 	default:
 		for i := range errs {
 			errs[i] = err

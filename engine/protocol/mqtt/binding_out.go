@@ -54,7 +54,7 @@ func give(pk *packets.Packet, rec event.Record, name string, structured bool, no
 	if structured {
 		plain = ""
 	}
-	if p.PayloadFormatFlag = p.PayloadFormatFlag && !binary(rec); !p.PayloadFormatFlag {
+	if p.PayloadFormatFlag = p.PayloadFormatFlag && !isBinary(rec); !p.PayloadFormatFlag {
 		p.PayloadFormat = 0
 	}
 	if plain != untyped && validText(mime) {
@@ -64,7 +64,7 @@ func give(pk *packets.Packet, rec event.Record, name string, structured bool, no
 	return true
 }
 
-func binary(rec event.Record) bool { return rec.Flags()&event.FlagBinary != 0 }
+func isBinary(rec event.Record) bool { return rec.Flags()&event.FlagBinary != 0 }
 
 // expiry is how many seconds are left of a message, at least one; ok is false where none is. What is no time never ends.
 func expiry(value string, now time.Time) (left uint32, ok bool) {

@@ -175,7 +175,7 @@ func (c *conn) packet(h header, body []byte) error {
 		}
 		return nil
 	case packets.Pubrel, packets.Puback, packets.Pubrec, packets.Pubcomp:
-		if bad := decodeAck(h, body, c.version, &pk); bad != nil {
+		if bad := readAck(h, body, c.version, &pk); bad != nil {
 			return bad
 		}
 		if h.kind == packets.Pubrel {
@@ -187,7 +187,7 @@ func (c *conn) packet(h header, body []byte) error {
 		c.sess.out.acked(h.kind, pk.PacketID, pk.ReasonCode)
 		return nil
 	case packets.Subscribe, packets.Unsubscribe:
-		if bad := decodeFilters(h, body, c.version, &pk); bad != nil {
+		if bad := readFilters(h, body, c.version, &pk); bad != nil {
 			return bad
 		}
 		return c.filters(&pk)
@@ -198,7 +198,7 @@ func (c *conn) packet(h header, body []byte) error {
 		_, err := c.out.write(&packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Pingresp}})
 		return err
 	case packets.Disconnect:
-		if bad := decodeDisconnect(h, body, c.version, &pk); bad != nil {
+		if bad := readDisconnect(h, body, c.version, &pk); bad != nil {
 			return bad
 		}
 		return c.disconnect(&pk)

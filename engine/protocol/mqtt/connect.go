@@ -23,7 +23,7 @@ func clone(s string) string { return strings.Clone(s) }
 // connect takes CONNECT and answers it. An error ends the connection.
 func (c *conn) connect(ctx context.Context, body []byte) error {
 	var pk packets.Packet
-	bad := decodeConnect(body, &pk)
+	bad := readConnect(body, &pk)
 	c.version = pk.ProtocolVersion
 	if c.version != 4 && c.version != 5 { // answered as far as a client of that version can be (3.1.2.2)
 		c.version = 4

@@ -62,9 +62,9 @@ func (h header) check() *violation {
 	return nil
 }
 
-// decodeConnect reads CONNECT into pk (3.1). It sets pk.ProtocolVersion before anything that can be wrong behind it, so that
+// readConnect reads CONNECT into pk (3.1). It sets pk.ProtocolVersion before anything that can be wrong behind it, so that
 // the client is answered in what it speaks.
-func decodeConnect(body []byte, pk *packets.Packet) *violation {
+func readConnect(body []byte, pk *packets.Packet) *violation {
 	c := cutter{b: body}
 	if name := c.text(); c.bad == nil && name != "MQTT" && name != "MQIsdp" { // [MQTT-3.1.2-1]
 		return wrong("the protocol is %.10q; want MQTT", name)
@@ -110,9 +110,9 @@ func decodeConnect(body []byte, pk *packets.Packet) *violation {
 	return c.end()
 }
 
-// decodePublish reads PUBLISH into pk (3.3), which has to be zero but for memory that it may use again. Nothing is
+// readPublish reads PUBLISH into pk (3.3), which has to be zero but for memory that it may use again. Nothing is
 // allocated without user properties; everything borrows body.
-func decodePublish(h header, body []byte, version byte, pk *packets.Packet) *violation {
+func readPublish(h header, body []byte, version byte, pk *packets.Packet) *violation {
 	pk.FixedHeader = packets.FixedHeader{Type: packets.Publish, Remaining: h.size, Qos: h.qos(), Dup: h.dup(), Retain: h.retain()}
 	pk.ProtocolVersion = version
 	c := cutter{b: body}
@@ -140,8 +140,8 @@ func decodePublish(h header, body []byte, version byte, pk *packets.Packet) *vio
 	return nil
 }
 
-// decodeAck reads PUBACK, PUBREC, PUBREL and PUBCOMP (3.4 to 3.7).
-func decodeAck(h header, body []byte, version byte, pk *packets.Packet) *violation {
+// readAck reads PUBACK, PUBREC, PUBREL and PUBCOMP (3.4 to 3.7).
+func readAck(h header, body []byte, version byte, pk *packets.Packet) *violation {
 	pk.FixedHeader = packets.FixedHeader{Type: h.kind, Remaining: h.size}
 	c := cutter{b: body}
 	pk.PacketID, pk.ReasonCode = c.u16(), 0
@@ -169,8 +169,8 @@ func ackCode(kind, code byte) bool {
 	return pk.ReasonCodeValid()
 }
 
-// decodeFilters reads SUBSCRIBE or UNSUBSCRIBE (3.8, 3.10); what is in the filters is not looked at.
-func decodeFilters(h header, body []byte, version byte, pk *packets.Packet) *violation {
+// readFilters reads SUBSCRIBE or UNSUBSCRIBE (3.8, 3.10); what is in the filters is not looked at.
+func readFilters(h header, body []byte, version byte, pk *packets.Packet) *violation {
 	pk.FixedHeader = packets.FixedHeader{Type: h.kind, Remaining: h.size}
 	pk.ProtocolVersion = version
 	c := cutter{b: body}
@@ -216,8 +216,8 @@ func decodeFilters(h header, body []byte, version byte, pk *packets.Packet) *vio
 // maxFilters of one packet: none has more than a session may.
 const maxFilters = 1000
 
-// decodeDisconnect reads DISCONNECT (3.14), decodeAuth AUTH (3.15): in both nothing stands for the reason code 0.
-func decodeDisconnect(h header, body []byte, version byte, pk *packets.Packet) *violation {
+// readDisconnect reads DISCONNECT (3.14), readAuth AUTH (3.15): in both nothing stands for the reason code 0.
+func readDisconnect(h header, body []byte, version byte, pk *packets.Packet) *violation {
 	c := cutter{b: body}
 	pk.ReasonCode = 0
 	if version == 5 && len(c.b) > 0 {

@@ -19,7 +19,7 @@ func (c *conn) publish(h header, body []byte, own bool) *violation {
 	b := c.gather()
 	body = b.keep(body, own)
 	pk := b.packet()
-	if bad := decodePublish(h, body, c.version, pk); bad != nil {
+	if bad := readPublish(h, body, c.version, pk); bad != nil {
 		return bad
 	}
 	if bad := c.resolve(pk); bad != nil {

@@ -243,7 +243,7 @@ func (r *wills) publish(w *will) error {
 		return malformed("the message of a will")
 	}
 	var pk packets.Packet
-	if bad := decodePublish(h, w.Message[n:], w.Version, &pk); bad != nil {
+	if bad := readPublish(h, w.Message[n:], w.Version, &pk); bad != nil {
 		return bad
 	}
 	var in intake
