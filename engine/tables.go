@@ -31,7 +31,7 @@ const (
 
 	tableReceipts storage.Table = 27 // span u32, topic u32, what it is of u8, 16 bytes of a hash → the id of the first: see receiving
 
-	tableShelves storage.Table = 28 // and 29, 30, one for each event.Shelf: length u8 and name of an owner, his key → what he keeps
+	tableShelves   storage.Table = 28 // and 29, 30, one for each event.Shelf: length u8 and name of an owner, his key → what he keeps
 	tableForwarded storage.Table = 31 // topic u32, 16 bytes of a hash of who forwards → how far he has come: see PublishForwarded
 
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
