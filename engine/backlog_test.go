@@ -104,19 +104,21 @@ func TestBacklogWaitsInTheTopic(t *testing.T) {
 	}
 	f.set(func() { f.up = true })
 	eventually(t, "all arrive", f.has(len(ids)-1))
-	if want := slices.Delete(slices.Clone(ids), 500, 501); !slices.Equal(f.ids, want) {
-		t.Errorf("%d arrive, in another order", len(f.ids))
-	}
+	var line string
+	f.set(func() {
+		if want := slices.Delete(slices.Clone(ids), 500, 501); !slices.Equal(f.ids, want) {
+			t.Errorf("%d arrive, in another order", len(f.ids))
+		}
+		if line = f.lines[0]; line == "" || line != f.lines[len(f.lines)-1] {
+			t.Errorf("lines %q and %q", line, f.lines[len(f.lines)-1])
+		}
+	})
 	eventually(t, "the dead letter", func() bool { return len(w.ids("dead")) == 1 })
-	if f.lines[0] == "" || f.lines[0] != f.lines[len(f.lines)-1] {
-		t.Errorf("lines %q and %q", f.lines[0], f.lines[len(f.lines)-1])
-	}
 	eventually(t, "the ring is of its size again", func() bool {
 		w.flush()
 		w.publish("orders", "more")
 		return len(w.ids("orders")) <= 51
 	})
-	line := f.lines[0]
 	if err := w.e.Seek(t.Context(), "bridge.b", event.Start{At: event.Earliest}); err != nil {
 		t.Fatal(err)
 	}

@@ -39,6 +39,9 @@ func nameOf(what string, secret [32]byte) string {
 // have been here, are dropped; pos is the zero position for them.
 func (e *Engine) PublishForwarded(ctx context.Context, topic string, evs []event.Event, pos []event.Position, from event.Forwarded) (event.Taken, error) {
 	var taken event.Taken
+	if len(evs) > e.o.Limits.Events {
+		return taken, event.Bad(event.ErrTooLarge, "events", fmt.Sprintf("%d events in one request; the limit is %d: split it", len(evs), e.o.Limits.Events))
+	}
 	t, err := e.open(ctx, topic)
 	if err != nil {
 		return taken, err
@@ -77,7 +80,8 @@ func (e *Engine) PublishForwarded(ctx context.Context, topic string, evs []event
 			return taken, err
 		}
 	}
-	return taken, e.publishKept(ctx, t, evs, keep, pos, ops)
+	_, err = e.publishKept(ctx, t, evs, keep, pos, ops)
+	return taken, err
 }
 
 func loops(ev *event.Event, name string) bool {
@@ -103,11 +107,8 @@ func (e *Engine) open(ctx context.Context, name string) (*topic, error) {
 	return e.lookup(ctx, name)
 }
 
-// publishKept stores those of evs that keep lists, and ops in the same commit.
-func (e *Engine) publishKept(ctx context.Context, t *topic, evs []event.Event, keep []int, pos []event.Position, ops []storage.Op) error {
-	if len(keep) > e.o.Limits.Events {
-		return event.Bad(event.ErrTooLarge, "events", fmt.Sprintf("%d events in one request; the limit is %d: split it", len(keep), e.o.Limits.Events))
-	}
+// publishKept stores those of evs that keep lists, and ops in the same commit. It returns how many the dedupe window had.
+func (e *Engine) publishKept(ctx context.Context, t *topic, evs []event.Event, keep []int, pos []event.Position, ops []storage.Op) (repeats int, err error) {
 	p := publications.Get().(*publication)
 	defer func() {
 		p.batch.Ops = nil
@@ -117,21 +118,24 @@ func (e *Engine) publishKept(ctx context.Context, t *topic, evs []event.Event, k
 	bytes := 0
 	for _, i := range keep {
 		if err := e.admit(t, p, &evs[i]); err != nil {
-			return event.At(fmt.Sprintf("events[%d]", i), err)
+			return 0, event.At(fmt.Sprintf("events[%d]", i), err)
 		}
 		bytes += len(evs[i].Data)
 	}
 	p.batch.Ops = ops
 	if err := e.store.Commit(ctx, &p.batch); err != nil {
-		return p.explainKept(err, keep)
+		return 0, p.explainKept(err, keep)
 	}
 	for n, w := range p.where {
-		pos[keep[n]] = p.batch.Appends[w.append].Entries[w.entry].Position
+		entry := &p.batch.Appends[w.append].Entries[w.entry]
+		if pos[keep[n]] = entry.Position; entry.Repeat {
+			repeats++
+		}
 	}
 	if len(keep) > 0 {
 		e.o.Observer.Published(t.name, len(keep), bytes)
 	}
-	return nil
+	return repeats, nil
 }
 
 // explainKept is explain with the indexes that the caller knows.

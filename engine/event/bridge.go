@@ -131,8 +131,8 @@ type Intake interface {
 type Inlet interface {
 	// Place returns what Take was given last, nil at first.
 	Place(ctx context.Context) ([]byte, error)
-	// Take stores events, and in the same commit the place from which to go on. Of those that cannot be stored it says why
-	// and goes on with the others, so that an error is about the router: try again. Events may be borrowed.
+	// Take stores events, and in the same commit the place from which to go on. Events that cannot be stored are counted and
+	// logged, and do not hold up the others, so that an error is about the router: try again. Events may be borrowed.
 	Take(ctx context.Context, evs []Event, place []byte) error
 	// Tell says how the other side is: nil while all is well.
 	Tell(err error)
