@@ -16,6 +16,7 @@ import (
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/hooks"
+	"github.com/millrace/millrace/engine/protocol/mqtt"
 	"github.com/millrace/millrace/engine/rules"
 	"github.com/millrace/millrace/plugins"
 	"github.com/millrace/millrace/plugins/js"
@@ -38,6 +39,7 @@ type definitions struct {
 	sealed string // a topic that the router keeps for itself; "" for none
 
 	sources func([]hooks.Source) // puts them in force; nil: this process takes no webhooks in
+	names   mqtt.Register        // what MQTT's topic names stand for
 
 	// Whoever changes definitions holds changing from end to end, compiling included; mu guards the fields
 	// and is held by readers, and by writers while they turn them.

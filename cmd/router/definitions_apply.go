@@ -88,6 +88,7 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 		return err
 	}
 	d.applySources(set)
+	d.applyNames(set, spec.Subscriptions)
 	return nil
 }
 

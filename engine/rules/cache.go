@@ -68,8 +68,10 @@ func (c cached) again(p *parser, key, n *node) *subscriptionDef {
 	if v := n.get("functions"); v != nil {
 		d.functions = v.items
 	}
-	if v, rest := n.at("deliver.stream.retain"); rest == "" {
-		d.stream = v
+	for _, at := range []string{"deliver.stream.retain", "deliver.mqtt.retain"} {
+		if v, rest := n.at(at); rest == "" {
+			d.stream = v
+		}
 	}
 	return &d
 }

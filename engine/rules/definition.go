@@ -80,6 +80,7 @@ func (p *parser) file(src *source) {
 	each("schedules", "schedule", p.scheduleKeys, func(name string, key, n *node) { p.schedules = append(p.schedules, p.schedule(name, key, n)) })
 	each("sources", "source", p.hookKeys, func(name string, key, n *node) { p.hooks = append(p.hooks, p.source(name, key, n)) })
 	each("bridges", "bridge", p.bridgeKeys, func(name string, key, n *node) { p.bridges = append(p.bridges, p.bridge(name, key, n)) })
+	p.mqtt(f["mqtt"])
 	p.tests(f["tests"])
 	switch n := f["hosts"]; {
 	case n == nil || n.kind == null:

@@ -38,6 +38,7 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges 
 			"schedules":     {is: namedMapping("schedule"), about: "Schedules by name: events that the router publishes by itself, again and again."},
 			"sources":       {is: namedMapping("source"), about: "Sources by name: senders whose webhooks, posted to `/v1/sources/NAME`, become events once they are verified."},
 			"bridges":       {is: namedMapping("bridge"), about: "Bridges by name: topics that are forwarded to another router or broker, or brought from there."},
+			"mqtt":          {is: mapOf(mappingNamed("mqtt")), about: "Mappings by their topic filters: what messages become that MQTT clients publish."},
 			"tests":         {is: listOf(mappingNamed("test")), about: "What the rules are for; `router rules test` runs them."},
 		}},
 		{name: "topic", at: "topics.NAME", shape: topicShape, null: true, about: "A topic keeps events until its bounds are reached.", keys: map[string]keyDoc{
@@ -52,7 +53,7 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges 
 			"keep":   {is: duration("1s to 30d, or 0s"), about: "For how long; `0s` is not at all.", absent: "24h", std: "24h"},
 			"sample": {is: numberOf(0, 1), about: "The share of events that is traced.", absent: "1", std: 1},
 		}},
-		{name: "retain", at: "topics.NAME.retain, subscriptions.NAME.deliver.stream.retain", shape: retainShape, about: "How much a topic keeps.", keys: map[string]keyDoc{
+		{name: "retain", at: "topics.NAME.retain, subscriptions.NAME.deliver.stream.retain, subscriptions.NAME.deliver.mqtt.retain", shape: retainShape, about: "How much a topic keeps.", keys: map[string]keyDoc{
 			"bytes":  {is: sizeType("at least 1"), about: "Of all partitions together.", absent: "1GiB", std: "1GiB"},
 			"age":    {is: duration("1s to 100 years"), about: "Since an event was received.", absent: "7d", std: "7d"},
 			"events": {is: integerOf(1, 0), about: "Of all partitions together.", absent: "no bound"},
@@ -117,6 +118,8 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges 
 			"rate":        {is: rateType(), about: "Sends begun; a batch is one send.", absent: "`unlimited`", std: "unlimited"},
 		}},
 		scheduleKeys(),
+		mqttKeys(),
+		namesKeys(),
 	}
 	all = append(all, describeSources(schemes)...)
 	all = append(all, describeBridges(bridges)...)

@@ -17,11 +17,12 @@ var sinkAbout = map[string]string{
 func withSinks(all []described, sinks map[string]SinkKind) []described {
 	deliver := described{name: "deliver", at: "subscriptions.NAME.deliver", one: true, about: "Exactly one way to deliver.", keys: map[string]keyDoc{
 		"pull":   {is: mappingNamed("pull"), about: "Leased to whoever pulls."},
+		"mqtt":   {is: mappingNamed("names"), about: "Appended to `NAME.out`, which MQTT clients read under names of their own."},
 		"stream": {is: mappingNamed("stream"), about: "Appended to `NAME.out`, which is read as a stream."},
 		"topic":  {is: nameType(), about: "Appended to this topic. Topics that are delivered into each other all round are refused."},
 	}}
 	names := slices.Sorted(maps.Keys(sinks))
-	deliver.shape.keys = append(slices.Clone(names), "pull", "stream", "topic")
+	deliver.shape.keys = append(slices.Clone(names), "mqtt", "pull", "stream", "topic")
 	var options []described
 	for _, name := range names {
 		about := sinkAbout[name]

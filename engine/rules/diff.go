@@ -11,7 +11,7 @@ import (
 
 // Change is one definition that two sets do not have alike.
 type Change struct {
-	Kind   string      `json:"kind"` // topic, function, subscription, host, schedule, source or bridge
+	Kind   string      `json:"kind"` // topic, function, subscription, host, schedule, source, bridge or mqtt
 	Name   string      `json:"name"`
 	Change string      `json:"change"` // created, changed or removed
 	Keys   []KeyChange `json:"keys,omitempty"`
@@ -56,7 +56,7 @@ func Diff(old, new *Set) []Change {
 	for _, kind := range []struct {
 		name string
 		of   func(*Set) map[string]compared
-	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}, {"schedule", comparedSchedules}, {"source", comparedHooks}, {"bridge", comparedBridges}} {
+	}{{"topic", comparedTopics}, {"function", comparedFunctions}, {"subscription", comparedSubscriptions}, {"host", comparedHosts}, {"schedule", comparedSchedules}, {"source", comparedHooks}, {"bridge", comparedBridges}, {"mqtt", comparedMappings}} {
 		was, is := kind.of(old), kind.of(new)
 		names := make([]string, 0, len(was)+len(is))
 		for name := range was {

@@ -108,6 +108,10 @@ func deliverDoc(def *subscriptionDef) *doc {
 	case event.ToTopic:
 		d.set("topic", text(dl.Topic))
 	case event.Stream:
+		if dl.MQTT.Topic != "" {
+			d.set("mqtt", deliverMQTTDoc(dl))
+			break
+		}
 		stream := &doc{kind: mapping}
 		if dl.StreamKeep != (event.Retain{}) {
 			stream.set("retain", retainDoc(dl.StreamKeep))

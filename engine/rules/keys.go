@@ -13,8 +13,8 @@ type shape struct {
 
 var (
 	rulesShape = shape{
-		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules", "sources", "bridges", "tests"},
-		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules", "sources", "bridges", "tests"},
+		keys:  []string{"version", "topics", "functions", "subscriptions", "hosts", "schedules", "sources", "bridges", "mqtt", "tests"},
+		empty: []string{"topics", "functions", "subscriptions", "hosts", "schedules", "sources", "bridges", "mqtt", "tests"},
 	}
 	topicShape = shape{
 		keys: []string{"partitions", "retain", "whenFull", "dedupe", "schema", "trace"},

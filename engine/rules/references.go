@@ -73,6 +73,9 @@ func (p *parser) checkCase() {
 		for i := range p.hooks {
 			add(p.hooks[i].Topic, p.hookKeys[p.hooks[i].Name])
 		}
+		for i := range p.mappings {
+			add(p.mappings[i].Topic, p.mqttKeys[p.mappings[i].Filter])
+		}
 		for _, b := range p.bridges {
 			add(b.Topic, b.n.get("topic"))
 		}

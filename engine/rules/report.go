@@ -63,6 +63,8 @@ type parser struct {
 	hookKeys      map[string]*node
 	hooks         []Source
 	hookFunctions []*node // that verify
+	mqttKeys      map[string]*node
+	mappings      []MQTTMapping
 	bridgeKeys    map[string]*node
 	bridges       []*bridgeDef
 	testDefs      []*testDef
@@ -82,7 +84,7 @@ func newParser(o Options) *parser {
 	}
 	return &parser{o: o, files: map[string]bool{}, sources: map[string][]byte{}, read1: map[string]attached{}, revision: sha256.New(),
 		secrets: map[string]bool{}, kept: map[fault]bool{}, perFile: map[string]int{}, looks: maxLooks,
-		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}, scheduleKeys: map[string]*node{}, hookKeys: map[string]*node{}, bridgeKeys: map[string]*node{}, testNames: map[string]*node{}}
+		topicKeys: map[string]*node{}, functionKeys: map[string]*node{}, subKeys: map[string]*node{}, hostKeys: map[string]*node{}, scheduleKeys: map[string]*node{}, hookKeys: map[string]*node{}, bridgeKeys: map[string]*node{}, mqttKeys: map[string]*node{}, testNames: map[string]*node{}}
 }
 
 // place is where a node lies, as a fault says it.

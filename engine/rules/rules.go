@@ -67,6 +67,7 @@ type Set struct {
 	Hosts         []Host // limits of hosts that are sent to
 	Schedules     []Schedule
 	Hooks         []Source // whose webhooks become events
+	MQTT          []MQTTMapping
 	Bridges       []Bridge
 	Revision      string   // "sha256:<hex>" of the files and what they attach, variables aside
 	Files         []string // every file that was read: watch these
@@ -323,7 +324,7 @@ func (p *parser) finish() (*Set, error) {
 		return nil, err
 	}
 	n := len(p.subscriptions)
-	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources, Schedules: p.schedules, Hooks: p.hooks}
+	s := &Set{Topics: make([]Topic, 0, len(p.topics)+n), Functions: make([]Function, 0, len(p.functions)), Subscriptions: make([]Subscription, 0, n), Hosts: p.hosts, Sources: p.sources, Schedules: p.schedules, Hooks: p.hooks, MQTT: p.mappings}
 	topics := map[string]event.Topic{}
 	dead := map[string]bool{}
 	for _, d := range p.subscriptions {
@@ -385,6 +386,9 @@ func (p *parser) finish() (*Set, error) {
 		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
 	}
 	p.finishBridges(s, imply)
+	for _, d := range p.mappings {
+		imply(neededTopic{Topic: event.Topic{Name: d.Topic, Owner: d.Owner}})
+	}
 	for _, d := range p.testDefs {
 		s.Tests = append(s.Tests, d.Test)
 	}

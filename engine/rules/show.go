@@ -346,6 +346,10 @@ func (s *Set) doc(effective bool) *doc {
 		x := &s.Hooks[i]
 		return x.Name, false, x.source, x.effective
 	})
+	section("mqtt", len(s.MQTT), func(i int) (string, bool, *doc, *doc) {
+		x := &s.MQTT[i]
+		return x.Filter, false, x.source, x.effective
+	})
 	section("bridges", len(s.Bridges), func(i int) (string, bool, *doc, *doc) {
 		x := &s.Bridges[i]
 		return x.Name, false, x.source, x.effective

@@ -264,7 +264,7 @@ func (p *parser) shadow(d *subscriptionDef, n *node) {
 
 // faces are the keys that may stand under deliver.
 func (p *parser) faces() []string {
-	return append(slices.Sorted(maps.Keys(p.o.Sinks)), "pull", "stream", "topic")
+	return append(slices.Sorted(maps.Keys(p.o.Sinks)), "mqtt", "pull", "stream", "topic")
 }
 
 func (p *parser) deliver(d *subscriptionDef, n *node) {
@@ -293,6 +293,8 @@ func (p *parser) deliver(d *subscriptionDef, n *node) {
 			d.stream = v
 			d.Deliver.StreamKeep = p.retain(v)
 		}
+	case "mqtt":
+		p.deliverMQTT(d, key, v)
 	case "pull":
 		d.Deliver.Face, d.Deliver.AckDeadline = event.Pull, minAckDeadline
 		if v.kind == null {
