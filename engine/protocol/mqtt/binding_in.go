@@ -78,7 +78,7 @@ func structuredEvent(ev *event.Event, doc []byte, l event.Limits) error {
 	}
 	ev.ClientID = true
 	ev.Extensions = slices.DeleteFunc(ev.Extensions, func(a event.Attribute) bool {
-		return a.Name == TopicExtension || a.Name == plainExtension || a.Name == formatExtension
+		return a.Name == TopicExtension || a.Name == plainExtension || a.Name == formatExtension || isMade(a.Name)
 	})
 	return nil
 }

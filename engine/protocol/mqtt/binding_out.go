@@ -93,7 +93,7 @@ func userProperties(rec event.Record, plain bool) []packets.UserProperty {
 		name := a.Name
 		switch {
 		case a.Tag == event.TagExtension:
-			if a.Name == plainExtension || a.Name == formatExtension || plain && strings.HasPrefix(a.Name, "mqtt") && ours(a.Name) {
+			if a.Name == plainExtension || a.Name == formatExtension || isMade(a.Name) || plain && strings.HasPrefix(a.Name, "mqtt") && ours(a.Name) {
 				continue // MQTT's own fields have it
 			}
 		case a.Tag == event.TagTopic, a.Tag == event.TagDataContentType, a.Value == "", plain && a.Tag != event.TagTraceParent:

@@ -99,6 +99,7 @@ func (c *conn) translate(b *batch, pk *packets.Packet, x *item) error {
 		b.evs = b.evs[:len(b.evs)-1]
 		return err
 	}
+	madeBy(ev, pk.FixedHeader.Qos, pk.FixedHeader.Retain, c.sess.out.mark)
 	if x.in != nil && !ev.ClientID {
 		ev.ID, ev.ClientID = x.in.event, true
 	}

@@ -17,6 +17,7 @@ type Server struct {
 	o        Options
 	sessions *sessions
 	retained *retained
+	fan      *fanouts
 	wills    *wills
 	online   online
 	stats    counters
@@ -41,6 +42,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 	s := &Server{o: o, reads: newReadPool(), writes: newWritePool(), batches: newBatchPool(), online: online{all: map[onlineKey]*conn{}},
 		listeners: map[net.Listener]struct{}{}, conns: map[*conn]struct{}{}}
 	s.sessions, s.retained, s.wills = newSessions(s), newRetained(s), newWills(s)
+	s.fan = newFanouts(s)
 	if err := s.retained.open(ctx); err != nil {
 		return nil, fmt.Errorf("mqtt: retained messages: %w", err)
 	}
@@ -51,6 +53,7 @@ func New(ctx context.Context, o Options) (*Server, error) {
 		s.wills.close()
 		return nil, fmt.Errorf("mqtt: wills: %w", err)
 	}
+	s.fan.open()
 	return s, nil
 }
 

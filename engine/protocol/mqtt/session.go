@@ -17,9 +17,12 @@ type session struct {
 	out      *outbox
 	in       inbox // of QoS 2
 
-	mu     sync.Mutex
-	expiry time.Duration // that it outlives its connection; 0: it ends with it
-	caller Caller        // of the connection that has it, or had it last
+	mu        sync.Mutex
+	connected bool          // it has a connection
+	left      time.Time     // when its last connection went; zero: it had none before this one
+	stored    bool          // it has a row
+	expiry    time.Duration // that it outlives its connection; 0: it ends with it
+	caller    Caller        // of the connection that has it, or had it last
 }
 
 // persistent reports whether the session is to outlive its connection, and so a restart.

@@ -263,6 +263,7 @@ func (r *wills) publish(w *will) error {
 	case to.Topic != w.Topic:
 		return fmt.Errorf("%w: the name leads to another topic than before the restart, and who may publish there is not known", event.ErrDenied)
 	}
+	madeBy(ev, pk.FixedHeader.Qos, w.Retain, mark(w.Owner, w.ClientID))
 	if !ev.ClientID {
 		ev.ID, ev.ClientID = w.Event, true
 	}
@@ -291,4 +292,3 @@ func (r *wills) close() {
 	r.stop()
 	r.work.Wait()
 }
-
