@@ -68,8 +68,13 @@ check vet $GO vet ./...
 check staticcheck $GO tool staticcheck ./...
 check "types on other systems" $GO run ./scripts/elsewhere windows/amd64 darwin/arm64
 
-# Nested modules: guests' libraries and the functions of the examples, which depend on nothing of the engine.
-for mod in $(find . -name go.mod -not -path ./go.mod -not -path '*/node_modules/*' -not -path '*/testdata/*' | sort); do
+# Nested modules. The client, whose goroutines share memory:
+check "vet ./sdk/client" sh -c "cd sdk/client && $GO vet ./..."
+check "staticcheck ./sdk/client" sh -c "$GO build -o '$work/staticcheck' honnef.co/go/tools/cmd/staticcheck && cd sdk/client && '$work/staticcheck' ./..."
+tests ./sdk/client sdk/client -race ./...
+
+# Guests' libraries and the functions of the examples, which depend on nothing of the engine.
+for mod in $(find . -name go.mod -not -path ./go.mod -not -path ./sdk/client/go.mod -not -path '*/node_modules/*' -not -path '*/testdata/*' | sort); do
 	dir=$(dirname "$mod")
 	if find "$dir" -name '*_test.go' | grep -q .; then
 		check "vet $dir" sh -c "cd $dir && $GO vet ./..."

@@ -1311,8 +1311,9 @@ func (*ReadRequest_Topic) isReadRequest_From() {}
 
 func (*ReadRequest_Subscription) isReadRequest_From() {}
 
-// ReadResponse is a batch of events, as many as are ready. One without events tells the cursor: while a filter passes
-// events over, now and then while nothing comes, and at the end of a stream that does not follow.
+// ReadResponse is a batch of events, as many as are ready. One without events tells the cursor: at once where the stream
+// begins with no event that is there already, so that nothing is missed by whoever is cut off before the first event; while
+// a filter passes events over; now and then while nothing comes; and at the end of a stream that does not follow.
 type ReadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// In the order of the topic.
@@ -1461,7 +1462,7 @@ type SubscribeRequest_Credit struct {
 }
 
 type SubscribeRequest_Settle struct {
-	// What becomes of deliveries of a pull subscription.
+	// What becomes of deliveries of the pull subscription, whether they came over this stream or another.
 	Settle *Settling `protobuf:"bytes,3,opt,name=settle,proto3,oneof"`
 }
 

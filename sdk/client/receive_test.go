@@ -1,0 +1,243 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// receiving runs Receive until stop is called.
+func receiving(t *testing.T, c *Client, handle Handler, o ReceiveOptions) (stop func() error) {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Receive(ctx, "jobs", handle, o) }()
+	return func() error {
+		cancel()
+		return <-ended
+	}
+}
+
+// settled waits until all deliveries are acknowledged.
+func (f *fake) allSettled(t *testing.T) {
+	t.Helper()
+	for {
+		f.mu.Lock()
+		open := 0
+		for _, j := range f.pulled {
+			if j.acked == 0 {
+				open++
+			}
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		if open == 0 {
+			return
+		}
+		select {
+		case <-changed:
+		case <-time.After(time.Hour): // of the bubble's clock
+			t.Fatalf("%d deliveries are not settled", open)
+		}
+	}
+}
+
+// Whatever breaks, each delivery is handled once and acknowledged once.
+func TestReceiveThroughCuts(t *testing.T) {
+	for seed := range uint64(2) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			bubble(t, func(t *testing.T) {
+				f, c := serve(t, Options{})
+				fill(t, f, 300)
+				f.make(chaos(seed, 20))
+				var mu sync.Mutex
+				handled := map[string]int{}
+				stop := receiving(t, c, func(ctx context.Context, d *Delivery) error {
+					mu.Lock()
+					handled[d.Id]++
+					mu.Unlock()
+					return nil
+				}, ReceiveOptions{})
+				f.allSettled(t)
+				f.make(nil)
+				if err := stop(); err != nil {
+					t.Error(err)
+				}
+				for id, n := range handled {
+					if n != 1 {
+						t.Errorf("%s was handled %d times", id, n)
+					}
+				}
+				f.mu.Lock()
+				defer f.mu.Unlock()
+				for i, j := range f.pulled {
+					if j.acked != 1 {
+						t.Errorf("%d was acknowledged %d times", i, j.acked)
+					}
+				}
+				if n := f.calls["subscribe"]; n < 5 {
+					t.Errorf("%d streams: the test shows little", n)
+				}
+			})
+		})
+	}
+}
+
+// A delivery that is leased anew while its handler runs is not handled beside it, and its newest lease is acknowledged.
+func TestReceiveKeepsWhatItHoldsThroughACut(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 5)
+		release := make(chan struct{})
+		var mu sync.Mutex
+		began := 0
+		stop := receiving(t, c, func(ctx context.Context, d *Delivery) error {
+			mu.Lock()
+			began++
+			mu.Unlock()
+			<-release
+			return ctx.Err()
+		}, ReceiveOptions{Concurrency: 2, Credit: 5})
+		synctest.Wait()
+		for range 3 {
+			f.listener.cut()
+			time.Sleep(time.Minute)
+		}
+		mu.Lock()
+		if began != 2 {
+			t.Errorf("%d handlers run", began)
+		}
+		mu.Unlock()
+		close(release)
+		f.allSettled(t)
+		if err := stop(); err != nil || began != 5 {
+			t.Error(err, began)
+		}
+	})
+}
+
+// Leases are prolonged for as long as handlers run, and no longer than Hold.
+func TestReceiveProlongsLeases(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 1)
+		lost := make(chan error, 1)
+		stop := receiving(t, c, func(ctx context.Context, d *Delivery) error {
+			<-ctx.Done()
+			lost <- context.Cause(ctx)
+			return ctx.Err()
+		}, ReceiveOptions{Hold: 10 * time.Minute})
+		began := time.Now()
+		if err := <-lost; !errors.Is(err, ErrLost) {
+			t.Error(err)
+		}
+		if held := time.Since(began); held < 10*time.Minute || held > 11*time.Minute {
+			t.Errorf("held for %s", held)
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.extends < 25 || f.extends > 35 { // every 20 s
+			t.Errorf("%d extensions in 10 min", f.extends)
+		}
+	})
+}
+
+func TestReceiveGivesBackWhatFails(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 50)
+		var mu sync.Mutex
+		attempts := map[string][]uint32{}
+		f.make(times(3, "settle", busy(2*time.Second))) // put off: nothing is lost, and the stream goes on
+		stop := receiving(t, c, func(_ context.Context, d *Delivery) error {
+			mu.Lock()
+			defer mu.Unlock()
+			attempts[d.Id] = append(attempts[d.Id], d.Attempt)
+			if d.Attempt < 3 {
+				return errors.New("not yet")
+			}
+			return nil
+		}, ReceiveOptions{Delay: func(*Delivery, error) time.Duration { return time.Second }})
+		f.allSettled(t)
+		if err := stop(); err != nil || f.count("subscribe") != 1 {
+			t.Error(err, f.count("subscribe"))
+		}
+		for id, a := range attempts {
+			if fmt.Sprint(a) != "[1 2 3]" {
+				t.Errorf("%s: attempts %v", id, a)
+			}
+		}
+	})
+}
+
+// When its context ends it settles what is done, and what is not begun goes back.
+func TestReceiveFinishes(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 20)
+		stop := receiving(t, c, func(ctx context.Context, d *Delivery) error {
+			<-ctx.Done()
+			time.Sleep(time.Second)
+			return nil // in spite of it
+		}, ReceiveOptions{Concurrency: 3, Credit: 10})
+		synctest.Wait()
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		synctest.Wait()
+		acked, held := 0, 0
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		for _, j := range f.pulled {
+			acked += j.acked
+			if j.held != "" {
+				held++
+			}
+		}
+		if acked != 3 || held != 0 {
+			t.Errorf("%d are acknowledged, %d held", acked, held)
+		}
+	})
+}
+
+func TestReceiveSaysWhatCouldNotBeSettled(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 1)
+		f.make(times(1000, "settle", busy(time.Hour)))
+		handled := make(chan struct{})
+		stop := receiving(t, c, func(context.Context, *Delivery) error { close(handled); return nil }, ReceiveOptions{})
+		<-handled
+		synctest.Wait()
+		if err := stop(); err == nil {
+			t.Error("nothing is said")
+		}
+	})
+}
+
+func TestReceiveEndsOnWhatStays(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		if err := c.Receive(t.Context(), "none", nil, ReceiveOptions{}); status.Code(err) != codes.NotFound {
+			t.Error(err)
+		}
+		if err := c.Receive(t.Context(), "jobs", nil, ReceiveOptions{Deadline: time.Second}); status.Code(err) != codes.InvalidArgument {
+			t.Error(err)
+		}
+		fill(t, f, 1)
+		f.make(times(1, "settle", status.Error(codes.PermissionDenied, "not any more")))
+		if err := c.Receive(t.Context(), "jobs", func(context.Context, *Delivery) error { return nil }, ReceiveOptions{}); status.Code(err) != codes.PermissionDenied {
+			t.Error(err)
+		}
+	})
+}
