@@ -183,6 +183,9 @@ func (x *admin) CreateDefinition(ctx context.Context, in *millracev1.CreateDefin
 		return nil, err
 	}
 	made, err := x.s.o.Backend.Create(se.Context(ctx), in.GetKind(), doc)
+	if errors.Is(err, event.ErrConflict) && x.s.o.Backend.Has(k, head.Name) {
+		err = &exists{err}
+	}
 	if err != nil {
 		return nil, about(k, head.Name, err)
 	}

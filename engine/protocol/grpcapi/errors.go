@@ -87,6 +87,12 @@ func about(k access.Kind, name string, err error) error {
 	return &named{k, name, err}
 }
 
+// exists is the conflict with what has the name already that something is to be made of.
+type exists struct{ err error }
+
+func (e *exists) Error() string { return e.err.Error() }
+func (e *exists) Unwrap() error { return e.err }
+
 // statusOf is err as gRPC tells it. Of an error that is the router's own it shows nothing; internal reports that, so that
 // it can be logged. An error that is a status already, as grpc's own are, stays as it is.
 func statusOf(err error) (st *status.Status, internal bool) {
@@ -103,6 +109,10 @@ func statusOf(err error) (st *status.Status, internal bool) {
 	code, reason := codeOf(err)
 	if code == codes.Internal {
 		return with(status.New(code, "the router failed; its log says why"), &errdetails.ErrorInfo{Reason: reason, Domain: domain}), true
+	}
+	var already *exists
+	if errors.As(err, &already) {
+		code = codes.AlreadyExists
 	}
 	details := []protoadapt.MessageV1{&errdetails.ErrorInfo{Reason: reason, Domain: domain}}
 	var f *event.Faults
@@ -123,7 +133,7 @@ func violations(f *event.Faults) *errdetails.BadRequest {
 	out := &errdetails.BadRequest{}
 	left := maxViolations
 	for _, x := range f.List {
-		v := &errdetails.BadRequest_FieldViolation{Field: cut(visible(x.At), maxDetail), Description: cut(visible(x.Detail), maxDetail)}
+		v := &errdetails.BadRequest_FieldViolation{Field: plain(x.At, maxDetail), Description: plain(x.Detail, maxDetail)}
 		if left -= len(v.Field) + len(v.Description); left < 0 && len(out.FieldViolations) > 0 {
 			break
 		}
@@ -140,7 +150,10 @@ func with(st *status.Status, details ...protoadapt.MessageV1) *status.Status {
 	return st
 }
 
-func message(err error) string { return cut(visible(err.Error()), maxMessage) }
+func message(err error) string { return plain(err.Error(), maxMessage) }
+
+// plain is s as clients may show it, in n bytes at most.
+func plain(s string, n int) string { return cut(visible(cut(s, n)), n) }
 
 // cut shortens s to n bytes, and keeps it UTF-8.
 func cut(s string, n int) string {
