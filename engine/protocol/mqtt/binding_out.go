@@ -79,7 +79,8 @@ func expiry(value string, now time.Time) (left uint32, ok bool) {
 	return uint32(min((d-1)/time.Second+1, 1<<32-1)), true
 }
 
-// userProperties are the attributes of a CloudEvent (binding, 3.1.3), or what a message that is none had.
+// userProperties are the attributes of a CloudEvent (binding, 3.1.3), datacontenttype among them as in the binding's
+// example, for there are SDKs that look for it nowhere else; or what a message that is none had.
 func userProperties(rec event.Record, plain bool) []packets.UserProperty {
 	n := 1
 	for range rec.Attrs {
@@ -96,7 +97,7 @@ func userProperties(rec event.Record, plain bool) []packets.UserProperty {
 			if a.Name == plainExtension || a.Name == formatExtension || isMade(a.Name) || plain && strings.HasPrefix(a.Name, "mqtt") && ours(a.Name) {
 				continue // MQTT's own fields have it
 			}
-		case a.Tag == event.TagTopic, a.Tag == event.TagDataContentType, a.Value == "", plain && a.Tag != event.TagTraceParent:
+		case a.Tag == event.TagTopic, a.Value == "", plain && a.Tag != event.TagTraceParent:
 			continue
 		default:
 			name = a.Tag.Name()

@@ -62,11 +62,11 @@ var bindingTable = []struct {
 		out: properties{User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "subject", "a", "partitionkey", "a/b", "site", "x", "mqtttopic", "s/a/b")}, doc: `{"a":1}`},
 	{row: "no Content Type, where the mapping says `cloudevents: true`", in: publish(4, "ce/a", `{"specversion":"1.0","id":"1","source":"/s","type":"t","datacontenttype":"text/plain","data":"x"}`, properties{}),
 		ev:  event.Event{ClientID: true, ID: "1", Source: "/s", Type: "t", DataContentType: "text/plain", Data: []byte("x"), Extensions: []event.Attribute{ext("mqtttopic", "ce/a")}},
-		out: properties{ContentType: "text/plain", User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "mqtttopic", "ce/a")}, doc: "x"},
+		out: properties{ContentType: "text/plain", User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "datacontenttype", "text/plain", "mqtttopic", "ce/a")}, doc: "x"},
 	{row: "User Property `specversion`", in: publish(5, "s/a/b", `{}`, properties{ContentType: "application/json", User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "time", "2026-01-01T00:00:00Z", "dataschema", "urn:d", "subject", "own", "partitionkey", "k", "traceparent", "tp", "datacontenttype", "application/json", "site", "x", "X-Hop", "1", "mqttplain", "typed")}),
 		ev: event.Event{ClientID: true, ID: "1", Source: "/s", Type: "t", Subject: "own", Time: "2026-01-01T00:00:00Z", DataSchema: "urn:d", PartitionKey: "k", TraceParent: "tp", DataContentType: "application/json", Data: []byte(`{}`),
 			Extensions: []event.Attribute{ext("site", "x"), ext("mqtttopic", "s/a/b")}},
-		out: properties{ContentType: "application/json", User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "subject", "own", "dataschema", "urn:d", "partitionkey", "k", "traceparent", "tp", "time", "2026-01-01T00:00:00Z", "site", "x", "mqtttopic", "s/a/b")}},
+		out: properties{ContentType: "application/json", User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "subject", "own", "datacontenttype", "application/json", "dataschema", "urn:d", "partitionkey", "k", "traceparent", "tp", "time", "2026-01-01T00:00:00Z", "site", "x", "mqtttopic", "s/a/b")}},
 	{in: publish(5, "ce/a", `[1]`, properties{User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t")}), // binary, though the mapping says cloudevents
 		ev:  event.Event{ClientID: true, ID: "1", Source: "/s", Type: "t", Data: []byte(`[1]`), Extensions: []event.Attribute{ext("mqtttopic", "ce/a")}},
 		out: properties{User: users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "mqtttopic", "ce/a")}},
@@ -154,7 +154,7 @@ func TestGiveCloudEvent(t *testing.T) {
 		Extensions: []event.Attribute{{Name: "n", Kind: event.Integer, Value: "7"}, ext("bad", "a\x00b")}})
 	pk := packets.Packet{ProtocolVersion: 5}
 	if !give(&pk, rec, "a/b", false, testTime) || string(pk.Payload) != `{"a":1}` || pk.Properties.ContentType != "application/json" ||
-		!slices.Equal(pk.Properties.User, users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "n", "7")) {
+		!slices.Equal(pk.Properties.User, users("specversion", "1.0", "id", "1", "source", "/s", "type", "t", "datacontenttype", "application/json", "n", "7")) {
 		t.Errorf("%q %+v", pk.Payload, pk.Properties)
 	}
 	pk = packets.Packet{ProtocolVersion: 4}
