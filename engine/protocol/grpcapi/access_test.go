@@ -151,8 +151,8 @@ func TestStrangers(t *testing.T) {
 	}
 }
 
-// TestGuessing: an address that shows wrong credentials too often is not heard any more, right ones or wrong.
-func TestGuessing(t *testing.T) {
+// TestGuessingByCalls: an address that shows wrong credentials too often is not heard any more, right ones or wrong.
+func TestGuessingByCalls(t *testing.T) {
 	g, _, _ := locked(t)
 	h := serve(t, Options{}, admission.Options{Guard: g, Limits: admission.Limits{StrangerRate: 0.01, StrangerBurst: 3}})
 	c := h.events()

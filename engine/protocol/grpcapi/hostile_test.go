@@ -128,8 +128,8 @@ func TestCutMidMessage(t *testing.T) {
 	}
 }
 
-// TestHostileFrames: each ends the call or the connection, and nothing else.
-func TestHostileFrames(t *testing.T) {
+// TestHostileCalls: each ends the call or the connection, and nothing else.
+func TestHostileCalls(t *testing.T) {
 	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{})
 	ends := func(id uint32) func(http2.Frame) bool {
 		return func(f http2.Frame) bool {
@@ -186,8 +186,8 @@ func TestHostileFrames(t *testing.T) {
 	h.publish(h.events(), 1)
 }
 
-// TestPingFlood: a client that pings more often than it may is cut off; one that does not is not.
-func TestPingFlood(t *testing.T) {
+// TestFloodOfPings: a client that pings more often than it may is cut off; one that does not is not.
+func TestFloodOfPings(t *testing.T) {
 	h := serve(t, Options{PingEvery: time.Hour}, admission.Options{})
 	r := h.raw()
 	for range 10 {
@@ -256,8 +256,8 @@ func TestStreamsOfAConnection(t *testing.T) {
 	})
 }
 
-// TestBombs: a message is bounded after it is decompressed.
-func TestBombs(t *testing.T) {
+// TestMessageBombs: a message is bounded after it is decompressed.
+func TestMessageBombs(t *testing.T) {
 	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{})
 	c := h.events(grpc.WithDefaultCallOptions(grpc.UseCompressor(grpcgzip.Name)))
 	zeros := func(n int) *millracev1.PublishRequest {

@@ -53,7 +53,6 @@ func New(o Options) (*Server, error) {
 		grpc.ConnectionTimeout(o.ConnectTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: o.IdleTimeout, Time: o.Silence}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.PingEvery, PermitWithoutStream: true}),
-		grpc.SharedWriteBuffer(true), // a connection that waits keeps none
 		grpc.ReadBufferSize(readBuffer),
 		grpc.WaitForHandlers(true),
 	)

@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/cloudevents/sdk-go/binding/format/protobuf/v2/pb"
-	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/sdk/client/millracev1"
 )
@@ -136,24 +135,6 @@ func detail[T any](st *status.Status) (none T) {
 		}
 	}
 	return none
-}
-
-// guarded is a door that knows one token of all rights, and keys of less.
-func guarded(t *testing.T, policy string) (admission.Options, *access.Guard) {
-	t.Helper()
-	o := access.Options{Token: "the-token"}
-	if policy != "" {
-		p, err := access.ParsePolicy("policy.yaml", []byte(policy), nil, nil)
-		if err != nil {
-			t.Fatal(err)
-		}
-		o.Policy = p
-	}
-	g, err := access.New(o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return admission.Options{Guard: g}, g
 }
 
 func withToken(ctx context.Context, token string) context.Context {
