@@ -22,6 +22,7 @@ type fanouts struct {
 	out   map[*outbox]struct{} // that have a connection
 	stop  context.CancelFunc   // of run
 	ended chan struct{}
+	runs  sync.WaitGroup // of fan-outs
 
 	reading chan struct{} // room for sessions that read by themselves at the same moment
 
@@ -67,14 +68,14 @@ func (x *fanouts) enter(ctx context.Context, src *Source) (*fanout, error) {
 		if err != nil {
 			return nil, err
 		}
-		f = &fanout{all: x, live: map[*feed]bool{}, done: make(chan struct{})}
+		f = &fanout{all: x, live: map[*feed]bool{}}
 		f.visit = f.hit
 		f.src.Store(src)
 		f.begin(r)
 		var run context.Context
 		run, f.cancel = context.WithCancel(context.WithoutCancel(ctx))
 		x.by[sourceKey(src)] = f
-		go f.run(run, r)
+		x.runs.Go(func() { f.run(run, r) })
 	}
 	f.users++
 	return f, nil
@@ -110,15 +111,11 @@ func (x *fanouts) close() {
 		<-x.ended
 	}
 	x.mu.Lock()
-	all := make([]*fanout, 0, len(x.by))
 	for _, f := range x.by {
 		f.cancel()
-		all = append(all, f)
 	}
 	x.mu.Unlock()
-	for _, f := range all {
-		<-f.done
-	}
+	x.runs.Wait()
 }
 
 // A fanout reads a source at its end and hands each event to the sessions whose filters match its name.
@@ -128,7 +125,6 @@ type fanout struct {
 	all    *fanouts
 	src    atomic.Pointer[Source]
 	cancel context.CancelFunc
-	done   chan struct{}
 	users  int // fanouts.mu guards it
 
 	mu     sync.Mutex
@@ -154,7 +150,6 @@ func (f *fanout) begin(r Reader) { f.reader, f.pos = r, r.Offsets(f.pos[:0]) }
 // run hands on what a reader returns until ctx ends. While it cannot be read the sessions read by themselves, and are
 // told so by their own reader.
 func (f *fanout) run(ctx context.Context, r Reader) {
-	defer close(f.done)
 	for {
 		err := f.read(ctx, r)
 		r.Close()

@@ -25,7 +25,7 @@ type logRouter struct {
 	*fakeRouter
 	parts int
 
-	mu     sync.Mutex
+	mu     *sync.Mutex // the same one after a crash: the logs are
 	topics map[string]*fakeLog
 	regs   *Register
 	pulls  []PullSource
@@ -48,7 +48,7 @@ var mappings = []event.MQTTMapping{
 
 func newLogRouter(t testing.TB, parts int) *logRouter {
 	t.Helper()
-	r := &logRouter{fakeRouter: &fakeRouter{rows: map[string][]byte{}}, parts: parts, topics: map[string]*fakeLog{}, regs: &Register{}, leases: map[string]*fakePull{}}
+	r := &logRouter{fakeRouter: &fakeRouter{rows: map[string][]byte{}}, mu: &sync.Mutex{}, parts: parts, topics: map[string]*fakeLog{}, regs: &Register{}, leases: map[string]*fakePull{}}
 	r.rules(t, mappings)
 	return r
 }
@@ -127,7 +127,7 @@ func (r *logRouter) crash() *logRouter {
 	r.fakeRouter.mu.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return &logRouter{fakeRouter: &fakeRouter{rows: rows}, parts: r.parts, topics: r.topics, regs: r.regs, leases: r.leases, pulls: r.pulls}
+	return &logRouter{fakeRouter: &fakeRouter{rows: rows}, mu: r.mu, parts: r.parts, topics: r.topics, regs: r.regs, leases: r.leases, pulls: r.pulls}
 }
 
 type fakeReader struct {

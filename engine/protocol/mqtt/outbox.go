@@ -106,12 +106,20 @@ func (o *outbox) attach(w packetWriter, p connectParams) error {
 		o.window = flightMax
 	}
 	o.again = 0
-	for m := o.flight.head; m != nil; m = m.next {
+	for m := o.flight.head; m != nil; {
+		following := m.next
 		m.again = true
 		o.again++
+		if m.topic != "" && m.state < heard && !o.reads(m.topic, m.name) { // retained, and not his to read any more
+			o.complete(m)
+		}
+		m = following
 	}
 	o.mu.Unlock()
 	o.fit(ctx, true)
+	if err := o.settled(ctx); err != nil {
+		o.s.o.Log.Warn("where an MQTT session begins to read cannot be stored: after a crash it begins later", "client", o.sess.clientID, "error", err)
+	}
 	for _, sub := range o.subs {
 		if sub.share != "" {
 			o.share(ctx, sub)
@@ -187,16 +195,19 @@ func (o *outbox) subscribe(subs []packets.Subscription) (codes []byte, reason st
 			reason = why
 		}
 	}
-	if err := o.saveSubs(ctx, next); err != nil {
+	before := o.subs
+	o.subs = next
+	o.fit(ctx, false)
+	// Where the feeds begin has to be durable as well: what comes from here on is theirs.
+	if err := o.saveSubs(ctx); err != nil {
 		o.s.o.Log.Warn("subscriptions of an MQTT session cannot be stored", "client", o.sess.clientID, "error", err)
+		o.subs = before
+		o.fit(ctx, false)
 		for i := range codes {
 			codes[i] = packets.ErrImplementationSpecificError.Code
 		}
 		return codes, "the subscriptions cannot be stored now"
 	}
-	before := o.subs
-	o.subs = next
-	o.fit(ctx, false)
 	for f, sub := range next {
 		if sub.share != "" && before[f] != sub {
 			o.share(ctx, sub)
@@ -332,20 +343,24 @@ func (o *outbox) unsubscribe(filters []string) (codes []byte) {
 		}
 		delete(next, f)
 	}
-	if err := o.saveSubs(ctx, next); err != nil {
+	before := o.subs
+	o.subs = next
+	o.fit(ctx, false)
+	if err := o.saveSubs(ctx); err != nil {
+		o.s.o.Log.Warn("subscriptions of an MQTT session cannot be stored", "client", o.sess.clientID, "error", err)
+		o.subs = before
+		o.fit(ctx, false)
 		for i := range codes {
 			codes[i] = packets.ErrImplementationSpecificError.Code
 		}
 		return codes
 	}
-	for f, sub := range o.subs {
-		if h := o.shares[f]; h != nil && next[f] == nil && sub.share != "" {
+	for f := range before {
+		if h := o.shares[f]; h != nil && next[f] == nil {
 			h.stop()
 			delete(o.shares, f)
 		}
 	}
-	o.subs = next
-	o.fit(ctx, false)
 	return codes
 }
 

@@ -66,18 +66,30 @@ func (o *outbox) messageRow(m *outgoing, st state) event.ShelfRow {
 	return event.ShelfRow{Shelf: event.ShelfPackets, Key: o.messageKey(m), Value: binary.BigEndian.AppendUint16([]byte{byte(st), m.qos}, m.id)}
 }
 
-// saveSubs stores the session with subscriptions that it is to have.
-func (o *outbox) saveSubs(ctx context.Context, subs map[string]*subscription) error {
+// saveSubs stores the session with its subscriptions, and where their feeds stand. The caller holds o.admin.
+func (o *outbox) saveSubs(ctx context.Context) error {
 	if !o.sess.persistent() {
 		return nil
 	}
-	row, err := o.sess.row(subs)
+	row, err := o.sess.row(o.subs)
 	if err != nil {
 		return err
 	}
-	o.rows.Lock()
-	defer o.rows.Unlock()
-	return o.s.o.Backend.Rows().Keep(ctx, row)
+	return o.save(ctx, row)
+}
+
+// settled stores where feeds stand of which that is not known yet. The caller holds o.admin.
+func (o *outbox) settled(ctx context.Context) error {
+	unknown := false
+	o.mu.Lock()
+	for _, d := range o.feeds {
+		unknown = unknown || d.row.Cursor == "" && d.keeps()
+	}
+	o.mu.Unlock()
+	if !unknown || !o.sess.persistent() {
+		return nil
+	}
+	return o.save(ctx)
 }
 
 // saveRow stores the session as it is, and saveAll how far it has come as well.

@@ -135,6 +135,9 @@ func (o *outbox) refit(ctx context.Context, force bool) {
 	}
 	if force || o.unfit || o.readable() != o.allowed {
 		o.fit(ctx, false)
+		if err := o.settled(ctx); err != nil && ctx.Err() == nil {
+			o.s.o.Log.Warn("where an MQTT session begins to read cannot be stored: after a crash it begins later", "client", o.sess.clientID, "error", err)
+		}
 	}
 	o.fitShares(ctx)
 }
