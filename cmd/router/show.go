@@ -330,5 +330,10 @@ func (d *definitions) Rules(ctx context.Context) ([]byte, error) {
 	if d.file != nil && len(d.file.Hosts) > 0 {
 		doc["hosts"] = d.file.HostsJSON()
 	}
+	if d.file != nil {
+		if names := d.shownMappings(access.From(ctx)); names != nil {
+			doc["mqtt"] = names
+		}
+	}
 	return json.Marshal(doc)
 }

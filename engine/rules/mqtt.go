@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strconv"
@@ -240,4 +241,18 @@ func (s *Set) Mappings() []event.MQTTMapping {
 		all = append(all, s.MQTT[i].MQTTMapping)
 	}
 	return all
+}
+
+// MQTTJSON is `mqtt` with its defaults, as far as its topics may be seen; nil for nothing.
+func (s *Set) MQTTJSON(seen func(topic string) bool) json.RawMessage {
+	d := &doc{kind: mapping}
+	for i := range s.MQTT {
+		if m := &s.MQTT[i]; seen(m.Topic) {
+			d.set(m.Filter, m.effective)
+		}
+	}
+	if len(d.keys) == 0 {
+		return nil
+	}
+	return d.appendJSON(nil)
 }
