@@ -34,7 +34,7 @@ const (
 	tableShelves   storage.Table = 28 // and 29, 30, one for each event.Shelf: length u8 and name of an owner, his key → what he keeps
 	tableForwarded storage.Table = 31 // topic u32, 16 bytes of a hash of who forwards → how far he has come: see PublishForwarded
 
-	tableInlets    storage.Table = 32 // name of a bridge → the place from which it goes on to bring events in: see TakeIn
+	tableInlets storage.Table = 32 // name of a bridge → the place from which it goes on to bring events in: see TakeIn
 
 	tableState       storage.Table = 9  // subscription u32, partition u32, length u8 and name of a function, key → expiry i64, value
 	tableStateExpiry storage.Table = 10 // subscription u32, partition u32, expiry i64, then as in tableState → nothing
