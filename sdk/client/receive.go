@@ -63,6 +63,7 @@ const (
 	maxLeases   = 1000 // of one request; the router takes ten times that
 	maxSettles  = 4    // unanswered at once: more would be smaller, and each is a write there
 	maxLate     = 10_000
+	againFor    = 30 * time.Second
 
 	firstExtend = 4 * time.Second // well within the shortest deadline, whatever the clocks here and there say
 )
@@ -99,7 +100,7 @@ type receiver struct {
 	handle Handler
 
 	held    map[string]*holding  // by delivery
-	late    map[string]time.Time // deliveries that were handled and lost before that was told; they come again
+	late    map[string]time.Time // deliveries that were handled and may come again all the same, until when
 	waiting []*holding           // for a handler, in order
 	running int
 
@@ -121,6 +122,7 @@ type receiver struct {
 // A holding is a delivery that this consumer has.
 type holding struct {
 	d       *Delivery
+	from    *outgoing // over which it came last
 	since   time.Time
 	extend  time.Time // when it is prolonged next
 	asked   bool      // an extension is under way
@@ -322,9 +324,9 @@ func (r *receiver) take(a arrival) {
 
 // arrived takes a delivery. One that is here already was leased anew because its stream broke.
 func (r *receiver) arrived(d *Delivery, now time.Time) {
-	if since, ok := r.late[d.Id]; ok && now.Sub(since) < maxDeadline {
+	if until, ok := r.late[d.Id]; ok && now.Before(until) {
 		delete(r.late, d.Id)
-		h := &holding{d: d, since: now, done: true}
+		h := &holding{d: d, from: r.stream, since: now, done: true}
 		r.held[d.Id] = h
 		r.settle(h)
 		return
@@ -335,7 +337,7 @@ func (r *receiver) arrived(d *Delivery, now time.Time) {
 		r.held[d.Id] = h
 		r.waiting = append(r.waiting, h)
 	}
-	h.d, h.extend, h.asked, h.stale = d, now.Add(firstExtend), false, false
+	h.d, h.from, h.extend, h.asked, h.stale = d, r.stream, now.Add(firstExtend), false, false
 	if h.done {
 		r.settle(h)
 	}
@@ -369,173 +371,4 @@ func (r *receiver) begin(ctx context.Context, h *holding) {
 		h.err = err // the receiver looks at it behind the send
 		r.finished <- h
 	}(h.d)
-}
-
-// returned settles what a handler is done with.
-func (r *receiver) returned(h *holding) {
-	h.running, h.done = false, true
-	if h.lost || r.err != nil {
-		r.forget(h)
-		return
-	}
-	r.settle(h)
-}
-
-// forget lets a delivery go; there is room for another.
-func (r *receiver) forget(h *holding) {
-	if r.held[h.d.Id] == h {
-		delete(r.held, h.d.Id)
-	}
-}
-
-// settle acknowledges what is done, or gives it back, together with others where it can.
-func (r *receiver) settle(h *holding) {
-	if h.err == nil {
-		r.add(h, nil)
-		return
-	}
-	delay := min(max(r.o.Delay(h.d, h.err), 0), maxDelay)
-	r.add(h, &delay)
-}
-
-// add puts a lease to those that are to be settled; delay nil acknowledges.
-func (r *receiver) add(h *holding, delay *time.Duration) {
-	if n := len(r.settles); n > 0 {
-		last := r.settles[n-1]
-		same := false
-		switch verb := last.how.Verb.(type) {
-		case *millracev1.Settling_Ack:
-			same = delay == nil
-		case *millracev1.Settling_Nack:
-			same = delay != nil && verb.Nack.Delay.AsDuration() == *delay
-		}
-		if same && len(last.of) < maxLeases {
-			last.how.Leases, last.of = append(last.how.Leases, h.d.Lease), append(last.of, h)
-			return
-		}
-	}
-	how := Ack(h.d.Lease)
-	if delay != nil {
-		how = Nack(*delay, h.d.Lease)
-	}
-	r.settles = append(r.settles, &settling{how, []*holding{h}})
-}
-
-// flush sends what is to be settled, and grants credit for what was.
-func (r *receiver) flush() {
-	if r.stream == nil {
-		return
-	}
-	for len(r.settles) > 0 && len(r.flight) < maxSettles && time.Now().After(r.hold) {
-		s := r.settles[0]
-		if !r.say(&millracev1.SubscribeRequest{Request: &millracev1.SubscribeRequest_Settle{Settle: s.how}}) {
-			return
-		}
-		r.settles, r.flight = r.settles[1:], append(r.flight, s)
-	}
-	if r.ending {
-		return
-	}
-	// Not for every delivery: a message for each would cost as much as the delivery.
-	if add := r.o.Credit - len(r.held) - r.credit; add > 0 && (add >= r.o.Credit/4 || r.credit == 0) {
-		if r.say(&millracev1.SubscribeRequest{Request: &millracev1.SubscribeRequest_Credit{Credit: &millracev1.SubscribeCredit{Add: uint32(add)}}}) {
-			r.credit += add
-		}
-	}
-}
-
-// say sends a message unless too many wait to be sent.
-func (r *receiver) say(m *millracev1.SubscribeRequest) bool {
-	select {
-	case r.stream.send <- m:
-		return true
-	default:
-		return false
-	}
-}
-
-// settled works on the answer to the first settle that is unanswered.
-func (r *receiver) settled(a *millracev1.SubscribeSettled) {
-	r.sent++
-	if a.Sequence != r.sent || len(r.flight) == 0 {
-		r.broke(errorf(codes.Internal, "the router answered settle %d when %d was the next of %d", a.Sequence, r.sent, len(r.flight)))
-		return
-	}
-	s := r.flight[0]
-	r.flight = r.flight[1:]
-	if a.Error != nil {
-		err := ofProto(a.Error)
-		if ok, after := r.c.cut(err); ok { // put off
-			r.settles = append([]*settling{s}, r.settles...)
-			r.try++
-			r.hold = time.Now().Add(r.c.o.Backoff.wait(r.try, after))
-			return
-		}
-		r.end(err)
-		return
-	}
-	lost := make(map[string]millracev1.LostReason, len(a.Lost))
-	for _, l := range a.Lost {
-		lost[l.Lease] = l.Reason
-	}
-	r.try = 0
-	for i, h := range s.of {
-		lease := s.how.Leases[i]
-		if h.d.Lease != lease { // it has another since
-			continue
-		}
-		reason, gone := lost[lease]
-		switch {
-		case s.extends() && gone:
-			r.lose(h)
-		case s.extends():
-			h.asked, h.stale = false, false
-		default:
-			if gone && h.err == nil && comesAgain(reason) {
-				if len(r.late) >= maxLate {
-					clear(r.late)
-				}
-				r.late[h.d.Id] = time.Now()
-			}
-			r.forget(h)
-		}
-	}
-}
-
-// comesAgain reports whether a delivery was lost in a way after which it comes once more by itself. Somebody who moves a
-// subscription back means what comes then to be handled again.
-func comesAgain(why millracev1.LostReason) bool {
-	return why == millracev1.LostReason_LOST_REASON_EXPIRED || why == millracev1.LostReason_LOST_REASON_RETURNED || why == millracev1.LostReason_LOST_REASON_RESTART
-}
-
-// lose takes a delivery from whoever works on it.
-func (r *receiver) lose(h *holding) {
-	h.lost = true
-	if h.running {
-		h.cancel(ErrLost)
-		return // it counts until the handler is back
-	}
-	r.forget(h)
-}
-
-// prolong extends what is held for a while.
-func (r *receiver) prolong(now time.Time) {
-	if r.stream == nil || r.err != nil {
-		return
-	}
-	var s *settling
-	for _, h := range r.held {
-		switch {
-		case h.done || h.lost || h.asked || now.Before(h.extend):
-		case now.Sub(h.since) > r.o.Hold:
-			r.lose(h)
-		default:
-			if s == nil || len(s.of) == maxLeases {
-				s = &settling{how: Extend(r.o.Deadline)}
-				r.settles = append(r.settles, s)
-			}
-			s.how.Leases, s.of = append(s.how.Leases, h.d.Lease), append(s.of, h)
-			h.asked, h.extend = true, now.Add(r.o.Deadline/3)
-		}
-	}
 }
