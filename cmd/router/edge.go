@@ -358,6 +358,7 @@ func (r *router) shown() string {
 		}
 	}
 	b.WriteString(r.grpc.shown(r.edge != nil))
+	b.WriteString(r.mqtt.shown())
 	fmt.Fprintf(&b, "listen  %s\n", urlOf(r.faces[0]))
 	return b.String()
 }

@@ -34,6 +34,9 @@ func (r *router) openFaces(ctx context.Context, b backend, dialer *egress.Dialer
 		return err
 	}
 	m.edge = r.edgeStats
+	if err := r.openMQTT(ctx, b, m); err != nil {
+		return err
+	}
 	return r.openGRPC(ctx, b, m)
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/protocol/grpcapi"
 	"github.com/millrace/millrace/engine/protocol/hooks"
+	"github.com/millrace/millrace/engine/protocol/mqtt"
 	"github.com/millrace/millrace/storage"
 )
 
@@ -30,6 +31,7 @@ type metrics struct {
 	store     func() storage.Stats
 	streams   func() streamStats
 	grpc      *grpcapi.Server // nil: none
+	mqtt      *mqtt.Server    // nil: none
 	sources   func() (list []hooks.Stats, unknown uint64)
 	callers   func() []access.Refusal     // refused, by reason
 	issuers   func() []access.IssuerState // whose tokens are let in
@@ -156,6 +158,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectShadows(e, out)
 	m.collectStreams(out)
 	m.collectGRPC(out)
+	m.collectMQTT(out)
 	m.collectEdge(out)
 	m.collectRules(out)
 	m.collectEgress(out)

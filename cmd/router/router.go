@@ -37,6 +37,7 @@ type routerOptions struct {
 	data        string
 	listen      string
 	grpcListen  string // "" for none
+	mqtt        mqttOptions
 	token       string
 	accessFile  string // the policy; "" for none
 	auditTopic  string // "" for none
@@ -70,6 +71,7 @@ type router struct {
 	http   *httpapi.Server
 	ws     *ws.Server
 	grpc   grpcFace
+	mqtt   mqttFace
 	hooks  *hooks.Server
 	guard  *guard
 	door   *admission.Door // of all faces
@@ -201,6 +203,7 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	g, failed := errgroup.WithContext(serving)
 	g.Go(func() error { return r.http.ServeFaces(serving, r.faces...) })
 	g.Go(r.grpc.serve)
+	g.Go(func() error { return r.mqtt.serve(serving) })
 	telling, told := context.WithCancel(ctx)
 	defer context.AfterFunc(serving, told)()
 	g.Go(func() error {
@@ -227,17 +230,18 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 	}
 	ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), drainTime)
 	defer cancel()
+	gone := r.mqtt.shutdown(ending) // before publishing is refused: clients of 3.1.1 cannot be told so
 	r.engine.Drain()
 	var beside errgroup.Group
 	beside.Go(func() error { return r.grpc.shutdown(ending) })
-	shutdown := errors.Join(r.http.Shutdown(ending), beside.Wait())
+	shutdown := errors.Join(gone, r.http.Shutdown(ending), beside.Wait())
 	stop()
 	return errors.Join(broken, g.Wait(), shutdown, r.close(ending))
 }
 
 // close closes what is open, in the order in which one part needs the other.
 func (r *router) close(ctx context.Context) error {
-	var errs []error
+	errs := []error{r.mqtt.close()}
 	if r.engine != nil {
 		errs = append(errs, r.engine.Close(ctx))
 	}

@@ -33,7 +33,8 @@ MILLRACE_RULES_TOKEN is sent as a bearer token.
 Access control is on where MILLRACE_TOKEN is set, --access names a policy, or there is an API key ('router keys create').
 Beyond loopback it listens only with one of them or --insecure.
 
-With --grpc-listen it speaks gRPC there, by the same certificates and to the same clients.
+With --grpc-listen it speaks gRPC there, by the same certificates and to the same clients, with --mqtt-listen and
+--mqtt-tls-listen MQTT 3.1.1 and 5.0.
 
 With --tls-cert or --acme-host it speaks HTTPS. Certificates, and the authorities of --client-ca, are read again when
 their files change; what cannot be used is logged and the old stays. With --admin-listen everything that changes or looks
@@ -42,6 +43,7 @@ into the router itself is answered there, and at --listen is as if it did not ex
   router serve --rules https://config.example.com/rules.bundle --rules-key pub.pem
   MILLRACE_TOKEN=$(cat token) router serve --listen 0.0.0.0:8080
   router serve --rules millrace.yaml --grpc-listen 127.0.0.1:8085
+  router serve --rules millrace.yaml --mqtt-listen 127.0.0.1:1883
   MILLRACE_TOKEN=$(cat token) router serve --listen :443 --tls-cert fullchain.pem --tls-key privkey.pem --http-redirect :80
   MILLRACE_TOKEN=$(cat token) router serve --listen :443 --acme-host events.example.com --admin-listen 127.0.0.1:8081`,
 		Args: cobra.NoArgs,
@@ -57,6 +59,7 @@ into the router itself is answered there, and at --listen is as if it did not ex
 	f.StringVar(&o.data, "data", "", "data `directory` ($STATE_DIRECTORY, else ~/.local/share/millrace)")
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8080", "`address` to listen on")
 	grpcFlags(f, &o.grpcListen)
+	o.mqtt.flags(f)
 	f.StringVar(&memory, "memory", "", "memory to use, such as `400MiB` (80 % of the cgroup's or the machine's)")
 	f.BoolVar(&o.private, "allow-private-targets", false, "allow webhooks to loopback, private and other special addresses")
 	f.StringVar(&o.egress, "egress", "", "policy `file` of where webhooks and functions may connect to, read again when it changes")

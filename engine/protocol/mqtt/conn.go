@@ -48,9 +48,6 @@ type conn struct {
 	work    sync.WaitGroup
 }
 
-// closeTime is how long a client that has been told to go may take to.
-const closeTime = time.Second
-
 func newConn(s *Server, nc net.Conn, visit Visit) *conn {
 	c := &conn{s: s, nc: nc, visit: visit, ended: make(chan struct{}), heard: time.Now()}
 	c.moved.L = &c.mu
@@ -364,7 +361,7 @@ func (c *conn) part(err error) {
 	c.s.stats.ended[code].Add(1)
 	c.s.o.Log.Debug("an MQTT connection is ended", "client", c.clientID(), "reason", code, "error", err)
 	if c.sess == nil { // connect has answered, or there is nobody to answer to
-		_ = c.nc.SetReadDeadline(time.Now().Add(closeTime))
+		_ = c.nc.SetReadDeadline(time.Now().Add(c.s.o.CloseTimeout))
 	} else if c.version == 5 {
 		pk := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Disconnect}, ReasonCode: code}
 		pk.Properties.ReasonString = text
@@ -375,6 +372,6 @@ func (c *conn) part(err error) {
 	if w, ok := c.nc.(interface{ CloseWrite() error }); ok {
 		_ = w.CloseWrite()
 	}
-	_ = c.nc.SetReadDeadline(time.Now().Add(closeTime))
+	_ = c.nc.SetReadDeadline(time.Now().Add(c.s.o.CloseTimeout))
 	_, _ = io.CopyN(io.Discard, c.nc, 1<<20)
 }

@@ -14,12 +14,16 @@ type Options struct {
 	Backend Backend
 	Door    Door
 	Limits  event.Limits // Event bounds a message
-	Log     *slog.Logger
-	Now     func() time.Time
+	// StayOn is asked before a listener is served that other machines reach; false: nothing guards the router, and it is
+	// not. nil: it may be.
+	StayOn func() bool
+	Log    *slog.Logger
+	Now    func() time.Time
 
 	ConnectTimeout time.Duration // from a connection's begin to its CONNECT, TLS among it; 10 s
 	PacketTimeout  time.Duration // from a packet's first byte to its last; 60 s
 	WriteTimeout   time.Duration // of one write; a client that takes longer is dropped; 15 s
+	CloseTimeout   time.Duration // for a client that has been told to go; 1 s
 	WillGrace      time.Duration // after a start, in which clients that were connected can come back before their wills are published; 30 s
 	MaxExpiry      time.Duration // of a session without a connection; longer ones are shortened to it, and told so; 7 days
 }
@@ -52,6 +56,7 @@ func (o Options) withDefaults() Options {
 	fill(&o.ConnectTimeout, 10*time.Second)
 	fill(&o.PacketTimeout, time.Minute)
 	fill(&o.WriteTimeout, 15*time.Second)
+	fill(&o.CloseTimeout, time.Second)
 	fill(&o.WillGrace, 30*time.Second)
 	fill(&o.MaxExpiry, 7*24*time.Hour)
 	return o
@@ -68,7 +73,7 @@ func (o Options) validate() error {
 	for _, x := range []struct {
 		d    time.Duration
 		name string
-	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.PacketTimeout, "PacketTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.WillGrace, "WillGrace"}, {o.MaxExpiry, "MaxExpiry"}} {
+	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.PacketTimeout, "PacketTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.CloseTimeout, "CloseTimeout"}, {o.WillGrace, "WillGrace"}, {o.MaxExpiry, "MaxExpiry"}} {
 		if x.d < 0 {
 			errs = append(errs, fmt.Errorf("options: %s is %s; want a positive duration, or 0 for the default", x.name, x.d))
 		}

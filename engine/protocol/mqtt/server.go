@@ -60,6 +60,10 @@ func New(ctx context.Context, o Options) (*Server, error) {
 // Serve takes connections of ln, which may be a listener of crypto/tls, until Shutdown, which closes it; it may be called for
 // several.
 func (s *Server) Serve(ctx context.Context, ln net.Listener) error {
+	if a, ok := ln.Addr().(*net.TCPAddr); ok && !a.IP.IsLoopback() && s.o.StayOn != nil && !s.o.StayOn() {
+		return errors.Join(fmt.Errorf("mqtt: %s can be reached from other machines and no token is set: set MILLRACE_TOKEN, "+
+			"or listen on 127.0.0.1, or say --insecure to serve everybody", a), ln.Close())
+	}
 	s.mu.Lock()
 	draining := s.draining.Load()
 	s.listeners[ln] = struct{}{}

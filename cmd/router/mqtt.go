@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/access"
+	"github.com/millrace/millrace/engine/admission"
+	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/mqtt"
+)
+
+// mqttFace is where a router speaks MQTT.
+type mqttFace struct {
+	server *mqtt.Server
+	lns    []net.Listener
+	at     []string // what serve says of each
+	served bool
+}
+
+// mqttOptions say where; "" is nowhere.
+type mqttOptions struct{ plain, secure string }
+
+func (o *mqttOptions) flags(f *pflag.FlagSet) {
+	f.StringVar(&o.plain, "mqtt-listen", "", "speak MQTT too, at this `address`, such as 127.0.0.1:1883")
+	f.StringVar(&o.secure, "mqtt-tls-listen", "", "speak MQTT over TLS, by the certificates of HTTPS, at this `address`, such as :8883")
+}
+
+// An mqttBackend is the router as the MQTT face sees it; the interface wants its own types.
+type mqttBackend struct {
+	backend
+	shelf *engine.Shelf
+}
+
+var _ mqtt.Backend = mqttBackend{}
+
+// OpenTopic opens a reader.
+func (b mqttBackend) OpenTopic(ctx context.Context, topic string, start event.Start, filter string) (mqtt.Reader, error) {
+	r, err := b.Engine.OpenTopic(ctx, topic, start, filter)
+	if err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Rows are the rows of its sessions.
+func (b mqttBackend) Rows() mqtt.Rows { return b.shelf }
+
+// Pulls are the subscriptions that clients may share.
+func (b mqttBackend) Pulls() (list []mqtt.PullSource) {
+	for _, s := range b.Subscriptions() {
+		if s.Deliver.Kind == event.Pull {
+			list = append(list, mqtt.PullSource{Name: s.Name, Topic: s.Topic})
+		}
+	}
+	return list
+}
+
+// An mqttDoor lets in by the door of all faces; the interfaces want their own types.
+type mqttDoor struct{ *admission.Door }
+
+type mqttVisit struct{ *admission.Conn }
+
+func (d mqttDoor) Enter(peer netip.Addr) (mqtt.Visit, error) {
+	c, err := d.Door.Enter(peer)
+	if err != nil {
+		return nil, err
+	}
+	return mqttVisit{c}, nil
+}
+
+func (v mqttVisit) Open(ctx context.Context, cred access.Credentials) (mqtt.Caller, error) {
+	s, err := v.Conn.Open(ctx, cred)
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openMQTT listens where MQTT is to be spoken; nothing is served until run.
+func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
+	o := r.o
+	if o.mqtt == (mqttOptions{}) {
+		return nil
+	}
+	shelf, err := r.engine.Shelf("mqtt")
+	if err != nil {
+		return err
+	}
+	if r.mqtt.server, err = mqtt.New(ctx, mqtt.Options{Backend: mqttBackend{b, shelf}, Door: mqttDoor{r.door}, Limits: o.edge.limits, Log: o.log,
+		StayOn: func() bool { return o.insecure || r.guard.StayOn() }, ConnectTimeout: o.edge.server.HeaderTimeout, PacketTimeout: o.edge.server.BodyTimeout,
+		WriteTimeout: o.edge.server.WriteTimeout}); err != nil {
+		return err
+	}
+	m.mqtt = r.mqtt.server
+	if o.mqtt.plain != "" {
+		ln, err := listenAt(ctx, o.mqtt.plain)
+		if err != nil {
+			return fmt.Errorf("--mqtt-listen: %w", err)
+		}
+		r.mqtt.add(ln, ln.Addr().String())
+	}
+	if o.mqtt.secure != "" {
+		if r.edge == nil {
+			return errors.New("--mqtt-tls-listen: there is no certificate: name one with --tls-cert and --tls-key, or a host with --acme-host")
+		}
+		ln, err := listenAt(ctx, o.mqtt.secure)
+		if err != nil {
+			return fmt.Errorf("--mqtt-tls-listen: %w", err)
+		}
+		r.mqtt.add(tls.NewListener(ln, mqttTLS(r.edge.Config())), ln.Addr().String()+", TLS")
+	}
+	return nil
+}
+
+func (f *mqttFace) add(ln net.Listener, at string) {
+	if ln.Addr().Network() == "unix" {
+		at = unixPrefix + at
+	}
+	f.lns, f.at = append(f.lns, ln), append(f.at, at)
+}
+
+// mqttTLS is the configuration of HTTPS for who speaks "mqtt", by which name IANA knows it, or does not say what.
+func mqttTLS(c *tls.Config) *tls.Config {
+	c = c.Clone()
+	c.NextProtos = []string{"mqtt"}
+	if of := c.GetConfigForClient; of != nil {
+		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			c, err := of(hello)
+			if c != nil {
+				c = c.Clone()
+				c.NextProtos = []string{"mqtt"}
+			}
+			return c, err
+		}
+	}
+	return c
+}
+
+// serve speaks MQTT until shutdown.
+func (f *mqttFace) serve(ctx context.Context) error {
+	f.served = true
+	var g errgroup.Group
+	for _, ln := range f.lns {
+		g.Go(func() error { return f.server.Serve(ctx, ln) })
+	}
+	return g.Wait()
+}
+
+// shutdown tells clients to go once what they have sent is answered.
+func (f *mqttFace) shutdown(ctx context.Context) error {
+	if f.server == nil {
+		return nil
+	}
+	return f.server.Shutdown(ctx)
+}
+
+// close closes what was opened and never served.
+func (f *mqttFace) close() error {
+	if f.served || f.server == nil {
+		return nil
+	}
+	var errs []error
+	for _, ln := range f.lns {
+		errs = append(errs, ln.Close())
+	}
+	return errors.Join(append(errs, f.server.Shutdown(context.Background()))...)
+}
+
+// shown are the lines of serve's beginning, "" without MQTT.
+func (f *mqttFace) shown() string {
+	var b strings.Builder
+	for _, at := range f.at {
+		fmt.Fprintf(&b, "mqtt    %s\n", at)
+	}
+	return b.String()
+}
