@@ -58,7 +58,7 @@ func (b mqttBackend) Rows() mqtt.Rows { return b.shelf }
 // Pulls are the subscriptions that clients may share.
 func (b mqttBackend) Pulls() (list []mqtt.PullSource) {
 	for _, s := range b.Subscriptions() {
-		if s.Deliver.Kind == event.Pull {
+		if s.Deliver.Face == event.Pull {
 			list = append(list, mqtt.PullSource{Name: s.Name, Topic: s.Topic})
 		}
 	}

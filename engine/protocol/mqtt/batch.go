@@ -15,7 +15,7 @@ import (
 type batch struct {
 	arena  []byte // of the packets
 	held   int    // bytes of packets in arena or in memory of their own
-	large  int    // of these, bytes that were reserved
+	large  int    // packets that room was reserved for
 	items  []item
 	evs    []event.Event // of the items that have one
 	topics []string      // of the router that they go to
@@ -52,7 +52,7 @@ func (b *batch) full() bool { return len(b.items) >= batchMessages || b.held >= 
 func (b *batch) keep(body []byte, own bool) []byte {
 	b.held += len(body)
 	if own {
-		b.large += len(body)
+		b.large++
 		return body
 	}
 	from := len(b.arena)

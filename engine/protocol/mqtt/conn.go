@@ -44,7 +44,7 @@ type conn struct {
 	failed  error      // of store: the connection ends
 	ending  *violation // why somebody else ends the connection; nil: nobody does
 	pending int        // messages of QoS 1 that are not acknowledged
-	held    int        // bytes of room that large packets have
+	held    int        // large packets that room is reserved for
 	work    sync.WaitGroup
 }
 
@@ -121,6 +121,8 @@ func (c *conn) serve(ctx context.Context) error {
 	for {
 		h, body, need, ok, bad := c.in.next(limit)
 		switch {
+		case c.caller == nil && c.in.w > 0 && c.in.buf[0]>>4 != packets.Connect: // [MQTT-3.1.0-1]
+			return wrong("the first packet is of type %d; want CONNECT", c.in.buf[0]>>4)
 		case bad != nil:
 			return bad
 		case !ok:
@@ -133,9 +135,6 @@ func (c *conn) serve(ctx context.Context) error {
 		c.heard = time.Now()
 		c.s.stats.received[h.kind].Add(1)
 		if c.caller == nil {
-			if h.kind != packets.Connect { // [MQTT-3.1.0-1]
-				return wrong("the first packet is of type %d; want CONNECT", h.kind)
-			}
 			if err := c.connect(ctx, body); err != nil {
 				return err
 			}
@@ -165,9 +164,12 @@ func (c *conn) hold(ctx context.Context) (stop func()) {
 // packet works on a packet that is not CONNECT.
 func (c *conn) packet(h header, body []byte) error {
 	var pk packets.Packet
+	if c.in.own && h.kind != packets.Publish {
+		defer c.freed(1)
+	}
 	switch h.kind {
 	case packets.Publish:
-		if bad := c.publish(h, body, c.in.own()); bad != nil {
+		if bad := c.publish(h, body, c.in.own); bad != nil {
 			return bad
 		}
 		return nil
@@ -263,12 +265,12 @@ func (c *conn) read(need int, connect time.Time) error {
 			return &violation{packets.ErrServerBusy.Code, clip(err.Error())}
 		}
 		c.mu.Lock()
-		c.held += need
+		c.held++
 		c.mu.Unlock()
 	}
 	idle := c.in.r == c.in.w
 	if idle {
-		if c.begun, c.in.r, c.in.w = (time.Time{}), 0, 0; c.in.own() {
+		if c.begun, c.in.r, c.in.w = (time.Time{}), 0, 0; c.in.block == nil {
 			c.in.rest()
 		}
 	} else if c.begun.IsZero() {
@@ -354,7 +356,7 @@ func (c *conn) part(err error) {
 	switch {
 	case err == nil, errors.Is(err, io.EOF), errors.Is(err, net.ErrClosed):
 		return
-	case !errors.As(err, &v) && c.why() == nil:
+	case !errors.As(err, &v) && c.over() == nil:
 		return // the network's doing
 	}
 	code, text, _ := reasonOf(err)

@@ -153,8 +153,9 @@ func (c *conn) store() {
 		c.moved.Broadcast()
 		c.mu.Unlock()
 		err := c.commit(b)
+		c.freed(b.large)
+		b.recycle(c.s.batches)
 		c.mu.Lock()
-		c.freed(b)
 		if err != nil {
 			c.failed = err
 			c.wake()
@@ -164,12 +165,15 @@ func (c *conn) store() {
 	c.moved.Broadcast()
 }
 
-// freed lets go of a batch, and gives back the room of large packets once none is left. The caller holds mu.
-func (c *conn) freed(b *batch) {
-	if c.held -= b.large; b.large > 0 && c.held == 0 {
+// freed gives back the room of large packets once none is left.
+func (c *conn) freed(n int) {
+	c.mu.Lock()
+	c.held -= n
+	none := n > 0 && c.held == 0
+	c.mu.Unlock()
+	if none {
 		c.caller.Release()
 	}
-	b.recycle(c.s.batches)
 }
 
 // commit makes a batch durable and answers it. An error ends the connection.

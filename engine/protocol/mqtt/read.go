@@ -21,6 +21,7 @@ type input struct {
 	pool  *sync.Pool      // of *[readSize]byte
 	block *[readSize]byte // buf is this one's, if any
 	r, w  int             // buf[r:w] is read and not taken
+	own   bool            // buf is memory of one large packet's own, which whoever takes that may keep
 }
 
 const (
@@ -36,7 +37,7 @@ func (in *input) rest() {
 	if in.block != nil {
 		in.pool.Put(in.block)
 	}
-	in.block, in.buf, in.r, in.w = nil, in.small[:], 0, 0
+	in.block, in.buf, in.r, in.w, in.own = nil, in.small[:], 0, 0, false
 }
 
 // errLull says that a client has been silent until a deadline.
@@ -66,6 +67,7 @@ func (in *input) room(need int, known bool) {
 	}
 	have := in.buf[in.r:in.w]
 	last := in.block
+	in.own = known && need > readSize
 	switch {
 	case !known:
 		size := min(need, max(2*len(have), 4*smallRead))
@@ -109,6 +111,3 @@ func (in *input) next(limit int) (h header, body []byte, need int, ok bool, bad 
 	in.r += need
 	return h, have[n:need:need], need, true, nil
 }
-
-// own reports whether the packet that was cut last has memory of its own, which whoever takes it may keep.
-func (in *input) own() bool { return in.block == nil && len(in.buf) > smallRead }
