@@ -285,12 +285,8 @@ func (d *feed) join() bool {
 	return true
 }
 
-// goLive makes a feed live from now on.
+// goLive makes a feed live from now on. The caller holds both locks.
 func (d *feed) goLive() {
-	d.f.mu.Lock()
-	defer d.f.mu.Unlock()
-	d.o.mu.Lock()
-	defer d.o.mu.Unlock()
 	d.live, d.at, d.had, d.from = true, nil, nil, time.Time{}
 	d.f.add(d)
 }

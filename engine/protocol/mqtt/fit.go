@@ -97,24 +97,23 @@ func (o *outbox) begin(ctx context.Context, d *feed, src *Source, known, resumed
 		return known
 	}
 	left := o.sess.leftAt()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	o.mu.Lock()
+	defer o.mu.Unlock()
 	if o.feeds == nil {
 		o.feeds = map[string]*feed{}
 	}
 	o.feeds[sourceKey(src)] = d
-	d.f = f
-	resume := resumed && d.keeps() && (d.at != nil || d.row.Cursor != "" || !left.IsZero())
-	if resume && d.at == nil && d.row.Cursor == "" {
+	d.f, o.dirty = f, true
+	if !resumed || !d.keeps() || d.at == nil && d.row.Cursor == "" && left.IsZero() {
+		d.goLive()
+		return true
+	}
+	if d.at == nil && d.row.Cursor == "" {
 		d.from = left // it came into the rules meanwhile, or had nothing to keep
 	}
-	if resume {
-		d.zero = o.s.o.Now().UnixNano()
-	}
-	o.dirty = true
-	o.mu.Unlock()
-	if !resume {
-		d.goLive()
-	}
+	d.zero = o.s.o.Now().UnixNano()
 	return true
 }
 
