@@ -47,8 +47,8 @@ func (o PublisherOptions) withDefaults() PublisherOptions {
 // Bounds of a request, which are the router's.
 const (
 	maxRequestEvents = 10_000
-	maxRequestBytes  = 16 << 20
-	batchBytes       = 1 << 20 // past which a request takes no further events
+	maxRequestBytes  = 16<<20 - 4<<10 // the rest is for the topic's name
+	batchBytes       = 1 << 20        // past which a request takes no further events
 )
 
 var (
@@ -223,7 +223,7 @@ func (p *Publisher) run(ctx context.Context) {
 			break
 		}
 		ok, after := p.c.cut(err)
-		if !ok {
+		if !ok && !tooLarge(err) {
 			break
 		}
 		wait := p.c.o.Backoff.wait(try, after)
@@ -283,6 +283,9 @@ func (p *Publisher) stream(ctx context.Context) (answered bool, err error) {
 		cancel()
 		<-sent
 		p.mu.Lock()
+		if tooLarge(err) {
+			p.split(asError(err))
+		}
 		p.again()
 		p.mu.Unlock()
 	}()
@@ -407,6 +410,38 @@ func (p *Publisher) refused(parts []*Sending, err *Error) {
 		s.first, s.alone = time.Time{}, s.alone || !err.Temporary()
 	}
 	p.queue = append(slices.Clone(parts), p.queue...)
+}
+
+// tooLarge reports whether a stream ended because gRPC itself, before the router saw it, refused a message for its size.
+func tooLarge(err error) bool {
+	e, _ := asError(err).(*Error)
+	return e != nil && e.Code == codes.ResourceExhausted && e.Reason == "" && e.RetryAfter == 0
+}
+
+// split deals with the request that was too large, which is the largest: alone it fails, else its parts are sent each by
+// itself. Callers hold mu.
+func (p *Publisher) split(err error) {
+	largest, size := -1, -1
+	for i, r := range p.flight {
+		all := 0
+		for _, s := range r.parts {
+			all += s.size
+		}
+		if all > size {
+			largest, size = i, all
+		}
+	}
+	switch {
+	case largest < 0:
+	case len(p.flight[largest].parts) == 1:
+		p.finish(p.flight[largest].parts[0], nil, err)
+		p.flight = slices.Delete(p.flight, largest, largest+1)
+		p.signal()
+	default:
+		for _, s := range p.flight[largest].parts {
+			s.alone = true
+		}
+	}
 }
 
 // again puts what is unanswered back in front of the queue. Callers hold mu.

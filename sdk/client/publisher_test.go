@@ -238,3 +238,31 @@ func TestPublisherIsBounded(t *testing.T) {
 		}
 	})
 }
+
+// A message that is too large for this router fails alone, and the publisher goes on.
+func TestPublisherSurvivesWhatIsTooLarge(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		p := c.Publisher(t.Context(), "orders", PublisherOptions{Batch: 10})
+		good := publishAll(t, p, 5)
+		bad, err := p.Publish(t.Context(), Bytes("a", "", make([]byte, 5<<20))) // over gRPC's own 4 MiB
+		if err != nil {
+			t.Fatal(err)
+		}
+		good = append(good, publishAll(t, p, 5)...)
+		if err := p.Close(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		for _, s := range good {
+			if _, err := s.Wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := bad.Wait(t.Context()); status.Code(err) != codes.ResourceExhausted || errors.Is(err, ErrUncertain) {
+			t.Error(err)
+		}
+		if len(f.stored()) != 10 {
+			t.Errorf("%d events", len(f.stored()))
+		}
+	})
+}
