@@ -53,6 +53,9 @@ func New(o Options) (*Server, error) {
 		grpc.ConnectionTimeout(o.ConnectTimeout),
 		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: o.IdleTimeout, Time: o.Silence}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.PingEvery, PermitWithoutStream: true}),
+		// Windows that grow with the line, as grpc's do by themselves, would grow what one client can leave unread here.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.ReadBufferSize(readBuffer),
 		grpc.WaitForHandlers(true),
 	)
@@ -68,8 +71,12 @@ func New(o Options) (*Server, error) {
 	return s, nil
 }
 
-// readBuffer is what a connection keeps for as long as it is open, in bytes.
-const readBuffer = 8 << 10
+const (
+	readBuffer = 32 << 10 // bytes that a connection keeps for as long as it is open
+	// What may be on its way, in bytes: of one stream, which is also what it leaves unread, and of a connection.
+	streamWindow = 512 << 10
+	connWindow   = 2 << 20
+)
 
 // Serve takes connections until Shutdown, or until the listener fails. It closes ln. One that others than this machine can
 // reach is refused unless there is a token, a key or a policy, or Insecure says that none is wanted.
