@@ -85,6 +85,8 @@ func verdictOf(w *sender) verdict {
 	case w.aborted:
 		v.kind = noVerdict
 	case w.partial != nil || event.IsDisable(err): // an answer in detail, and one to be believed
+	case event.IsStalled(err):
+		v.kind = unwellTarget
 	case code >= 500 || code == 429:
 		v.kind = unwellTarget
 	case code != 0:

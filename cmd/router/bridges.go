@@ -6,6 +6,7 @@ import (
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/connector/routerlink"
 	"github.com/millrace/millrace/engine/egress"
+	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/rules"
 )
 
@@ -26,6 +27,12 @@ func bridgeKinds(p linkProcess) rules.BridgeKinds {
 			"router": rules.SinkOf(func(ctx context.Context, o routerlink.To) (engine.Sink, error) {
 				o.Process = p.link()
 				return routerlink.OpenSink(ctx, o)
+			}),
+		},
+		From: map[string]rules.IntakeKind{
+			"router": rules.IntakeOf(func(ctx context.Context, o routerlink.From) (event.Intake, error) {
+				o.Process = p.link()
+				return routerlink.OpenSource(ctx, o)
 			}),
 		},
 	}

@@ -36,7 +36,8 @@ type definitions struct {
 
 	refused func(p *access.Principal, addr netip.Addr, a access.Action, k access.Kind, name string, err error) // told whom a definition was refused and why; nil: nobody is
 
-	sealed string // a topic that the router keeps for itself; "" for none
+	inlets *inlets // bridges that bring events in; nil where nothing runs
+	sealed string  // a topic that the router keeps for itself; "" for none
 
 	sources func([]hooks.Source) // puts them in force; nil: this process takes no webhooks in
 	names   mqtt.Register        // what MQTT's topic names stand for

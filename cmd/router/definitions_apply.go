@@ -84,9 +84,14 @@ func (d *definitions) applyWith(ctx context.Context, a applying) error {
 	spec.Revision = revision(set, api)
 	slices.SortFunc(spec.Topics, func(a, b event.Topic) int { return strings.Compare(a.Name, b.Name) })
 	spec.Keep, spec.Kept, spec.Lossless = a.keep, a.kept, a.lossless
+	opened, err := d.inlets.open(ctx, set)
+	if err != nil {
+		return err
+	}
 	if err := d.eng.Apply(ctx, spec, a.ops...); err != nil {
 		return err
 	}
+	d.inlets.set(ctx, set, opened)
 	d.applySources(set)
 	d.applyNames(set, spec.Subscriptions)
 	return nil

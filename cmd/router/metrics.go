@@ -33,6 +33,7 @@ type metrics struct {
 	grpc      *grpcapi.Server // nil: none
 	mqtt      *mqtt.Server    // nil: none
 	sources   func() (list []hooks.Stats, unknown uint64)
+	inlets    func() []bridgeState
 	callers   func() []access.Refusal     // refused, by reason
 	issuers   func() []access.IssuerState // whose tokens are let in
 	edge      func() edgeStats
@@ -167,6 +168,7 @@ func (m *metrics) Collect(out chan<- prometheus.Metric) {
 	m.collectIssuers(out)
 	collectSchedules(e, out)
 	m.collectSources(out)
+	m.collectBridges(out)
 	s := m.store()
 	count := func(d *prometheus.Desc, v float64) {
 		out <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, v)

@@ -66,6 +66,7 @@ type router struct {
 	host   *plugins.Host
 	engine *engine.Engine
 	defs   *definitions
+	inlets *inlets
 	policy *egressFile
 	dialer *egress.Dialer
 	http   *httpapi.Server
@@ -144,7 +145,9 @@ func openRouter(ctx context.Context, o routerOptions) (r *router, err error) {
 	if err != nil {
 		return r, err
 	}
-	r.defs = &definitions{eng: r.engine, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, sealed: o.auditTopic, embed: o.files != nil, log: o.log,
+	r.inlets = newInlets(r.engine, o.log)
+	m.inlets = r.inlets.states
+	r.defs = &definitions{eng: r.engine, inlets: r.inlets, sources: r.hooks.Set, host: r.host, path: o.rules, owner: o.rulesOwner, sealed: o.auditTopic, embed: o.files != nil, log: o.log,
 		o: rules.Options{Sinks: sinkKinds(dialer), Schemes: schemes, Bridges: bridgeKinds(linkProcess{dialer: dialer, engine: r.engine}), Getenv: getenv, ReadFile: o.files}}
 	if isRemote(o.rules) {
 		if r.defs.afar, err = openRemoteRules(o.rules, o.data, o.remote, dialer); err != nil {
@@ -242,6 +245,7 @@ func (r *router) run(ctx context.Context, hangup <-chan os.Signal) error {
 // close closes what is open, in the order in which one part needs the other.
 func (r *router) close(ctx context.Context) error {
 	errs := []error{r.mqtt.close()}
+	r.inlets.close()
 	if r.engine != nil {
 		errs = append(errs, r.engine.Close(ctx))
 	}

@@ -44,6 +44,9 @@ type refusal struct {
 func readRefusal(res *http.Response) *refusal {
 	defer res.Body.Close()
 	r := &refusal{status: res.StatusCode, wait: retryAfter(res.Header.Get("Retry-After"), time.Now())}
+	if r.status == http.StatusUnauthorized { // who asks often with a wrong token looks like one who guesses
+		r.wait = max(r.wait, 30*time.Second)
+	}
 	b, err := io.ReadAll(io.LimitReader(res.Body, answerLimit))
 	if err == nil && json.Unmarshal(b, &r.problem) == nil {
 		r.own = strings.HasPrefix(r.Type, "urn:millrace:problem:")

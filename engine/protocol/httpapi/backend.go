@@ -67,6 +67,8 @@ type Publisher interface {
 	PublishForwarded(ctx context.Context, topic string, evs []event.Event, pos []event.Position, from event.Forwarded) (event.Taken, error)
 	// Name tells this router from others; it says nothing else.
 	Name() string
+	// Stamp tells a topic from another of its name, made later; it says nothing else.
+	Stamp(topic string) (string, error)
 	// Ask is Publish of one event whose producer waits for a reply until end closes; nil if none came by then, or
 	// none can come. Where too many wait already nothing is stored: event.ErrUnavailable.
 	Ask(ctx context.Context, topic string, evs []event.Event, pos []event.Position, end <-chan struct{}) (*event.Reply, error)

@@ -27,6 +27,9 @@ func (f *fake) PublishForwarded(ctx context.Context, topic string, evs []event.E
 // Name is that of the fake router.
 func (f *fake) Name() string { return "fake" }
 
+// Stamp is that of any topic of it.
+func (f *fake) Stamp(string) (string, error) { return "first", nil }
+
 func TestForwardedEventsAreTakenOnce(t *testing.T) {
 	_, url := serve(t, Options{Backend: newFake("orders")})
 	post := func(header string, ids ...string) (int, string) {

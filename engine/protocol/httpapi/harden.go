@@ -21,7 +21,7 @@ type headers struct {
 	contentType, contentEncoding          string
 	connection                            string
 	prefer, idempotencyKey, lastEventID   string
-	bridge                                string   // of another router
+	bridge, acceptEncoding                string   // of another router
 	forwarded, forwardedFor               string   // of proxies
 	accessMethod, accessHeaders, webHook  string   // of OPTIONS
 	ce                                    []header // ce-*
@@ -135,6 +135,8 @@ func (h *headers) take(name []byte, value string) {
 			h.forwardedFor = joined(h.forwardedFor, value)
 		case strings.EqualFold(n, event.BridgeHeader):
 			once(&h.bridge, &h.types)
+		case strings.EqualFold(n, "accept-encoding"):
+			h.acceptEncoding = joined(h.acceptEncoding, value)
 		}
 	case 16:
 		if strings.EqualFold(n, "content-encoding") {

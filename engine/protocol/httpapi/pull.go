@@ -51,9 +51,16 @@ func (c *call) pull() error {
 		out = append(out, `,"deadline":"`...)
 		out = l.Deadline.UTC().AppendFormat(out, time.RFC3339Nano)
 		out = append(out, `","event":`...)
-		out = append(appendEvent(out, l.Event), '}')
+		if c.h.bridge != "" {
+			out = append(appendPlaced(out, l.Event), '}')
+		} else {
+			out = append(appendEvent(out, l.Event), '}')
+		}
 	}
 	c.out = append(out, ']', '}', '\n')
+	if c.h.bridge != "" {
+		return c.answerBridge("")
+	}
 	c.answer(fasthttp.StatusOK, c.out)
 	return nil
 }

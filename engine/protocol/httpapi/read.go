@@ -46,7 +46,11 @@ func (c *call) poll() error {
 		if n++; n > 1 {
 			out = append(out, ',')
 		}
-		out = appendEvent(out, rec)
+		if c.h.bridge != "" {
+			out = appendPlaced(out, rec)
+		} else {
+			out = appendEvent(out, rec)
+		}
 	}
 	for n < limit && len(out) < enoughBytes {
 		rec, ok, more, err := r.TryNext(c.s.work)
@@ -81,6 +85,9 @@ func (c *call) poll() error {
 	out = append(out, `],"next":`...)
 	out = appendQuoted(out, r.Cursor())
 	c.out = append(out, '}', '\n')
+	if c.h.bridge != "" {
+		return c.answerBridge(c.params[0])
+	}
 	c.answer(200, c.out)
 	return nil
 }
@@ -150,17 +157,8 @@ func AppendEvent(dst []byte, rec event.Record) []byte { return appendEvent(dst, 
 
 // appendEvent appends an event in structured mode with where it lies and when the router took it.
 func appendEvent(dst []byte, rec event.Record) []byte {
-	if _, stale := rec.Extension(extPosition); stale { // published again by somebody who had read it here
-		var e event.Event
-		rec.Decode(&e)
-		e.Set(event.Attr{Name: extPosition, Unset: true})
-		place := rec
-		rec = event.Record(e.AppendRecord(nil))
-		rec.SetPlace(place.Position(), place.Received())
-	}
-	dst = rec.AppendStructured(dst)
-	dst = append(dst[:len(dst)-1], `,"`+extPosition+`":"`...)
-	dst = rec.Position().Append(dst)
+	dst = appendPlaced(dst, rec)
+	dst = dst[:len(dst)-2]
 	if _, own := rec.Extension(extRecorded); !own {
 		dst = append(dst, `","`+extRecorded+`":"`...)
 		dst = rec.ReceivedAt().AppendFormat(dst, time.RFC3339Nano)

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/klauspost/compress/zstd"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
@@ -144,6 +145,7 @@ type Server struct {
 	turned     sync.WaitGroup
 
 	calls sync.Pool // *call
+	zip   func() *zstd.Encoder
 
 	drainAt atomic.Int64 // Unix ns past which nothing is read any more; 0 while not draining
 
@@ -192,7 +194,7 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{o: o, conns: map[*conn]struct{}{},
 		door: o.Door, turning: make(chan struct{}, 64),
-		idle: make(chan struct{}), down: make(chan struct{})}
+		idle: make(chan struct{}), down: make(chan struct{}), zip: sync.OnceValue(newEncoder)}
 	s.nowhere = &listener{s: s}
 	if o.HSTS > 0 {
 		s.hsts = fmt.Sprintf("max-age=%d", int64(o.HSTS/time.Second))
