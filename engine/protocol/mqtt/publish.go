@@ -100,6 +100,7 @@ func (c *conn) translate(b *batch, pk *packets.Packet, x *item) error {
 		return err
 	}
 	madeBy(ev, pk.FixedHeader.Qos, pk.FixedHeader.Retain, c.sess.out.mark)
+	madeBy(ev, x.qos, x.retain, c.sess.out.mark)
 	if x.in != nil && !ev.ClientID {
 		ev.ID, ev.ClientID = x.in.event, true
 	}

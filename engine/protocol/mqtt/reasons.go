@@ -42,7 +42,7 @@ var reasons = [...]struct {
 	{event.ErrTooLarge, packets.ErrQuotaExceeded}, // 0x95 is not for acknowledgements (2.4)
 	{event.ErrFull, packets.ErrQuotaExceeded},
 	{event.ErrSchema, packets.ErrPayloadFormatInvalid},
-	{event.ErrInvalid, packets.ErrPayloadFormatInvalid},
+	{event.ErrInvalid, packets.ErrImplementationSpecificError},
 	{event.ErrConflict, packets.ErrImplementationSpecificError},
 	{event.ErrDenied, packets.ErrNotAuthorized},
 	{access.ErrUnauthenticated, packets.ErrNotAuthorized},
@@ -56,11 +56,12 @@ const maxReason = 256
 // reasonOf is what an error comes to for the client. internal errors are the router's own fault: they are to be logged, and
 // the client is told nothing of them.
 func reasonOf(err error) (code byte, text string, internal bool) {
+	if err == nil { // before anything escapes: every message that is acknowledged comes here
+		return packets.CodeSuccess.Code, "", false
+	}
 	var v *violation
 	var full *admission.TooMany
 	switch {
-	case err == nil:
-		return packets.CodeSuccess.Code, "", false
 	case errors.As(err, &v):
 		return v.code, clip(v.reason), false
 	case errors.As(err, &full):

@@ -22,6 +22,7 @@ type will struct {
 	ClientID string `json:"client"`
 	Message  []byte `json:"message"` // the PUBLISH that it comes to
 	Version  byte   `json:"version"`
+	QoS      byte   `json:"qos,omitempty"`
 	Retain   bool   `json:"retain,omitempty"`
 	Delay    uint32 `json:"delay,omitempty"` // seconds
 	Event    string `json:"event"`           // id of the event: it is published once
@@ -69,7 +70,7 @@ func newWill(c *conn, pk *packets.Packet) (*will, error) {
 	if err != nil {
 		return nil, fmt.Errorf("will: %w", err)
 	}
-	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, Retain: k.WillRetain,
+	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, QoS: k.WillQos, Retain: k.WillRetain,
 		Delay: k.WillProperties.WillDelayInterval, Event: newID(), Topic: to.Topic, caller: c.caller}
 	w.Message, err = appendPublish(nil, &m)
 	return w, err
@@ -146,7 +147,6 @@ func (r *wills) here(ctx context.Context, sess *session, present bool, next *wil
 	old := r.all[key]
 	if old != nil && r.cancel(old) && !present {
 		last := *old
-		last.Event = old.Event
 		r.wait(&last, 0)
 	}
 	if next != nil {
@@ -264,6 +264,7 @@ func (r *wills) publish(w *will) error {
 		return fmt.Errorf("%w: the name leads to another topic than before the restart, and who may publish there is not known", event.ErrDenied)
 	}
 	madeBy(ev, pk.FixedHeader.Qos, w.Retain, mark(w.Owner, w.ClientID))
+	madeBy(ev, w.QoS, w.Retain, mark(w.Owner, w.ClientID))
 	if !ev.ClientID {
 		ev.ID, ev.ClientID = w.Event, true
 	}
