@@ -30,10 +30,10 @@ func subscriptionsCommand(p *program) *cobra.Command {
 
 // subscribing is the flags of subscriptions create.
 type subscribing struct {
-	file, topic, filter, start, format, toTopic, url, deadLetter, order, rate, batchWait string
-	functions, secrets                                                                   []string
-	pull, stream                                                                         bool
-	concurrency, attempts, batch                                                         int
+	file, topic, filter, start, format, toTopic, url, deadLetter, order, rate, batchWait, mqtt string
+	functions, secrets                                                                         []string
+	pull, stream                                                                               bool
+	concurrency, attempts, batch                                                               int
 }
 
 func subscriptionsCreate(p *program) *cobra.Command {
@@ -42,7 +42,8 @@ func subscriptionsCreate(p *program) *cobra.Command {
 		Use:   "create NAME",
 		Short: "Create a subscription",
 		Long: `Create makes a subscription from flags, or from a file that holds its keys as a rules file would, in YAML or JSON.
-It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or a stream (--stream).`,
+It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic), a stream (--stream) or
+MQTT clients (--mqtt).`,
 		Example: `  router subscriptions create workers --topic orders --pull
   router subscriptions create big --topic orders --filter 'data.total > 100' --to https://example.com/hook --secret whsec_…
   router subscriptions create audit --topic orders --function redact --to-topic audit`,
@@ -63,12 +64,13 @@ It delivers to a webhook (--to), a pull queue (--pull), a topic (--to-topic) or 
 	f.BoolVar(&o.pull, "pull", false, "deliver to whoever pulls")
 	f.StringVar(&o.toTopic, "to-topic", "", "deliver into this `topic`")
 	f.BoolVar(&o.stream, "stream", false, "deliver to whoever streams")
+	f.StringVar(&o.mqtt, "mqtt", "", "deliver to MQTT clients under these `NAMES`, such as alerts/{subject}")
 	f.IntVar(&o.concurrency, "concurrency", 0, "at most `N` deliveries under way (default 16)")
 	f.StringVar(&o.order, "order", "", "`none or key`; key: one event of a partitionkey at a time, in the topic's order (default none)")
 	f.StringVar(&o.rate, "rate", "", "send at most so many, such as `500/s` or 10/m (default unlimited)")
 	f.IntVar(&o.attempts, "attempts", 0, "try `N` times before the dead-letter topic (default 10)")
 	f.StringVar(&o.deadLetter, "dead-letter", "", "the dead-letter `topic` (default NAME.dead)")
-	cmd.MarkFlagsMutuallyExclusive("to", "pull", "to-topic", "stream")
+	cmd.MarkFlagsMutuallyExclusive("to", "pull", "to-topic", "stream", "mqtt")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		doc, err := p.definition(cmd, o.file, args[0])
 		if err != nil {
@@ -120,12 +122,14 @@ func (o *subscribing) fill(cmd *cobra.Command, doc map[string]any) error {
 		doc["deliver"] = map[string]any{"topic": o.toTopic}
 	case o.stream:
 		doc["deliver"] = map[string]any{"stream": map[string]any{}}
+	case o.mqtt != "":
+		doc["deliver"] = map[string]any{"mqtt": map[string]any{"topic": o.mqtt}}
 	}
 	if doc["topic"] == nil {
 		return usagef(cmd, "no topic: say which one it reads with --topic")
 	}
 	if doc["deliver"] == nil {
-		return usagef(cmd, "nowhere to deliver: give one of --to URL, --pull, --to-topic TOPIC, --stream")
+		return usagef(cmd, "nowhere to deliver: give one of --to URL, --pull, --to-topic TOPIC, --stream, --mqtt NAMES")
 	}
 	return nil
 }

@@ -24,6 +24,9 @@ var (
 	namesShape = shape{keys: []string{"topic", "cloudevents", "retain"}}
 )
 
+// maxMappings of all files: an event that came another way is held against all of its topic.
+const maxMappings = 1000
+
 // mqtt reads `mqtt`: topic filters to what messages under them become.
 func (p *parser) mqtt(n *node) {
 	switch {
@@ -31,6 +34,10 @@ func (p *parser) mqtt(n *node) {
 		return
 	case n.kind != mapping:
 		p.bad(n, "is %s; want a mapping from topic filters to topics, such as {\"sensors/+/temp\": {topic: readings, subject: \"{1}\"}}", n.kind)
+		return
+	}
+	if len(p.mappings)+len(n.keys) > maxMappings {
+		p.bad(n, "has mappings past the %d that are allowed in all; the wildcards + and # stand for many names", maxMappings)
 		return
 	}
 	for i, key := range n.keys {

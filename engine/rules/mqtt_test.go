@@ -1,6 +1,7 @@
 package rules
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -74,6 +75,20 @@ func TestMQTTDiff(t *testing.T) {
 	}
 	if again := parse(t, `mqtt: {a/+: {topic: t, cloudevents: false}, b: {topic: t}}`, testOptions()); len(Diff(a, again)) > 0 {
 		t.Error("a default that is written is a change")
+	}
+}
+
+func TestMQTTBounds(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("mqtt:\n")
+	for i := range 1001 {
+		fmt.Fprintf(&b, "  a/%d: {topic: t}\n", i)
+	}
+	if _, err := ParseBytes("r.yaml", []byte(b.String()), testOptions()); err == nil || !strings.Contains(err.Error(), "r.yaml:2:3: mqtt: has mappings past the 1000") {
+		t.Error(err)
+	}
+	if s := parse(t, b.String()[:strings.LastIndex(b.String(), "  a/")], testOptions()); len(s.MQTT) != 1000 {
+		t.Errorf("%d mappings", len(s.MQTT))
 	}
 }
 

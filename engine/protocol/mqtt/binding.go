@@ -70,6 +70,9 @@ func isExtension(name string) bool {
 	case "", "specversion", "data", TopicExtension, plainExtension, formatExtension, qosExtension, retainExtension, fromExtension:
 		return false
 	}
+	if isMade(name) {
+		return false
+	}
 	for i := 0; i < len(name); i++ {
 		if c := name[i]; (c < 'a' || c > 'z') && (c < '0' || c > '9') {
 			return false
