@@ -200,5 +200,9 @@ func (s *Server) unseen(se *admission.Session, k access.Kind, name string, err e
 	if err == nil {
 		return nil
 	}
-	return about(k, name, access.Unseen(se.Principal(), k, name, err, s.o.Backend.Has))
+	p := se.Principal()
+	if p == nil { // not any more: what he may see is not known
+		return admission.ErrRevoked
+	}
+	return about(k, name, access.Unseen(p, k, name, err, s.o.Backend.Has))
 }

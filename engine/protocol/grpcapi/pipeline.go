@@ -99,8 +99,10 @@ func (p *pipeline) read(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
-		if err := paced(ctx, p.se); err != nil {
-			return err
+		if sequence > 1 { // the first came with the call
+			if err := paced(ctx, p.se); err != nil {
+				return err
+			}
 		}
 		t := &taken{sequence: sequence, size: proto.Size(in), in: in}
 		if err := p.hold(ctx, t.size); err != nil {

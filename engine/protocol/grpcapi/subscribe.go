@@ -34,10 +34,11 @@ type subscriber struct {
 	working sync.Mutex // held while a settle is worked on and answered
 	over    bool       // none is any more; guarded by working
 
-	mu     sync.Mutex
-	credit int                  // events that may still be sent
-	leased map[string]time.Time // deliveries that the client holds, until their deadline; nil of a reader
-	more   chan struct{}        // holds one when there is more credit or room
+	mu        sync.Mutex
+	abandoned bool                 // before it began
+	credit    int                  // events that may still be sent
+	leased    map[string]time.Time // deliveries that the client holds, until their deadline; nil of a reader
+	more      chan struct{}        // holds one when there is more credit or room
 }
 
 // Subscribe streams events, and settles deliveries.
@@ -72,6 +73,7 @@ func (x *events) Subscribe(stream subscribeStream) error {
 	}
 	return x.s.supervise(ctx, se, still, u.out.late, func(ctx context.Context) (err error) {
 		if err := begin(ctx); err != nil {
+			u.abandon(begun)
 			if errors.Is(err, io.EOF) {
 				err = event.Invalid("begin", "is missing: the first message says what to stream")
 			}
@@ -151,7 +153,9 @@ func (u *subscriber) listen(ctx context.Context, begun chan<- struct{}) error {
 			if err := u.begin(ctx, begin.Begin); err != nil {
 				return err
 			}
-			close(begun)
+			if !u.publish(begun) {
+				return errEnded
+			}
 			continue
 		}
 		switch m := in.GetRequest().(type) {
@@ -211,6 +215,32 @@ func (u *subscriber) begin(ctx context.Context, in *millracev1.SubscribeBegin) e
 		u.reader.Close()
 	}
 	return err
+}
+
+// publish says that what is streamed is open, unless the stream is over: then it is closed again.
+func (u *subscriber) publish(begun chan<- struct{}) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if !u.abandoned {
+		close(begun)
+	} else if u.reader != nil {
+		u.reader.Close()
+	}
+	return !u.abandoned
+}
+
+// abandon ends a stream that may just be about to begin.
+func (u *subscriber) abandon(begun <-chan struct{}) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.abandoned = true
+	select {
+	case <-begun:
+		if u.reader != nil {
+			u.reader.Close()
+		}
+	default:
+	}
 }
 
 // grant adds credit; false if that would be more than maxCredit.
