@@ -309,7 +309,7 @@ func TestWhatIsNotHis(t *testing.T) {
 	_, err = a.ListDefinitions(withToken(t.Context(), working), &millracev1.ListDefinitionsRequest{Kind: "topics"})
 	told(t, err, codes.PermissionDenied, "DENIED")
 	if !log.has(func(e access.AuditEntry) bool {
-		return e.Principal == "key:browsing" && e.Name == "other" && e.Action == access.Publish && e.Addr == "127.0.0.1"
+		return e.Principal == "key:browsing" && e.Name == "other" && e.Outcome == "denied" && e.Addr == "127.0.0.1"
 	}) {
 		t.Errorf("a refusal is not in the audit log: %+v", log.all)
 	}

@@ -11,8 +11,8 @@ import (
 	"unsafe"
 
 	"github.com/cloudevents/sdk-go/binding/format/protobuf/v2/pb"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -214,90 +214,10 @@ func setMessage(e *event.Event, m *anypb.Any) error {
 // The extension in which other faces show where an event lies. Here the message around the event says it.
 const extPosition = "millraceposition"
 
-// protoOf is an event as the message of the CloudEvents protobuf format. It borrows rec.
-//
-// A time is told as the instant that it is: not which zone it was written in.
+// protoOf is an event as the message of the CloudEvents protobuf format.
 func protoOf(rec event.Record) *pb.CloudEvent {
-	out := &pb.CloudEvent{SpecVersion: "1.0"}
-	var contentType, schema string
-	attributes := make(map[string]*pb.CloudEventAttributeValue, 4)
-	for a := range rec.Attrs {
-		name := a.Name
-		if a.Tag != event.TagExtension {
-			name = a.Tag.Name()
-		}
-		switch a.Tag {
-		case event.TagTopic:
-			continue
-		case event.TagID:
-			out.Id = text(a.Value)
-			continue
-		case event.TagSource:
-			out.Source = text(a.Value)
-			continue
-		case event.TagType:
-			out.Type = text(a.Value)
-			continue
-		case event.TagDataContentType:
-			contentType = a.Value
-		case event.TagDataSchema:
-			schema = a.Value
-		case event.TagExtension:
-			if name == extPosition { // where it lay when it was published again
-				continue
-			}
-		}
-		if a.Value == "" && a.Tag != event.TagExtension {
-			continue
-		}
-		attributes[text(name)] = protoValue(a.Kind, a.Value)
-	}
-	if len(attributes) > 0 {
-		out.Attributes = attributes
-	}
-	data := rec.Data()
-	switch kind := media(contentType); {
-	case data == nil:
-	case kind == protobufType && schema != "":
-		out.Data = &pb.CloudEvent_ProtoData{ProtoData: &anypb.Any{TypeUrl: text(schema), Value: data}}
-	case kind == "text/plain" && rec.Flags()&event.FlagBinary == 0 && utf8.Valid(data):
-		out.Data = &pb.CloudEvent_TextData{TextData: unsafe.String(unsafe.SliceData(data), len(data))}
-	default: // JSON too: bytes are what every SDK reads as they stand
-		out.Data = &pb.CloudEvent_BinaryData{BinaryData: data}
-	}
-	return out
-}
-
-// protoValue is an attribute's value as its type; as a string where that cannot say it.
-func protoValue(k event.Kind, v string) *pb.CloudEventAttributeValue {
-	out := &pb.CloudEventAttributeValue{}
-	switch k {
-	case event.Boolean:
-		if v == "true" || v == "false" {
-			out.Attr = &pb.CloudEventAttributeValue_CeBoolean{CeBoolean: v == "true"}
-		}
-	case event.Integer:
-		if n, err := strconv.ParseInt(v, 10, 32); err == nil && strconv.FormatInt(n, 10) == v {
-			out.Attr = &pb.CloudEventAttributeValue_CeInteger{CeInteger: int32(n)}
-		}
-	case event.Bytes:
-		if b, err := base64.StdEncoding.Strict().DecodeString(v); err == nil && base64.StdEncoding.EncodeToString(b) == v {
-			out.Attr = &pb.CloudEventAttributeValue_CeBytes{CeBytes: b}
-		}
-	case event.URI:
-		out.Attr = &pb.CloudEventAttributeValue_CeUri{CeUri: text(v)}
-	case event.URIReference:
-		out.Attr = &pb.CloudEventAttributeValue_CeUriRef{CeUriRef: text(v)}
-	case event.Timestamp:
-		if at, err := event.ParseTime(v); err == nil {
-			if ts := timestamppb.New(at); ts.IsValid() {
-				out.Attr = &pb.CloudEventAttributeValue_CeTimestamp{CeTimestamp: ts}
-			}
-		}
-	}
-	if out.Attr == nil {
-		out.Attr = &pb.CloudEventAttributeValue_CeString{CeString: text(v)}
-	}
+	out := &pb.CloudEvent{}
+	_ = proto.Unmarshal(appendEvent(nil, rec), out) // of what was encoded here: cannot fail
 	return out
 }
 

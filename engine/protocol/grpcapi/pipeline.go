@@ -52,7 +52,7 @@ func (x *events) PublishStream(stream publishStream) error {
 		return err
 	}
 	p := &pipeline{s: x.s, se: se, stream: stream, taken: make(chan *taken, maxInFlight), fewer: make(chan struct{}, 1)}
-	out := newLine[*millracev1.PublishStreamResponse](x.s, stream)
+	out := newLine(x.s, stream)
 	return x.s.supervise(stream.Context(), se, nil, out.late, func(ctx context.Context) error {
 		var broken error // of the reader; set when taken is closed
 		x.s.detached.Go(func() {
@@ -178,7 +178,7 @@ func (p *pipeline) let(n int) {
 }
 
 // store stores first and all that have come behind it, and answers them.
-func (p *pipeline) store(first *taken, out *line[*millracev1.PublishStreamResponse]) error {
+func (p *pipeline) store(first *taken, out *line) error {
 	all := []*taken{first}
 	for len(all) < maxInFlight {
 		select {

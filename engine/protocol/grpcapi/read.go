@@ -73,12 +73,12 @@ func (x *events) Read(in *millracev1.ReadRequest, stream grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	out := newLine[*millracev1.ReadResponse](x.s, stream)
+	out := newLine(x.s, stream)
 	return x.s.supervise(ctx, se, still, out.late, func(ctx context.Context) error {
 		defer reader.Close()
 		r := &reading{reader: reader, every: x.s.o.Heartbeat, still: still, left: in.GetLimit(), bounded: in.GetLimit() > 0, follow: in.GetFollow(),
-			events: func(evs []*millracev1.Received, cursor string) error {
-				return out.send(&millracev1.ReadResponse{Events: evs, Cursor: cursor})
+			events: func(body []byte, cursor string) error {
+				return out.send(&outgoing{body: body, tail: appendText(nil, 2, cursor)})
 			}}
 		r.beat = func(cursor string) error { return out.send(&millracev1.ReadResponse{Cursor: cursor}) }
 		return r.run(ctx)
@@ -88,9 +88,9 @@ func (x *events) Read(in *millracev1.ReadRequest, stream grpc.ServerStreamingSer
 // A reading sends what a reader has.
 type reading struct {
 	reader Reader
-	every  time.Duration // between two messages
-	still  func() error  // whether the client may still read it
-	events func([]*millracev1.Received, string) error
+	every  time.Duration                          // between two messages
+	still  func() error                           // whether the client may still read it
+	events func(body []byte, cursor string) error // sends events, encoded
 	beat   func(cursor string) error
 	// allowed waits until events may be sent and says how many; nil: any number.
 	allowed func(context.Context) (int, error)
@@ -116,8 +116,8 @@ func (r *reading) run(ctx context.Context) error {
 		if r.bounded {
 			most = int(min(uint64(most), r.left))
 		}
-		batch, end, err := r.gather(ctx, most)
-		if len(batch) > 0 {
+		batch, n, end, err := r.gather(ctx, most)
+		if n > 0 {
 			if err := r.still(); err != nil { // what he may do can have changed since the batch before
 				return err
 			}
@@ -125,13 +125,13 @@ func (r *reading) run(ctx context.Context) error {
 			if err := r.events(batch, cursor); err != nil {
 				return err
 			}
-			r.told, r.left = cursor, r.left-uint64(len(batch))
+			r.told, r.left = cursor, r.left-uint64(n)
 			if r.spent != nil {
-				r.spent(len(batch))
+				r.spent(n)
 			}
 		}
 		switch {
-		case err != nil && len(batch) == 0:
+		case err != nil && n == 0:
 			return err
 		case err != nil: // told by the next call, which begins with it
 		case end && !r.follow:
@@ -144,41 +144,47 @@ func (r *reading) run(ctx context.Context) error {
 	return nil
 }
 
-// gather returns events, at most so many: as many as are ready, or the first that comes. Without one it returns when a
-// heartbeat was sent. end: there is nothing more now.
-func (r *reading) gather(ctx context.Context, most int) (batch []*millracev1.Received, end bool, err error) {
+// gather returns n events, encoded, at most so many: as many as are ready, or the first that comes. Without one it returns
+// when a heartbeat was sent. end: there is nothing more now.
+func (r *reading) gather(ctx context.Context, most int) (batch []byte, n int, end bool, err error) {
 	began := time.Now()
-	for size := 0; len(batch) < most && size < batchBytes; {
+	take := func(rec event.Record) {
+		if n++; n == 1 {
+			batch = newBody()
+		}
+		batch = appendReceived(batch, rec, r.reader.Cursor())
+	}
+	for n < most && len(batch) < batchBytes {
 		rec, ok, more, err := r.reader.TryNext(ctx)
 		switch {
 		case err != nil:
-			return batch, false, err
+			return batch, n, false, err
 		case ok:
-			batch, size = append(batch, receivedOf(rec, r.reader.Cursor())), size+rec.Len()
+			take(rec)
 			continue
-		case len(batch) > 0, !more && !r.follow:
-			return batch, !more, nil
+		case n > 0, !more && !r.follow:
+			return batch, n, !more, nil
 		case ctx.Err() != nil:
-			return nil, false, context.Cause(ctx)
+			return nil, 0, false, context.Cause(ctx)
 		case more && time.Since(began) < r.every: // a selective filter: look on
 			continue
 		case more:
-			return nil, false, r.tell()
+			return nil, 0, false, r.tell()
 		case r.told == "": // a client that loses the connection before its first event misses nothing
-			return nil, false, r.tell()
+			return nil, 0, false, r.tell()
 		}
 		wait, cancel := context.WithTimeout(ctx, r.every)
 		rec, err = r.reader.Next(wait)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
-			return nil, false, r.tell()
+			return nil, 0, false, r.tell()
 		}
 		if err != nil {
-			return nil, false, err
+			return nil, 0, false, err
 		}
-		batch, size = append(batch, receivedOf(rec, r.reader.Cursor())), size+rec.Len()
+		take(rec)
 	}
-	return batch, false, nil
+	return batch, n, false, nil
 }
 
 // tell tells the cursor alone.

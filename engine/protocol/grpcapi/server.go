@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/encoding"
 	_ "google.golang.org/grpc/encoding/gzip" // what grpc offers for compression registers itself
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
@@ -45,6 +46,7 @@ func New(o Options) (*Server, error) {
 	s.grpc = grpc.NewServer(
 		grpc.Creds(newHandshake(o.TLS)),
 		grpc.InTapHandle(s.admit),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
 		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
 		grpc.MaxRecvMsgSize(o.Limits.Body),

@@ -2,8 +2,11 @@ package grpcapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/encoding/gzip"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
@@ -170,4 +174,39 @@ func TestPublishAndRead(t *testing.T) {
 	if last.Cursor != "600" || last.Position.Offset != 599 || last.Event.Source != "/topics/orders" || string(last.Event.GetBinaryData()) != `{"n":599}` || last.RecordedTime.AsTime().Year() != 2026 {
 		t.Fatal(last)
 	}
+}
+
+// TestManyReaders: each has its own messages, whoever else is sent some at the same time, compressed or not.
+func TestManyReaders(t *testing.T) {
+	h := serve(t, Options{}, admission.Options{})
+	c := h.events()
+	h.publish(c, 500)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			var o []grpc.CallOption
+			if i%2 == 0 {
+				o = append(o, grpc.UseCompressor(gzip.Name))
+			}
+			in, err := c.Read(t.Context(), &millracev1.ReadRequest{From: &millracev1.ReadRequest_Topic{Topic: "orders"}}, o...)
+			next := 0
+			for err == nil {
+				var m *millracev1.ReadResponse
+				if m, err = in.Recv(); err != nil {
+					break
+				}
+				for _, e := range m.Events {
+					if string(e.Event.GetBinaryData()) != fmt.Sprintf(`{"n":%d}`, next) || e.Position.GetOffset() != uint64(next) {
+						t.Errorf("reader %d: %v at %d", i, e, next)
+						return
+					}
+					next++
+				}
+			}
+			if !errors.Is(err, io.EOF) || next != 500 {
+				t.Errorf("reader %d: %d events, then %v", i, next, err)
+			}
+		})
+	}
+	wg.Wait()
 }

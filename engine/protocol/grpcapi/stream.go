@@ -17,8 +17,8 @@ var errEnded = errors.New("the stream is over")
 
 // A line is the way to a stream's client. What the client does not take waits in its flow-control window alone: a message
 // that is not gone within the timeout makes the stream late, which ends it.
-type line[T any] struct {
-	stream interface{ Send(T) error }
+type line struct {
+	stream interface{ SendMsg(any) error }
 	patience
 	mu sync.Mutex // one message after the other
 }
@@ -31,15 +31,15 @@ type patience struct {
 	timer   *time.Timer
 }
 
-func newLine[T any](s *Server, stream interface{ Send(T) error }) *line[T] {
-	l := &line[T]{stream: stream, patience: patience{timeout: s.o.WriteTimeout, late: make(chan struct{})}}
+func newLine(s *Server, stream interface{ SendMsg(any) error }) *line {
+	l := &line{stream: stream, patience: patience{timeout: s.o.WriteTimeout, late: make(chan struct{})}}
 	l.timer = time.AfterFunc(time.Hour, func() { l.once.Do(func() { close(l.late) }) })
 	l.timer.Stop()
 	return l
 }
 
 // send sends a message. It may be called from several goroutines.
-func (l *line[T]) send(m T) error {
+func (l *line) send(m any) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	select {
@@ -49,7 +49,7 @@ func (l *line[T]) send(m T) error {
 	}
 	l.timer.Reset(l.timeout)
 	defer l.timer.Stop()
-	return l.stream.Send(m)
+	return l.stream.SendMsg(m)
 }
 
 // supervise runs the work of a stream, on a goroutine of its own: only the return of a call can free one whose client does

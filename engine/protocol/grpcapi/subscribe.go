@@ -27,7 +27,7 @@ type subscriber struct {
 	s      *Server
 	se     *admission.Session
 	stream subscribeStream
-	out    *line[*millracev1.SubscribeResponse]
+	out    *line
 	source
 	reader Reader // nil of a pull subscription
 
@@ -48,7 +48,7 @@ func (x *events) Subscribe(stream subscribeStream) error {
 	if err != nil {
 		return err
 	}
-	u := &subscriber{s: x.s, se: se, stream: stream, more: make(chan struct{}, 1), out: newLine[*millracev1.SubscribeResponse](x.s, stream)}
+	u := &subscriber{s: x.s, se: se, stream: stream, more: make(chan struct{}, 1), out: newLine(x.s, stream)}
 	begun := make(chan struct{})
 	said := make(chan error, 1) // how what the client says ended
 	begin := func(ctx context.Context) error {
@@ -347,8 +347,8 @@ func (u *subscriber) spent(n int) {
 // read sends events of a reader.
 func (u *subscriber) read(ctx context.Context) error {
 	r := &reading{reader: u.reader, every: u.s.o.Heartbeat, still: u.still, follow: true, told: u.reader.Cursor(), allowed: u.allowed, spent: u.spent, beat: u.beat,
-		events: func(evs []*millracev1.Received, _ string) error {
-			return u.out.send(&millracev1.SubscribeResponse{Response: &millracev1.SubscribeResponse_Events{Events: &millracev1.SubscribeEvents{Events: evs}}})
+		events: func(body []byte, _ string) error {
+			return u.out.send(&outgoing{head: headOf(2, len(body)), body: body})
 		}}
 	return r.run(ctx)
 }
@@ -407,7 +407,11 @@ func (u *subscriber) deliver(ctx context.Context, leases []event.Lease) error {
 		}
 		err := context.Cause(ctx)
 		if err == nil {
-			err = u.out.send(&millracev1.SubscribeResponse{Response: &millracev1.SubscribeResponse_Deliveries{Deliveries: &millracev1.SubscribeDeliveries{Deliveries: deliveriesOf(leases[:n])}}})
+			body := newBody()
+			for i := range leases[:n] {
+				body = appendDelivery(body, &leases[i])
+			}
+			err = u.out.send(&outgoing{head: headOf(3, len(body)), body: body})
 		}
 		if err != nil {
 			return errors.Join(err, u.unsent(leases))
