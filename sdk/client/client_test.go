@@ -2,7 +2,10 @@ package client
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"io"
+	"net"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -10,8 +13,10 @@ import (
 	"time"
 
 	"github.com/millrace/millrace/sdk/client/millracev1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/test/bufconn"
 )
 
 // bubble runs a test with a clock that jumps over pauses.
@@ -163,6 +168,48 @@ func TestLocalTargets(t *testing.T) {
 		if is := local(target); is != want {
 			t.Errorf("%q: %t", target, is)
 		}
+	}
+}
+
+// Only this machine is spoken to in plain text unless Plaintext says so.
+func TestWhoIsSpokenToInPlainText(t *testing.T) {
+	for _, x := range []struct {
+		target string
+		o      Options
+		first  byte
+	}{
+		{"passthrough:///router.example:8085", Options{}, 0x16}, // a TLS handshake (RFC 8446, 5.1)
+		{"passthrough:///router.example:8085", Options{Plaintext: true}, 'P'},
+		{"passthrough:///127.0.0.1:8085", Options{}, 'P'}, // "PRI * HTTP/2.0"
+		{"passthrough:///127.0.0.1:8085", Options{TLS: &tls.Config{ServerName: "router"}}, 0x16},
+	} {
+		bubble(t, func(t *testing.T) {
+			l := bufconn.Listen(4096)
+			x.o.Dial = []grpc.DialOption{grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) })}
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			dialed := make(chan error, 1)
+			go func() {
+				c, err := Dial(ctx, x.target, x.o)
+				if err == nil {
+					err = c.Close()
+				}
+				dialed <- err
+			}()
+			conn, err := l.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			first := make([]byte, 1)
+			if _, err := io.ReadFull(conn, first); err != nil || first[0] != x.first {
+				t.Errorf("%s is sent %q first (%v); want %q", x.target, first, err, x.first)
+			}
+			_ = l.Close()
+			_ = conn.Close()
+			if err := <-dialed; err == nil || !strings.Contains(err.Error(), x.target) || !errors.Is(err, context.DeadlineExceeded) {
+				t.Errorf("dialling nobody: %v", err)
+			}
+		})
 	}
 }
 

@@ -348,16 +348,20 @@ func (r *receiver) start(ctx context.Context) {
 	if r.ending {
 		return
 	}
-	r.waiting = slices.DeleteFunc(r.waiting, func(h *holding) bool {
-		if h.lost {
-			return true
+	var stale []*holding
+	i := 0
+	for ; i < len(r.waiting) && r.running < r.o.Concurrency; i++ {
+		switch h := r.waiting[i]; {
+		case h.lost:
+		case h.stale:
+			stale = append(stale, h)
+		default:
+			r.begin(ctx, h)
 		}
-		if h.stale || r.running >= r.o.Concurrency {
-			return false
-		}
-		r.begin(ctx, h)
-		return true
-	})
+	}
+	if r.waiting = r.waiting[i:]; len(stale) > 0 {
+		r.waiting = append(stale, r.waiting...)
+	}
 }
 
 // begin starts a handler.

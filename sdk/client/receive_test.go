@@ -123,6 +123,80 @@ func TestReceiveKeepsWhatItHoldsThroughACut(t *testing.T) {
 	})
 }
 
+// What waited for a handler when the stream broke, and went to another consumer since, is not handled here, not even where a
+// handler is free before that is known; one that runs is told that it lost its delivery.
+func TestReceiveLetsGoWhatOthersHave(t *testing.T) {
+	for _, free := range []bool{true, false} {
+		bubble(t, func(t *testing.T) {
+			f, c := serve(t, Options{})
+			fill(t, f, 5)
+			release := make(chan struct{})
+			var mu sync.Mutex
+			var why []error
+			stop := receiving(t, c, func(ctx context.Context, d *Delivery) error {
+				select {
+				case <-ctx.Done():
+				case <-release:
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				why = append(why, context.Cause(ctx))
+				return nil
+			}, ReceiveOptions{Concurrency: 1, Credit: 5})
+			synctest.Wait()
+			f.listener.cut()
+			synctest.Wait() // given back, and not yet here again
+			f.mu.Lock()
+			for _, j := range f.pulled {
+				j.lease, j.held = "another's", "another"
+			}
+			f.mu.Unlock()
+			if free {
+				close(release)
+			}
+			time.Sleep(time.Minute)
+			if err := stop(); err != nil {
+				t.Error(err)
+			}
+			if len(why) != 1 || errors.Is(why[0], ErrLost) == free {
+				t.Errorf("%d handlers ran, and were told %v", len(why), why)
+			}
+		})
+	}
+}
+
+// A delivery that was given back may be here again before the answer to that: it is another attempt.
+func TestReceiveHandlesTheNextAttempt(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		second := make(chan struct{})
+		f.make(func(step string) error {
+			if step == "settled" {
+				<-second
+			}
+			return nil
+		})
+		fill(t, f, 1)
+		stop := receiving(t, c, func(_ context.Context, d *Delivery) error {
+			if d.Attempt == 1 {
+				return errors.New("not yet")
+			}
+			close(second)
+			return nil
+		}, ReceiveOptions{})
+		select {
+		case <-second:
+		case <-time.After(time.Minute):
+			close(second)
+			t.Fatal("the second attempt was not handled")
+		}
+		f.allSettled(t)
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Leases are prolonged for as long as handlers run, and no longer than Hold.
 func TestReceiveProlongsLeases(t *testing.T) {
 	bubble(t, func(t *testing.T) {
