@@ -24,13 +24,20 @@ type Stats struct {
 	Ended       map[byte]uint64 // connections that were ended or not let in, by reason code
 	Oversize    uint64          // packets that were not sent: their client takes no such large ones
 	Slow        uint64          // connections that were ended because their client did not read
+
+	Waiting     int64  // bytes that wait for clients
+	Dropped     uint64 // messages of QoS 0 for which their client had no room
+	Overtaken   uint64 // events that the ring dropped before a session had read them
+	Expired     uint64 // messages that were past their expiry when it was their turn
+	NotRetained uint64 // messages with RETAIN for which there was no room
 }
 
 // Stats returns the figures of now.
 func (s *Server) Stats() Stats {
 	c := &s.stats
 	out := Stats{Connections: int(c.connections.Load()), Sessions: s.sessions.count(), Retained: s.retained.count(),
-		Refused: map[byte]uint64{}, Ended: map[byte]uint64{}, Oversize: c.oversize.Load(), Slow: c.slow.Load()}
+		Refused: map[byte]uint64{}, Ended: map[byte]uint64{}, Oversize: c.oversize.Load(), Slow: c.slow.Load(),
+		Waiting: s.fan.queued.Load(), Dropped: s.fan.dropped.Load(), Overtaken: s.fan.overtaken.Load(), Expired: s.fan.expired.Load(), NotRetained: s.retained.refused.Load()}
 	for i := range c.received {
 		out.Received[i], out.Sent[i] = c.received[i].Load(), c.sent[i].Load()
 	}
