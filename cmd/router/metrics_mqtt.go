@@ -13,7 +13,8 @@ var (
 	descMQTTPackets     = describe("mqtt_packets_total", "MQTT packets, in and out, by type.", "direction", "type")
 	descMQTTRefused     = describe("mqtt_publish_refused_total", "Messages of MQTT clients that were not stored, by reason code.", "reason")
 	descMQTTEnded       = describe("mqtt_ended_total", "MQTT connections that the router ended or did not let in, by reason code.", "reason")
-	descMQTTDropped     = describe("mqtt_dropped_total", "What was not sent to MQTT clients, by why: packets too large for their client, connections whose client did not read.", "why")
+	descMQTTDropped     = describe("mqtt_dropped_total", "What was not sent to MQTT clients, by why: packets too large for their client, connections whose client did not read, messages of QoS 0 that there was no room for, events that the ring dropped before a session had read them, messages past their expiry, and retained messages that are not kept for want of room.", "why")
+	descMQTTWaiting     = describe("mqtt_waiting_bytes", "Bytes of messages that wait for MQTT clients.")
 )
 
 // mqttPackets are the types of packets by number (2.1.2).
@@ -50,4 +51,9 @@ func (m *metrics) collectMQTT(out chan<- prometheus.Metric) {
 	}
 	count(descMQTTDropped, s.Oversize, "too_large")
 	count(descMQTTDropped, s.Slow, "slow")
+	count(descMQTTDropped, s.Dropped, "queue_full")
+	count(descMQTTDropped, s.Overtaken, "overtaken")
+	count(descMQTTDropped, s.Expired, "expired")
+	count(descMQTTDropped, s.NotRetained, "retained_full")
+	gauge(descMQTTWaiting, int(s.Waiting))
 }
