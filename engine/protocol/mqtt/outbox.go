@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
@@ -58,8 +59,9 @@ type outbox struct {
 	params  connectParams
 	cancel  context.CancelFunc // of what runs for the connection; nil: there is none
 	ended   bool
-	allowed uint64 // what readable returned when the feeds were made
-	unfit   bool   // a feed could not be made
+	missed  atomic.Bool // a change of the rules came while something else changed
+	allowed uint64      // what readable returned when the feeds were made
+	unfit   bool        // a feed could not be made
 
 	rows sync.Mutex // one write of the session's rows at a time
 
@@ -240,8 +242,9 @@ func (o *outbox) admit(p *packets.Subscription, have map[string]*subscription) (
 		return sub, sub.QoS, ""
 	}
 	any := false
-	for i := range o.s.o.Backend.MQTT().Sources() {
-		src := &o.s.o.Backend.MQTT().Sources()[i]
+	sources := o.s.o.Backend.MQTT().Sources()
+	for i := range sources {
+		src := &sources[i]
 		if !src.Overlaps(sub.filter) {
 			continue
 		}

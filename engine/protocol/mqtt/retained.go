@@ -176,12 +176,23 @@ func (r *retained) store(ctx context.Context, name, topic string, pos event.Posi
 // tell gives a message to those who subscribed after it was stored and before it was kept: their feeds began behind it.
 // The caller holds r.mu.
 func (r *retained) tell(m *retainedMessage) {
-	now := r.s.o.Now()
-	r.asked = slices.DeleteFunc(r.asked, func(a asked) bool { return now.Sub(a.at) > lateStore })
+	r.pass(r.s.o.Now())
 	for _, a := range r.asked {
 		if a.at.UnixNano() >= m.rec.Received() && matches(a.sub.filter, m.name) {
-			go a.o.late(found{m, a.sub})
+			r.s.fan.runs.Go(func() { a.o.late(found{m, a.sub}) })
 		}
+	}
+}
+
+// pass forgets subscriptions for which nothing comes late any more. The caller holds r.mu.
+func (r *retained) pass(now time.Time) {
+	n := 0
+	for n < len(r.asked) && now.Sub(r.asked[n].at) > lateStore {
+		r.asked[n] = asked{}
+		n++
+	}
+	if r.asked = r.asked[n:]; len(r.asked) == 0 {
+		r.asked = nil
 	}
 }
 
@@ -192,7 +203,7 @@ func (r *retained) match(o *outbox, sub *subscription, allowed func(topic, name 
 	var all []found
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.asked = slices.DeleteFunc(r.asked, func(a asked) bool { return now.Sub(a.at) > lateStore })
+	r.pass(now)
 	r.asked = append(r.asked, asked{o, sub, now})
 	r.root.walk(sub.filter, true, func(m *retainedMessage) {
 		if !m.expired(now) && allowed(m.topic, m.name) {

@@ -55,9 +55,10 @@ func (x *fanouts) run(ctx context.Context) {
 			continue
 		case <-tick.C:
 		}
-		if n%int(recheckEvery/flushEvery) == 0 {
-			for _, o := range x.outboxes() {
-				o.refit(ctx, false)
+		recheck := n%int(recheckEvery/flushEvery) == 0
+		for _, o := range x.outboxes() {
+			if missed := o.missed.Load(); missed || recheck {
+				o.refit(ctx, missed)
 			}
 		}
 		if n%int(moveEvery/flushEvery) == 0 {
@@ -128,8 +129,14 @@ func (x *fanouts) flush(ctx context.Context) {
 
 // refit takes the rules in force, or with force false what the caller may read now, where that has changed.
 func (o *outbox) refit(ctx context.Context, force bool) {
-	o.admin.Lock()
+	if !o.admin.TryLock() { // it may wait for a client that does not read, for whom nobody else is to wait
+		if force {
+			o.missed.Store(true)
+		}
+		return
+	}
 	defer o.admin.Unlock()
+	o.missed.Store(false)
 	if o.cancel == nil {
 		return
 	}
