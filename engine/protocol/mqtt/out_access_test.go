@@ -123,7 +123,7 @@ func TestReadsWhatItMay(t *testing.T) {
 
 // Sessions of two principals are two, whatever their client ids.
 func TestSessionsAreTheirOwners(t *testing.T) {
-	r, s := serveOut(t, 1)
+	_, s := serveOut(t, 1)
 	who := those(t, rolesOfReaders, "logs", "temps")
 	for _, role := range []string{"logs", "temps"} {
 		k := &known{}
@@ -135,7 +135,6 @@ func TestSessionsAreTheirOwners(t *testing.T) {
 		d.sub("#", 1)
 		d.part()
 	}
-	_ = r
 }
 
 func TestSubscriptionBomb(t *testing.T) {

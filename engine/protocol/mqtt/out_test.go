@@ -3,6 +3,7 @@ package mqtt
 import (
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -304,7 +305,7 @@ func TestSessionExpiry(t *testing.T) {
 		t.Errorf("%d sessions are left; want the one that never ends", n)
 	}
 	for key := range r.rows {
-		if slices.Contains([]byte(key), 'h') && len(key) > 4 && containsText(key, "hour") {
+		if strings.Contains(key, "hour") {
 			t.Errorf("a row of a session that ended: %q", key)
 		}
 	}
@@ -319,15 +320,6 @@ func TestSessionExpiry(t *testing.T) {
 	if n, rows := s.sessions.count(), len(r.rows); n != 0 || rows != 0 {
 		t.Errorf("%d sessions and %d rows are left: %q", n, rows, r.rows)
 	}
-}
-
-func containsText(s, sub string) bool {
-	for i := range len(s) - len(sub) + 1 {
-		if s[i:i+len(sub)] == sub {
-			return true
-		}
-	}
-	return false
 }
 
 // A client that does not read costs bounded memory, and nobody else's delivery.
