@@ -229,7 +229,7 @@ func (o *outbox) nextBehind() *feed {
 // send writes messages. An error is the connection's.
 func (o *outbox) send(ctx context.Context, w packetWriter, batch []*outgoing) error {
 	now := o.s.o.Now()
-	for _, m := range batch {
+	for i, m := range batch {
 		if m.state >= heard {
 			if _, err := w.write(o.packet(packets.Pubrel, m.id)); err != nil {
 				return err
@@ -238,8 +238,8 @@ func (o *outbox) send(ctx context.Context, w packetWriter, batch []*outgoing) er
 		}
 		there, err := o.load(ctx, m)
 		if err != nil {
-			o.putOff(ctx, []*outgoing{m}, err)
-			continue
+			o.putOff(ctx, batch[i:], err) // what is behind it may not go before it
+			return w.flush()
 		}
 		pk := packets.Packet{ProtocolVersion: o.params.version, PacketID: m.id,
 			FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: m.qos, Dup: m.tried, Retain: m.retain}}
