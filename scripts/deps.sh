@@ -17,6 +17,8 @@ want openssl openssl
 want curl curl
 want nodejs node
 want npm npm
+want mosquitto mosquitto
+want mosquitto-clients mosquitto_sub
 want clang-19 clang-19
 want lld-19 wasm-ld-19
 want wasi-libc /usr/include/wasm32-wasi/stdlib.h

@@ -43,7 +43,7 @@ var arrows = []struct {
 	{"engine/protocol/mqtt", []string{"engine/event", "engine/access", "engine/admission", "engine/mqttname"}},
 	{"engine/protocol/grpcapi", []string{"engine/event", "engine/access", "engine/admission", "sdk/client/millracev1"}},
 	{"engine/protocol/...", []string{"engine/event", "engine/access", "engine/admission", "engine/egress"}},
-	{"engine/connector/...", []string{"engine/event", "engine/access", "engine/egress"}},
+	{"engine/connector/...", []string{"engine/event", "engine/access", "engine/egress", "engine/mqttname"}},
 	{"engine", []string{"storage", "filters", "plugins", "engine/event"}},
 	{"cmd/router/...", []string{"engine/event"}},
 	{"cmd/router", []string{"*"}},

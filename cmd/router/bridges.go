@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/millrace/millrace/engine"
+	"github.com/millrace/millrace/engine/connector/mqttlink"
 	"github.com/millrace/millrace/engine/connector/routerlink"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
@@ -27,6 +28,10 @@ func bridgeKinds(p linkProcess) rules.BridgeKinds {
 			"router": rules.SinkOf(func(ctx context.Context, o routerlink.To) (engine.Sink, error) {
 				o.Process = p.link()
 				return routerlink.OpenSink(ctx, o)
+			}),
+			"mqtt": rules.SinkOf(func(ctx context.Context, o mqttlink.To) (engine.Sink, error) {
+				o.Process = mqttlink.Process{Dialer: p.dialer, Name: p.engine.Name()}
+				return mqttlink.OpenSink(ctx, o)
 			}),
 		},
 		From: map[string]rules.IntakeKind{

@@ -34,7 +34,10 @@ func (o far) Validate() error {
 }
 
 type broker struct {
-	MQTT string `yaml:"mqtt" rules:"required"`
+	MQTT     string `yaml:"mqtt" rules:"required"`
+	Topic    string `yaml:"topic"`
+	User     string `yaml:"user"`
+	Password string `yaml:"password"`
 }
 
 func testBridges() BridgeKinds {
