@@ -289,6 +289,12 @@ func TestWhatIsNotHis(t *testing.T) {
 			t.Errorf("%s of %s: %v", x.call, x.name, err)
 		}
 	}
+	// Nor does the router suggest other names where he may see the one that he asks for, and there is none.
+	for _, name := range []string{"publish", "read", "pull", "subscribe", "get", "delete", "pause"} {
+		if st := told(t, calls[name](withToken(t.Context(), tenant), "acme.none"), codes.NotFound, "NOT_FOUND"); strings.Contains(st.Message(), "did you mean") {
+			t.Errorf("%s: %s", name, st.Message())
+		}
+	}
 	// The router as a whole is for those of no tenant.
 	for _, token := range []string{browsing, tenant} {
 		_, err := a.GetRules(withToken(t.Context(), token), &millracev1.GetRulesRequest{})
