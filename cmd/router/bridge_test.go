@@ -360,3 +360,24 @@ bridges:
 		t.Error("a token is in the log")
 	}
 }
+
+// What the other side never takes becomes a dead letter with the reason, and does not hold up what comes behind it.
+func TestBridgeDeadLettersConflicts(t *testing.T) {
+	hq := startProcess(t, "version: 1\ntopics: {t: {schema: {type: object}}}\n")
+	hq.must(202, "POST", "/v1/topics/t/events", "application/cloudevents+json", `{"specversion":"1.0","id":"a000002","source":"/a","type":"other","data":{}}`)
+	edge := startProcess(t, "version: 1\nbridges: {up: {topic: t, start: earliest, to: {router: "+hq.base+", topic: t}}}\n")
+	edge.sendAll("t", numbered("a", 1, 4)...)
+	edge.must(202, "POST", "/v1/topics/t/events?id=a000004", "application/json", "[]")
+	edge.sendAll("t", "a000005")
+	until(t, "the others arrive", func() bool { return slices.Contains(hq.events("t"), "a000005") })
+	if got := hq.events("t"); !slices.Equal(got, []string{"a000002", "a000001", "a000003", "a000005"}) {
+		t.Errorf("%v", got)
+	}
+	until(t, "the dead letters", func() bool { return len(edge.events("bridge.up.dead")) == 2 })
+	letters := edge.must(200, "GET", "/v1/subscriptions/bridge.up/deadletters", "", "")
+	for _, want := range []string{`"reason":"permanent"`, "409 Conflict", "422"} {
+		if !strings.Contains(letters, want) {
+			t.Errorf("%s is not in %s", want, letters)
+		}
+	}
+}

@@ -37,7 +37,7 @@ func describe(sinks map[string]SinkKind, schemes map[string]SchemeKind, bridges 
 			"hosts":         {is: mapOf(mappingNamed("host")), about: "Limits of hosts that are sent to, by their names or addresses, with a port or without: what all subscriptions together send to one."},
 			"schedules":     {is: namedMapping("schedule"), about: "Schedules by name: events that the router publishes by itself, again and again."},
 			"sources":       {is: namedMapping("source"), about: "Sources by name: senders whose webhooks, posted to `/v1/sources/NAME`, become events once they are verified."},
-			"bridges":       {is: namedMapping("bridge"), about: "Bridges by name: topics that are forwarded to another router or broker, or brought from there."},
+			"bridges":       {is: namedMapping("bridge"), about: "Bridges by name: topics that are forwarded to another router or to an MQTT broker, or brought from another router."},
 			"mqtt":          {is: mapOf(mappingNamed("mqtt")), about: "Mappings by their topic filters: what messages become that MQTT clients publish."},
 			"tests":         {is: listOf(mappingNamed("test")), about: "What the rules are for; `router rules test` runs them."},
 		}},
