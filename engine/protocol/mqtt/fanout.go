@@ -245,6 +245,7 @@ func (f *fanout) behind() {
 // add begins to hand events to a feed. The caller holds f.mu.
 func (f *fanout) add(d *feed) {
 	f.live[d] = true
+	d.turn = 0 // another fan-out, at whose end it was before, had turns of its own
 	for _, in := range d.in {
 		f.subs.Add(in.sub.filter, in)
 	}

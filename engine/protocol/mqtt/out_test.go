@@ -133,6 +133,21 @@ func TestQoS1OverReconnect(t *testing.T) {
 	d.gets("0", "2", "3", "4")
 }
 
+// The last reader of a source ends its fan-out: who comes back to a new one, at which as many events have passed as at the
+// old one before, gets the next event all the same.
+func TestAnotherFanout(t *testing.T) {
+	r, s := serveOut(t, 1)
+	d, _ := join(t, s, deviceOptions{id: "a", expiry: never, auto: true})
+	d.sub("log/#", 1)
+	for i := range 3 {
+		r.say("log/x", fmt.Sprint(i))
+		d.gets(fmt.Sprint(i))
+		d.part()
+		d, _ = join(t, s, deviceOptions{id: "a", expiry: never, auto: true})
+		d.idle() // it has joined the fan-out
+	}
+}
+
 // A message that came QoS 0 while nobody was there is not kept, and a session that ends with its connection keeps nothing.
 func TestWhatIsNotKept(t *testing.T) {
 	r, s := serveOut(t, 1)

@@ -53,7 +53,7 @@ func newWill(c *conn, pk *packets.Packet) (*will, error) {
 	if !k.WillFlag {
 		return nil, nil
 	}
-	m := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Publish}, ProtocolVersion: c.version,
+	m := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Publish, Qos: k.WillQos}, PacketID: 1, ProtocolVersion: c.version, // an id says nothing here
 		TopicName: k.WillTopic, Payload: k.WillPayload, Properties: k.WillProperties}
 	switch {
 	case k.WillTopic == "" || strings.ContainsAny(k.WillTopic, "+#"):
