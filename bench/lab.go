@@ -29,17 +29,19 @@ type lab struct {
 	bar    *progress
 	start  func(name string, address func(string) (string, bool), path string, args ...string) (*child, error)
 
-	kids    []*child
-	routers int
-	board   *board
-	nothing *child         // counts on board
-	main    *routerProcess // the router that publishing and delivering are measured on
-	secure  *routerProcess // and one that speaks HTTPS
-	roots   *x509.CertPool // of its certificate
-	guarded *guarded       // and one that asks who calls
-	redis   *child
-	fsyncs  float64
-	load    string // of the machine by others, before anything was measured
+	kids      []*child
+	routers   int
+	board     *board
+	nothing   *child         // counts on board
+	main      *routerProcess // the router that publishing and delivering are measured on
+	secure    *routerProcess // and one that speaks HTTPS
+	roots     *x509.CertPool // of its certificate
+	guarded   *guarded       // and one that asks who calls
+	redis     *child
+	mqtt      *mqttRouter // and one that speaks MQTT
+	mosquitto *child
+	fsyncs    float64
+	load      string // of the machine by others, before anything was measured
 }
 
 // loadAverage is the kernel's, of the last minute.
@@ -112,13 +114,18 @@ func (l *lab) receiver() (*child, error) {
 
 // router starts a router on a data directory of its own.
 func (l *lab) router(args ...string) (*routerProcess, error) {
+	return l.routerSaying(routerListensAt, args...)
+}
+
+// routerSaying is router for who wants to read its first lines, as routerListensAt does.
+func (l *lab) routerSaying(address func(line string) (string, bool), args ...string) (*routerProcess, error) {
 	l.routers++
 	name := "router-" + strconv.Itoa(l.routers)
 	args = append([]string{"serve", "--data", filepath.Join(l.dir, name), "--listen", "127.0.0.1:0", "--allow-private-targets"}, args...)
 	if l.o.profile != "" {
 		args = append(args, "--cpuprofile", filepath.Join(l.o.profile, name+".pprof"))
 	}
-	c, err := l.start("the router", routerListensAt, l.binary, args...)
+	c, err := l.start("the router", address, l.binary, args...)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ func measurements() []measurement {
 		measureWebhook(), measureDelivered(withFunction), measureLatency(withFunction), measureDelivered(withFilter), measureDelivered(untraced), measureDelivered(withBatches),
 		measurePebble(64), measureStore(64), measurePebble(256), measureStore(256),
 		measureFilters(), measureWritten(), measureBacklog(), measureReload(), measureSources(), measureBacktest(), measureMQTT(),
-	}, append(append(append(append(grpcMeasurements(), deliveryMeasurements()...), pullMeasurements()...), streamMeasurements()...), functionMeasurements()...)...)
+	}, slices.Concat(grpcMeasurements(), deliveryMeasurements(), pullMeasurements(), streamMeasurements(), functionMeasurements(), mqttMeasurements())...)
 }
 
 func value(name string) func(func(string) float64) float64 {
@@ -102,5 +102,5 @@ func rows() []row {
 		pair("backlog-rss", "resident memory with the backlog / before it", "rss-after", "rss-before", row{show: mebibytes, ratio: times, lower: true}),
 		pair("behind", "a subscription that is behind reads / live rate", "behind", "accept-64", row{ratio: times, floor: 3,
 			note: "It reads the backlog with a filter that looks at the data and lets nothing pass. Live rate: durable accept, 64 connections."}),
-	}, slices.Concat(deliveryRows(), pullRows(), streamRows(), mqttRows(), functionRows(), reloadRows(), backtestRows(), explainRows(), sourceRows(), grpcRows())...)
+	}, slices.Concat(deliveryRows(), pullRows(), streamRows(), mqttRows(), functionRows(), reloadRows(), backtestRows(), explainRows(), sourceRows(), grpcRows(), mqttLoadRows())...)
 }
