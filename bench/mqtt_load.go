@@ -260,4 +260,3 @@ func mqttPacket(kind byte, parts ...[]byte) []byte {
 	}
 	return b
 }
-
