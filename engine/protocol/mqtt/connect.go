@@ -97,6 +97,8 @@ func (c *conn) enter(ctx context.Context, pk *packets.Packet) (present bool, err
 	if err != nil {
 		return false, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, c.s.o.ConnectTimeout) // for the connection before to let go
+	defer cancel()
 	if err := c.s.online.enter(ctx, c, who, id); err != nil {
 		return false, err
 	}
@@ -220,7 +222,7 @@ func (o *online) enter(ctx context.Context, c *conn, who *access.Principal, id s
 		select {
 		case <-old.ended:
 		case <-ctx.Done():
-			return fmt.Errorf("the router is shutting down: %w", event.ErrUnavailable)
+			return fmt.Errorf("the connection that has the session does not let it go: %w", event.ErrUnavailable)
 		}
 	}
 }

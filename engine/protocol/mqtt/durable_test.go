@@ -6,7 +6,6 @@ import (
 	"slices"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
@@ -255,22 +254,53 @@ func TestExactlyOnce(t *testing.T) {
 	c.nc.Close()
 	r.stop()
 
-	// The next process finds the row, and the one after it one that says less: the router tells by the id.
-	for range 2 {
-		r = newRig(t, f, nil, Options{})
-		c, _ = r.connect(5, "dev", persistent)
-		r.s.sessions.mu.Lock()
-		for _, sess := range r.s.sessions.all {
-			if err := sess.loadInbox(t.Context(), f, true); err != nil {
-				t.Error(err)
+	// The next process knows the message by its row, and so does one whose row says less: there the router tells by the id.
+	for _, stored := range []bool{true, false} {
+		if !stored {
+			for key, v := range f.rows {
+				if len(key) > 1 && key[1] == inRows {
+					v[0] = 0
+				}
 			}
 		}
-		r.s.sessions.mu.Unlock()
-		if got := f.stored("logs"); !slices.Equal(got, []string{"one"}) {
-			t.Fatalf("logs has %q", got)
+		r = newRig(t, f, nil, Options{})
+		c, ok = r.connect(5, "dev", persistent)
+		if !ok.SessionPresent {
+			t.Fatal("the session is gone")
+		}
+		c.send(again)
+		if pk := c.want(packets.Pubrec); pk.ReasonCode != 0 {
+			t.Fatalf("PUBREC %+v", pk)
 		}
 		c.nc.Close()
 		r.stop()
+	}
+	if got := f.stored("logs"); !slices.Equal(got, []string{"one"}) {
+		t.Fatalf("logs has %q", got)
+	}
+
+	// Once it is released the id is free, for another message; and a session that ends takes its rows along.
+	r = newRig(t, f, nil, Options{})
+	c, _ = r.connect(5, "dev", persistent)
+	c.send(ack(packets.Pubrel, 1))
+	c.want(packets.Pubcomp)
+	c.send(message(2, 1, "log/a", "two"))
+	c.want(packets.Pubrec)
+	c.nc.Close()
+	eventually(t, "the end", func() bool { return r.s.Stats().Connections == 0 })
+	c, ok = r.connect(5, "dev", nil)
+	if ok.SessionPresent {
+		t.Fatal("a clean start has a session")
+	}
+	c.send(message(2, 1, "log/a", "three"))
+	c.want(packets.Pubrec)
+	if got := f.stored("logs"); !slices.Equal(got, []string{"one", "two", "three"}) {
+		t.Fatalf("logs has %q", got)
+	}
+	for key := range f.rows {
+		if key[1] == inRows {
+			t.Errorf("a row is left: %q", key)
+		}
 	}
 }
 
@@ -326,31 +356,15 @@ func TestRowsFirst(t *testing.T) {
 	f.hook(nil, nil)
 }
 
-// Clients that never end their packets, or never read, do not stop a router's end.
+// More messages under way than the receive maximum end the connection; those of QoS 2 count until PUBCOMP.
 func TestReceiveMaximum(t *testing.T) {
 	f := newFakeRouter(t)
-	g := &gate{open: make(chan error)}
-	f.hook(g.publish, nil)
 	r := newRig(t, f, nil, Options{})
 	c, ok := r.connect(5, "dev", nil)
 	most := ok.Properties.ReceiveMaximum
 	if most != receiveMax {
 		t.Fatalf("the receive maximum is %d", most)
 	}
-	// QoS 2 counts until PUBCOMP: that many, and one more.
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case g.open <- nil:
-			case <-time.After(30 * time.Second):
-				return
-			case <-t.Context().Done():
-				return
-			}
-		}
-	}()
 	var all []packets.Packet
 	for id := uint16(1); id <= most; id++ {
 		all = append(all, message(2, id, "log/a", "x"))

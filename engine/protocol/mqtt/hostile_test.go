@@ -170,7 +170,7 @@ func TestConnectRefused(t *testing.T) {
 // every one before CONNECT.
 func TestCodecsTable(t *testing.T) {
 	f := newFakeRouter(t)
-	r := newRig(t, f, nil, Options{})
+	r := newRig(t, f, nil, Options{CloseTimeout: 5 * time.Millisecond})
 	n := 0
 	for kind, cases := range packets.TPacketData {
 		for _, c := range cases {
@@ -178,7 +178,9 @@ func TestCodecsTable(t *testing.T) {
 				continue
 			}
 			for _, version := range []byte{4, 5} {
-				n++
+				if n++; version == 4 && n%6 != 2 { // most are about 5.0
+					continue
+				}
 				cl, _ := r.connect(version, fmt.Sprint(n), nil)
 				cl.raw(append(slices.Clone(c.RawBytes), packets.Disconnect<<4, 0))
 				_ = cl.nc.(*net.TCPConn).CloseWrite()
@@ -186,7 +188,8 @@ func TestCodecsTable(t *testing.T) {
 					t.Fatalf("%s %s: %v", packets.PacketNames[kind], c.Desc, err)
 				}
 				cl.nc.Close()
-				if before := r.dial(); kind != packets.Connect {
+				if kind != packets.Connect {
+					before := r.dial()
 					before.raw(c.RawBytes)
 					_ = before.nc.(*net.TCPConn).CloseWrite()
 					before.wantEnd(0)

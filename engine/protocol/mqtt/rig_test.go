@@ -258,7 +258,9 @@ func newRig(t testing.TB, f *fakeRouter, guard *access.Guard, o Options) *rig {
 		}
 	}
 	r := &rig{t: t, router: f, door: &fakeDoor{guard: guard}, served: make(chan error, 1)}
-	o.Backend, o.Door = f, r.door
+	if o.Door = r.door; o.Backend == nil {
+		o.Backend = f
+	}
 	if o.CloseTimeout == 0 {
 		o.CloseTimeout = 50 * time.Millisecond
 	}

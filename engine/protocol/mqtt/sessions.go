@@ -178,7 +178,8 @@ func (r *sessions) forget(ctx context.Context, sess *session) error {
 	return r.s.o.Backend.Rows().Keep(ctx,
 		event.ShelfRow{Shelf: event.ShelfSessions, Key: sess.prefix(sessionRows), Under: true},
 		event.ShelfRow{Shelf: event.ShelfSessions, Key: sess.prefix(cursorRows), Under: true},
-		event.ShelfRow{Shelf: event.ShelfPackets, Key: sess.prefix(outRows), Under: true})
+		event.ShelfRow{Shelf: event.ShelfPackets, Key: sess.prefix(outRows), Under: true},
+		event.ShelfRow{Shelf: event.ShelfPackets, Key: sess.prefix(inRows), Under: true})
 }
 
 // expire ends the sessions whose time without a connection has passed.
