@@ -28,7 +28,8 @@ const pullBytes = 8 << 20
 
 // Pull leases up to max deliveries until the subscription's ack deadline, waiting up to wait for the first.
 // It returns none, and no error, if none came. While others wait it hands out no more than an equal share of
-// what is there. Nothing is leased once ctx has ended.
+// what is there. Nothing is leased once ctx has ended; what was leased just before is returned, without an error:
+// a caller that cannot use it any more gives it back with Unpull.
 func (e *Engine) Pull(ctx context.Context, name string, max int, wait time.Duration) ([]event.Lease, error) {
 	var timeout <-chan time.Time
 	if wait > 0 {
@@ -44,13 +45,22 @@ func (e *Engine) Pull(ctx context.Context, name string, max int, wait time.Durat
 		leases, w := s.pull(ctx, c, max, wait > 0)
 		s.leave(c)
 		if w == nil {
-			return leases, ctx.Err()
+			return unlessLeased(ctx, leases)
 		}
 		again, leases, err := s.stand(ctx, w, max, timeout)
 		if !again {
 			return leases, err
 		}
 	}
+}
+
+// unlessLeased tells that ctx has ended unless there are leases: with an error they would be forgotten, and held by nobody
+// until their deadline.
+func unlessLeased(ctx context.Context, leases []event.Lease) ([]event.Lease, error) {
+	if len(leases) > 0 {
+		return leases, nil
+	}
+	return nil, ctx.Err()
 }
 
 // pull takes what is there, unless others wait for it already; with stay it joins the line if it gets nothing.
@@ -105,7 +115,8 @@ func (s *subscription) stand(ctx context.Context, w *puller, max int, timeout <-
 		s.mu.Unlock()
 		s.leave(c)
 		if over {
-			return false, s.hand(taken), ctx.Err()
+			leases, err = unlessLeased(ctx, s.hand(taken))
+			return false, leases, err
 		}
 	}
 }

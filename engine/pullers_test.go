@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -166,6 +167,71 @@ func TestUnpull(t *testing.T) {
 		t.Errorf("leases that were taken back were acknowledged: %v", why)
 	}
 	w.ack("s", again)
+}
+
+// looks is a context that ends at the nth look at it.
+type looks struct {
+	context.Context
+	left atomic.Int64
+}
+
+func (c *looks) Err() error {
+	if c.left.Add(-1) < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// At whatever moment a consumer goes away, deliveries are lent to nobody but him whom they are handed to.
+func TestNothingIsLeasedBesideAnError(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.apply(specOf(pullSpec("s", "orders", "")))
+	for _, first := range []bool{true, false} { // the event is there already, or he waits for it
+		served := 0
+		for n := range 6 {
+			ctx := &looks{Context: t.Context()}
+			ctx.left.Store(int64(n))
+			if first {
+				w.publish("orders", fmt.Sprint(first, n))
+				eventually(t, "there is something to pull", func() bool {
+					s := w.e.plan.Load().subs["s"]
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					return s.pullReady(s.config.Load()) == 1
+				})
+			}
+			var got []event.Lease
+			var err error
+			pulled := make(chan struct{})
+			go func() {
+				defer close(pulled)
+				got, err = w.e.Pull(ctx, "s", 10, time.Minute)
+			}()
+			if !first {
+				eventually(t, "he waits or is gone", func() bool {
+					s := w.e.plan.Load().subs["s"]
+					s.mu.Lock()
+					defer s.mu.Unlock()
+					select {
+					case <-pulled:
+						return true
+					default:
+						return s.pullers.Len() == 1
+					}
+				})
+				w.publish("orders", fmt.Sprint(first, n))
+			}
+			<-pulled
+			if err != nil && len(got) > 0 || w.info("s").Leased != len(got) {
+				t.Errorf("event first %v, gone at look %d: %d leases and %v, %d leased", first, n, len(got), err, w.info("s").Leased)
+			}
+			served += len(got)
+			w.ack("s", append(got, w.pull("s", 1-len(got))...))
+		}
+		if served == 0 || served == 6 {
+			t.Errorf("event first %v: served %d of 6 times: the test shows nothing", first, served)
+		}
+	}
 }
 
 // A lease is settled once; whoever comes too late is refused and told why, whatever has become of the delivery.
