@@ -61,6 +61,12 @@ func (d *Door) Release(r *Room) {
 	}
 }
 
+// Return gives back n bytes of what r holds that is not a stranger's. Not beside a Release of r.
+func (d *Door) Return(r *Room, n int64) {
+	r.held.Add(-n)
+	d.rooms.used.Add(-n)
+}
+
 // InFlight is the number of bytes of large bodies that are being read or answered, of those what strangers have sent, and
 // how many may be.
 func (d *Door) InFlight() (used, strangers, budget int64) {

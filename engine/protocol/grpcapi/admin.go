@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/millrace/millrace/engine/access"
@@ -19,11 +20,12 @@ import (
 
 // register puts the services on the server.
 func (s *Server) register() {
-	millracev1.RegisterEventsServer(s.grpc, &events{s: s})
-	millracev1.RegisterFunctionsServer(s.grpc, &functions{s: s})
+	s.grpc.RegisterService(s.single(&millracev1.Events_ServiceDesc), &events{s: s})
+	s.grpc.RegisterService(s.single(&millracev1.Functions_ServiceDesc), &functions{s: s})
 	if !s.o.Public {
-		millracev1.RegisterAdminServer(s.grpc, &admin{s: s})
+		s.grpc.RegisterService(s.single(&millracev1.Admin_ServiceDesc), &admin{s: s})
 	}
+	s.grpc.RegisterService(s.single(&healthv1.Health_ServiceDesc), s.health)
 }
 
 // functions is the service Functions.

@@ -4,15 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"runtime/debug"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
-	"google.golang.org/grpc/tap"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/millrace/millrace/engine/access"
@@ -33,57 +33,44 @@ func sessionOf(ctx context.Context) (*admission.Session, error) {
 	return nil, errors.New("a call came in that nobody was asked for")
 }
 
-// admit judges a call by its headers, before any of its messages are read. It runs on the goroutine that reads the
-// connection: what it waits for, its client waits for.
-func (s *Server) admit(ctx context.Context, call *tap.Info) (context.Context, error) {
-	ctx, err := s.identify(ctx, call)
-	if err != nil {
-		st := s.told(call.FullMethodName, err)
-		s.calls.count(call.FullMethodName, st.Code())
-		return ctx, st.Err()
-	}
-	return ctx, nil
-}
-
-func (s *Server) identify(ctx context.Context, call *tap.Info) (context.Context, error) {
-	p, ok := peer.FromContext(ctx)
+// identify finds out who makes a call; nil: a stranger, of whom nothing is asked.
+func (s *Server) identify(r *http.Request) (*admission.Session, error) {
+	c, ok := r.Context().Value(connKey{}).(*conn)
 	if !ok {
-		return ctx, errors.New("a call came in without a connection")
+		return nil, errors.New("a call came in over a connection that is not this server's")
 	}
-	from, ok := p.AuthInfo.(*authInfo)
-	if !ok {
-		return ctx, fmt.Errorf("a call came in over a %T, not this server's", p.AuthInfo)
-	}
-	if strings.HasPrefix(call.FullMethodName, healthPrefix) {
-		addr := addrOf(p.Addr)
+	addr := addrOf(c.RemoteAddr())
+	if strings.HasPrefix(r.URL.Path, healthPrefix) {
 		if !addr.IsValid() {
-			return ctx, nil
+			return nil, nil
 		}
-		return ctx, s.o.Door.Stranger(s.o.Door.Account(addr))
+		return nil, s.o.Door.Stranger(s.o.Door.Account(addr))
 	}
 	if s.draining.Err() != nil {
-		return ctx, errDraining
+		return nil, errDraining
 	}
-	bearer, err := bearerOf(call.Header)
+	bearer, err := bearerOf(r.Header["Authorization"])
 	if err != nil {
-		return ctx, err
+		return nil, err
 	}
-	se, err := from.in.Open(ctx, access.Credentials{Bearer: bearer, Certificate: from.leaf, Addr: addrOf(p.Addr)})
+	cred := access.Credentials{Bearer: bearer, Addr: addr}
+	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
+		cred.Certificate = r.TLS.PeerCertificates[0]
+	}
+	se, err := c.in.Open(r.Context(), cred)
 	if err != nil {
-		return ctx, err
+		return nil, err
 	}
 	if err := se.Spend(); err != nil {
 		se.Close()
-		return ctx, err
+		return nil, err
 	}
-	context.AfterFunc(ctx, se.Close)
-	return context.WithValue(access.WithAddr(ctx, se.Addr()), sessionKey{}, se), nil
+	return se, nil
 }
 
 // bearerOf is the token of metadata "authorization: Bearer …", "" if there is none.
-func bearerOf(md metadata.MD) (string, error) {
+func bearerOf(values []string) (string, error) {
 	const scheme = "bearer "
-	values := md["authorization"]
 	switch {
 	case len(values) == 0:
 		return "", nil
@@ -109,27 +96,45 @@ func (s *Server) told(method string, err error) *status.Status {
 	return st
 }
 
-// unary runs a call of one message.
-func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (resp any, err error) {
-	defer func() { err = s.end(info.FullMethod, err, recover()) }()
-	s.in.Add(1)
-	if m, ok := req.(proto.Message); ok {
-		if se, known := ctx.Value(sessionKey{}).(*admission.Session); known {
-			if err := room(se, proto.Size(m)); err != nil {
-				return nil, err
+// single makes calls of one message streams of one, of which grpc lets a client end before it has sent any: so what keeps the
+// message from being read can be told as what it is, and one way leads to all calls.
+func (s *Server) single(desc *grpc.ServiceDesc) *grpc.ServiceDesc {
+	d := *desc
+	d.Methods, d.Streams = nil, slices.Clone(desc.Streams)
+	for _, m := range desc.Methods {
+		s.singles["/"+desc.ServiceName+"/"+m.MethodName] = true
+		d.Streams = append(d.Streams, grpc.StreamDesc{StreamName: m.MethodName, ClientStreams: true, Handler: func(srv any, ss grpc.ServerStream) error {
+			out, err := m.Handler(srv, ss.Context(), func(in any) error { return takeOne(ss, in) }, nil)
+			if err != nil {
+				return err
 			}
-		}
+			return ss.SendMsg(out)
+		}})
 	}
-	if resp, err = handler(ctx, req); err == nil {
-		s.out.Add(1)
-	}
-	return resp, err
+	return &d
 }
 
-// stream runs a call of many messages.
+// takeOne reads the one message of a call, and takes room for a large one until the call ends.
+func takeOne(ss grpc.ServerStream, in any) error {
+	if err := ss.RecvMsg(in); errors.Is(err, io.EOF) {
+		return event.Invalid("", "the request is missing: the call ended before its message")
+	} else if err != nil {
+		return err
+	}
+	m, ok := in.(proto.Message)
+	se, known := ss.Context().Value(sessionKey{}).(*admission.Session)
+	if !ok || !known {
+		return nil
+	}
+	return room(se, proto.Size(m))
+}
+
+// stream runs a call.
 func (s *Server) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) (err error) {
-	s.open.Add(1)
-	defer s.open.Add(-1)
+	if !s.singles[info.FullMethod] {
+		s.open.Add(1)
+		defer s.open.Add(-1)
+	}
 	defer func() { err = s.end(info.FullMethod, err, recover()) }()
 	return handler(srv, &counted{ss, s})
 }
@@ -160,6 +165,10 @@ func (c *counted) RecvMsg(m any) error {
 	err := c.ServerStream.RecvMsg(m)
 	if err == nil {
 		c.s.in.Add(1)
+	} else if in, ok := c.Context().Value(arrivingKey{}).(*arriving); ok {
+		if why := in.failure(); why != nil {
+			return why
+		}
 	}
 	return err
 }

@@ -98,7 +98,7 @@ type Options struct {
 	IdleTimeout    time.Duration // of a connection without calls; 2 min
 	WriteTimeout   time.Duration // until a message has gone; a stream whose client does not read for longer is ended; 15 s
 	Heartbeat      time.Duration // between two messages of a reader, empty ones where nothing comes; 20 s
-	PingEvery      time.Duration // a client may send keep-alive pings; more are a flood; 10 s
+	MessageTimeout time.Duration // from a message's first byte to its last; 60 s
 	LookEvery      time.Duration // between two looks whether the router is ready, for health; 1 s
 	Silence        time.Duration // after which a connection is asked whether it is there, which takes 20 s more; 30 s
 }
@@ -141,7 +141,7 @@ func (o Options) withDefaults() Options {
 	fill(&o.IdleTimeout, 2*time.Minute)
 	fill(&o.WriteTimeout, 15*time.Second)
 	fill(&o.Heartbeat, 20*time.Second)
-	fill(&o.PingEvery, 10*time.Second)
+	fill(&o.MessageTimeout, time.Minute)
 	fill(&o.LookEvery, time.Second)
 	fill(&o.Silence, 30*time.Second)
 	return o
@@ -161,7 +161,7 @@ func (o Options) validate() error {
 	for _, x := range []struct {
 		d    time.Duration
 		name string
-	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.IdleTimeout, "IdleTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.Heartbeat, "Heartbeat"}, {o.PingEvery, "PingEvery"}, {o.LookEvery, "LookEvery"}, {o.Silence, "Silence"}} {
+	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.IdleTimeout, "IdleTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.Heartbeat, "Heartbeat"}, {o.MessageTimeout, "MessageTimeout"}, {o.LookEvery, "LookEvery"}, {o.Silence, "Silence"}} {
 		if x.d < 0 {
 			errs = append(errs, fmt.Errorf("options: %s is %s; want a positive duration, or 0 for the default", x.name, x.d))
 		}

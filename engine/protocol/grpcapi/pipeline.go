@@ -52,8 +52,8 @@ func (x *events) PublishStream(stream publishStream) error {
 		return err
 	}
 	p := &pipeline{s: x.s, se: se, stream: stream, taken: make(chan *taken, maxInFlight), fewer: make(chan struct{}, 1)}
-	out := newLine(x.s, stream)
-	return x.s.supervise(stream.Context(), se, nil, out.late, func(ctx context.Context) error {
+	out := &line{stream: stream}
+	return x.s.supervise(stream.Context(), se, nil, func(ctx context.Context) error {
 		var broken error // of the reader; set when taken is closed
 		x.s.detached.Go(func() {
 			defer close(p.taken)

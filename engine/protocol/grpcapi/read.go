@@ -73,8 +73,8 @@ func (x *events) Read(in *millracev1.ReadRequest, stream grpc.ServerStreamingSer
 	if err != nil {
 		return err
 	}
-	out := newLine(x.s, stream)
-	return x.s.supervise(ctx, se, still, out.late, func(ctx context.Context) error {
+	out := &line{stream: stream}
+	return x.s.supervise(ctx, se, still, func(ctx context.Context) error {
 		defer reader.Close()
 		r := &reading{reader: reader, every: x.s.o.Heartbeat, still: still, left: in.GetLimit(), bounded: in.GetLimit() > 0, follow: in.GetFollow(),
 			events: func(body []byte, cursor string) error {

@@ -2,9 +2,11 @@ package grpcapi
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,7 +17,6 @@ import (
 	_ "google.golang.org/grpc/encoding/gzip" // what grpc offers for compression registers itself
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 )
@@ -24,11 +25,13 @@ import (
 type Server struct {
 	o        Options
 	grpc     *grpc.Server
+	http     *http.Server // below it
 	health   *health.Server
 	draining context.Context // ends when the server takes no new work
 	drain    context.CancelFunc
 	detached sync.WaitGroup // what still waits in a stream whose call has ended
 
+	singles map[string]bool // methods of one message
 	calls   calls
 	open    atomic.Int64
 	in, out atomic.Uint64
@@ -41,27 +44,16 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("grpcapi: %w", err)
 	}
-	s := &Server{o: o, health: health.NewServer()}
+	s := &Server{o: o, health: health.NewServer(), singles: map[string]bool{}}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.Creds(newHandshake(o.TLS)),
-		grpc.InTapHandle(s.admit),
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
-		grpc.UnaryInterceptor(s.unary),
 		grpc.StreamInterceptor(s.stream),
+		grpc.StatsHandler(takes{}),
 		grpc.MaxRecvMsgSize(o.Limits.Body),
-		grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxHeaderListSize(uint32(o.HeaderBytes)),
-		grpc.ConnectionTimeout(o.ConnectTimeout),
-		grpc.KeepaliveParams(keepalive.ServerParameters{MaxConnectionIdle: o.IdleTimeout, Time: o.Silence}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: o.PingEvery, PermitWithoutStream: true}),
-		// Windows that grow with the line, as grpc's do by themselves, would grow what one client can leave unread here.
-		grpc.StaticStreamWindowSize(streamWindow),
-		grpc.StaticConnWindowSize(connWindow),
-		grpc.ReadBufferSize(readBuffer),
 		grpc.WaitForHandlers(true),
 	)
-	healthv1.RegisterHealthServer(s.grpc, s.health)
+	s.http = s.serving()
 	s.register()
 	reflectionv1.RegisterServerReflectionServer(s.grpc, reflection.NewServerV1(reflection.ServerOptions{Services: s.grpc}))
 	for name, info := range s.grpc.GetServiceInfo() {
@@ -72,13 +64,6 @@ func New(o Options) (*Server, error) {
 	}
 	return s, nil
 }
-
-const (
-	readBuffer = 32 << 10 // bytes that a connection keeps for as long as it is open
-	// What may be on its way, in bytes: of one stream, which is also what it leaves unread, and of a connection.
-	streamWindow = 512 << 10
-	connWindow   = 2 << 20
-)
 
 // Serve takes connections until Shutdown, or until the listener fails. It closes ln. One that others than this machine can
 // reach is refused unless there is a token, a key or a policy, or Insecure says that none is wanted.
@@ -93,10 +78,14 @@ func (s *Server) Serve(ln net.Listener) error {
 		defer close(done)
 		s.look(looking)
 	}()
-	err := s.grpc.Serve(&listener{ln, s.o.Door})
+	var in net.Listener = &listener{ln, s.o.Door}
+	if s.o.TLS != nil {
+		in = tls.NewListener(in, overHTTP2(s.o.TLS))
+	}
+	err := s.http.Serve(in)
 	stop()
 	<-done
-	if errors.Is(err, grpc.ErrServerStopped) {
+	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
@@ -138,19 +127,11 @@ func (s *Server) look(ctx context.Context) {
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.health.Shutdown()
 	s.drain()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		s.grpc.GracefulStop()
-	}()
-	var err error
-	select {
-	case <-done:
-	case <-ctx.Done():
-		err = fmt.Errorf("grpcapi: calls are cut off: %w", ctx.Err())
-		s.grpc.Stop()
-		<-done
+	err := s.http.Shutdown(ctx)
+	if err != nil {
+		err = errors.Join(fmt.Errorf("grpcapi: calls are cut off: %w", err), s.http.Close())
 	}
+	s.grpc.Stop()
 	s.detached.Wait()
 	return err
 }

@@ -48,7 +48,7 @@ func (x *events) Subscribe(stream subscribeStream) error {
 	if err != nil {
 		return err
 	}
-	u := &subscriber{s: x.s, se: se, stream: stream, more: make(chan struct{}, 1), out: newLine(x.s, stream)}
+	u := &subscriber{s: x.s, se: se, stream: stream, more: make(chan struct{}, 1), out: &line{stream: stream}}
 	begun := make(chan struct{})
 	said := make(chan error, 1) // how what the client says ended
 	begin := func(ctx context.Context) error {
@@ -71,7 +71,7 @@ func (x *events) Subscribe(stream subscribeStream) error {
 			return nil
 		}
 	}
-	return x.s.supervise(ctx, se, still, u.out.late, func(ctx context.Context) (err error) {
+	return x.s.supervise(ctx, se, still, func(ctx context.Context) (err error) {
 		if err := begin(ctx); err != nil {
 			u.abandon(begun)
 			if errors.Is(err, io.EOF) {
