@@ -29,8 +29,10 @@ type Limits struct {
 	// calls that are open to strangers. 20; StrangerBurst is 200.
 	StrangerRate  float64
 	StrangerBurst int
-	// Proxies are addresses that stand for many clients: their connections are not bound.
-	Proxies []netip.Prefix
+	// Proxies are addresses that stand for many clients: their connections are not bound, and their word is taken about
+	// the client's address: of X-Forwarded-For, or with Forwarded of the header of that name (RFC 7239).
+	Proxies   []netip.Prefix
+	Forwarded bool
 }
 
 // Trusts reports whether an address is one of the proxies.
@@ -41,6 +43,17 @@ func (l *Limits) Trusts(a netip.Addr) bool {
 		}
 	}
 	return false
+}
+
+// Client is the address of who sent a request with these headers, where peer is who sent it to us.
+func (l *Limits) Client(peer netip.Addr, forwardedFor, forwarded string) netip.Addr {
+	if len(l.Proxies) == 0 {
+		return peer
+	}
+	if l.Forwarded {
+		forwardedFor = forwarded
+	}
+	return ClientOf(peer, forwardedFor, l.Forwarded, l.Trusts)
 }
 
 func (l Limits) withDefaults() Limits {
@@ -127,6 +140,11 @@ func New(o Options) (*Door, error) {
 		d.pressure.every = int64(o.LookEvery)
 	}
 	return d, nil
+}
+
+// Client is the address of who sent a request: see Limits.Client.
+func (d *Door) Client(peer netip.Addr, forwardedFor, forwarded string) netip.Addr {
+	return d.o.Client(peer, forwardedFor, forwarded)
 }
 
 // Guard says who callers are.

@@ -56,27 +56,30 @@ func (c *Conn) Leave() {
 	})
 }
 
-// Open finds out who speaks on a connection, for one call of many or for all that follows. An error is a *TooMany,
-// access.ErrUnauthenticated, or why the question could not be answered. Call Close.
+// Open finds out who speaks on a connection, for one call of many or for all that follows. Where cred has another address
+// than the connection's, a proxy speaks for it: see Limits.Client. An error is a *TooMany, access.ErrUnauthenticated, or why
+// the question could not be answered. Call Close.
 func (c *Conn) Open(ctx context.Context, cred access.Credentials) (*Session, error) {
-	if !cred.Addr.IsValid() {
+	d, hash, from := c.d, c.d.Hash(cred.Bearer)|1, c.from // 0 is nobody's hash
+	if cred.Addr = cred.Addr.Unmap(); !cred.Addr.IsValid() {
 		cred.Addr = c.peer
+	} else if cred.Addr != c.peer {
+		from = d.Account(cred.Addr)
 	}
-	d, hash := c.d, c.d.Hash(cred.Bearer)|1 // 0 is nobody
-	if c.from != nil {
-		if err := d.Request(c.from); err != nil {
+	if from != nil {
+		if err := d.Request(from); err != nil {
 			return nil, err
 		}
 		if c.known.Load() != hash {
-			if err := d.Guessing(c.from); err != nil {
+			if err := d.Guessing(from); err != nil {
 				return nil, err
 			}
 		}
 	}
 	p, err := d.o.Guard.Authenticate(ctx, cred)
 	if err != nil {
-		if c.from != nil && errors.Is(err, access.ErrUnauthenticated) {
-			if over := d.Stranger(c.from); over != nil {
+		if from != nil && errors.Is(err, access.ErrUnauthenticated) {
+			if over := d.Stranger(from); over != nil {
 				return nil, over
 			}
 		}
@@ -86,7 +89,7 @@ func (c *Conn) Open(ctx context.Context, cred access.Credentials) (*Session, err
 		return nil, err
 	}
 	c.known.Store(hash)
-	s := d.Session(p, cred, c.from)
+	s := d.Session(p, cred, from)
 	s.asked.Store(true)
 	return s, nil
 }

@@ -39,12 +39,8 @@ func (s *Server) identify(r *http.Request) (*admission.Session, error) {
 	if !ok {
 		return nil, errors.New("a call came in over a connection that is not this server's")
 	}
-	addr := addrOf(c.RemoteAddr())
-	if strings.HasPrefix(r.URL.Path, healthPrefix) {
-		if !addr.IsValid() {
-			return nil, nil
-		}
-		return nil, s.o.Door.Stranger(s.o.Door.Account(addr))
+	if strings.HasPrefix(r.URL.Path, healthPrefix) { // of balancers, at whose addresses others guess
+		return nil, nil
 	}
 	if s.draining.Err() != nil {
 		return nil, errDraining
@@ -53,6 +49,7 @@ func (s *Server) identify(r *http.Request) (*admission.Session, error) {
 	if err != nil {
 		return nil, err
 	}
+	addr := s.o.Door.Client(addrOf(c.RemoteAddr()), r.Header.Get("X-Forwarded-For"), r.Header.Get("Forwarded"))
 	cred := access.Credentials{Bearer: bearer, Addr: addr}
 	if r.TLS != nil && len(r.TLS.VerifiedChains) > 0 {
 		cred.Certificate = r.TLS.PeerCertificates[0]
@@ -165,7 +162,9 @@ func (c *counted) RecvMsg(m any) error {
 	err := c.ServerStream.RecvMsg(m)
 	if err == nil {
 		c.s.in.Add(1)
-	} else if in, ok := c.Context().Value(arrivingKey{}).(*arriving); ok {
+		return c.s.codec.refusal(m)
+	}
+	if in, ok := c.Context().Value(arrivingKey{}).(*arriving); ok {
 		if why := in.failure(); why != nil {
 			return why
 		}

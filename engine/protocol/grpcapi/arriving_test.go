@@ -10,7 +10,9 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	grpcgzip "google.golang.org/grpc/encoding/gzip"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 
@@ -156,5 +158,50 @@ func TestPlainHTTPIsNotSpoken(t *testing.T) {
 		if res.StatusCode < 400 {
 			t.Errorf("answered %s", res.Status)
 		}
+	}
+}
+
+// TestEmptyEventsAreCounted: millions of parts that are two bytes each are not decoded, compressed or not.
+func TestEmptyEventsAreCounted(t *testing.T) {
+	h := serve(t, Options{}, admission.Options{})
+	many := &millracev1.PublishRequest{Topic: "orders", Events: make([]*pb.CloudEvent, 500_000)}
+	none := &pb.CloudEvent{}
+	for i := range many.Events {
+		many.Events[i] = none
+	}
+	var before, after runtime.MemStats
+	for _, o := range [][]grpc.CallOption{nil, {grpc.UseCompressor(grpcgzip.Name)}} {
+		c := h.events(grpc.WithDefaultCallOptions(o...))
+		runtime.ReadMemStats(&before)
+		_, err := c.Publish(t.Context(), many)
+		runtime.ReadMemStats(&after)
+		told(t, err, codes.ResourceExhausted, "")
+		if n := after.TotalAlloc - before.TotalAlloc; n > 40<<20 { // the client's part and the bytes themselves; decoded they are 80 MB
+			t.Errorf("%d MiB were taken for it", n>>20)
+		}
+	}
+	h.publish(h.events(), 500)
+}
+
+// TestRefusedTopicStaysNamed: a request that is refused has still named the topic of those behind it.
+func TestRefusedTopicStaysNamed(t *testing.T) {
+	h := serve(t, Options{}, admission.Options{Bytes: 100 << 10})
+	stream, err := h.events(grpc.WithDefaultCallOptions(grpc.UseCompressor(grpcgzip.Name))).PublishStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	large := &pb.CloudEvent{Data: &pb.CloudEvent_BinaryData{BinaryData: make([]byte, 200<<10)}} // there is no room for it once it is decompressed
+	for _, r := range []*millracev1.PublishStreamRequest{{Topic: "orders", Events: some(1)}, {Topic: "other", Events: []*pb.CloudEvent{large}}, {Events: some(1)}} {
+		if err := stream.Send(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, refused := range []bool{false, true, false} {
+		if m, err := stream.Recv(); err != nil || (m.Error != nil) != refused {
+			t.Fatal(i, m, err)
+		}
+	}
+	if a, b := h.f.get(func() int { return len(h.f.topics["orders"]) }), h.f.get(func() int { return len(h.f.topics["other"]) }); a != 1 || b != 1 {
+		t.Errorf("%d events are in orders, %d in other", a, b)
 	}
 }

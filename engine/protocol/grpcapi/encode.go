@@ -23,10 +23,14 @@ import (
 type outgoing struct{ head, body, tail []byte }
 
 // codec is grpc's for protobuf, and passes on what is encoded.
-type codec struct{ encoding.CodecV2 }
+type codec struct {
+	encoding.CodecV2
+	events  int      // that a request may have
+	refused sync.Map // message → why it was not decoded, until it is told
+}
 
 // Marshal encodes a message. The body of an outgoing one goes back to its pool once it was sent.
-func (c codec) Marshal(v any) (mem.BufferSlice, error) {
+func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	m, ok := v.(*outgoing)
 	if !ok {
 		return c.CodecV2.Marshal(v)

@@ -104,6 +104,9 @@ func (p *pipeline) read(ctx context.Context) error {
 				return err
 			}
 		}
+		if name := in.GetTopic(); name != "" { // also of one that is refused: those behind it mean the same
+			p.topic = name
+		}
 		t := &taken{sequence: sequence, size: proto.Size(in), in: in}
 		if err := p.hold(ctx, t.size); err != nil {
 			if ctx.Err() != nil {
@@ -123,9 +126,6 @@ func (p *pipeline) read(ctx context.Context) error {
 
 // check says what keeps a request from being stored, and makes its events.
 func (p *pipeline) check(t *taken) (err error) {
-	if name := t.in.GetTopic(); name != "" {
-		p.topic = name
-	}
 	t.topic = p.topic
 	if t.topic == "" {
 		return event.Invalid("topic", "is missing; name the topic in the first request at least")

@@ -31,6 +31,7 @@ type Server struct {
 	drain    context.CancelFunc
 	detached sync.WaitGroup // what still waits in a stream whose call has ended
 
+	codec   *codec
 	singles map[string]bool // methods of one message
 	calls   calls
 	open    atomic.Int64
@@ -44,10 +45,10 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("grpcapi: %w", err)
 	}
-	s := &Server{o: o, health: health.NewServer(), singles: map[string]bool{}}
+	s := &Server{o: o, health: health.NewServer(), singles: map[string]bool{}, codec: &codec{CodecV2: encoding.GetCodecV2("proto"), events: o.Limits.Events}}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
-		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2("proto")}),
+		grpc.ForceServerCodecV2(s.codec),
 		grpc.StreamInterceptor(s.stream),
 		grpc.StatsHandler(takes{}),
 		grpc.MaxRecvMsgSize(o.Limits.Body),

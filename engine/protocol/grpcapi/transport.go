@@ -150,7 +150,11 @@ func (s *Server) call(w http.ResponseWriter, r *http.Request) {
 	}
 	if !supervised(method) { // grpc's own, which do not end by themselves
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithCancel(ctx)
+		if se != nil {
+			ctx, cancel = context.WithCancel(ctx)
+		} else { // a stranger's connection is idle however long he watches
+			ctx, cancel = context.WithTimeout(ctx, s.o.IdleTimeout)
+		}
 		defer cancel()
 		defer context.AfterFunc(s.draining, cancel)()
 	}

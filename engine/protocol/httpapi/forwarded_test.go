@@ -4,6 +4,8 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"testing"
+
+	"github.com/millrace/millrace/engine/admission"
 )
 
 func TestClientOf(t *testing.T) {
@@ -35,7 +37,7 @@ func TestClientOf(t *testing.T) {
 		{"10.0.0.1", `for="203.0.113.9, for=198.51.100.7`, true, "198.51.100.7"}, // a quote left open swallows nothing
 		{"10.0.0.1", "198.51.100.7", true, "10.0.0.1"},
 	} {
-		if got := clientOf(netip.MustParseAddr(x.peer), x.value, x.rfc, trusted); got != netip.MustParseAddr(x.want) {
+		if got := admission.ClientOf(netip.MustParseAddr(x.peer), x.value, x.rfc, trusted); got != netip.MustParseAddr(x.want) {
 			t.Errorf("%s with %q: %s, want %s", x.peer, x.value, got, x.want)
 		}
 	}
@@ -54,12 +56,12 @@ func FuzzForwarded(f *testing.F) {
 		if rfc {
 			added = "for=" + added
 		}
-		if got := clientOf(peer, value+", "+added, rfc, trusted); got != client {
+		if got := admission.ClientOf(peer, value+", "+added, rfc, trusted); got != client {
 			t.Fatalf("%q: %s", value, got)
 		}
-		if got := clientOf(client, value, rfc, trusted); got != client {
+		if got := admission.ClientOf(client, value, rfc, trusted); got != client {
 			t.Fatalf("a stranger's %q: %s", value, got)
 		}
-		clientOf(peer, value, rfc, func(netip.Addr) bool { return rand.N(2) == 0 })
+		admission.ClientOf(peer, value, rfc, func(netip.Addr) bool { return rand.N(2) == 0 })
 	})
 }

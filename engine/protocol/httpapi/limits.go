@@ -14,10 +14,7 @@ import (
 
 // ClientLimits bound what one client may ask for, whoever it is. The zero value of a field means its default.
 type ClientLimits struct {
-	// Limits are those of every face. The word of its Proxies is taken about the client's address: of X-Forwarded-For, or
-	// with Forwarded of the header of that name (RFC 7239).
-	admission.Limits
-	Forwarded bool
+	admission.Limits // of every face
 	// BodyRate is how many bytes a second of a large body must arrive, after BodyGrace; 4 KiB and 10 s.
 	BodyRate  int
 	BodyGrace time.Duration
@@ -134,14 +131,8 @@ func (c *call) arrive(h *fasthttp.RequestHeader) error {
 		return nil
 	}
 	nc.asked, nc.from, nc.client = true, nc.peer, nc.counted
-	if l := &c.s.o.Clients; len(l.Proxies) > 0 && l.Trusts(nc.peer) {
-		value := c.h.forwardedFor
-		if l.Forwarded {
-			value = c.h.forwarded
-		}
-		if nc.from = clientOf(nc.peer, value, l.Forwarded, l.Trusts); nc.from != nc.peer {
-			nc.client = d.Account(nc.from)
-		}
+	if nc.from = c.s.o.Clients.Client(nc.peer, c.h.forwardedFor, c.h.forwarded); nc.from != nc.peer {
+		nc.client = d.Account(nc.from)
 	}
 	if err := d.Request(nc.client); err != nil {
 		return err

@@ -1,14 +1,14 @@
-package httpapi
+package admission
 
 import (
 	"net/netip"
 	"strings"
 )
 
-// clientOf is the address of who sent a request, where peer is who sent it to us. Only a trusted proxy is believed, and
+// ClientOf is the address of who sent a request, where peer is who sent it to us. Only a trusted proxy is believed, and
 // of what it hands on only what trusted ones have added: the list is read from its end until an address that is not a
 // proxy's. value is X-Forwarded-For, or with rfc7239 Forwarded. It allocates nothing.
-func clientOf(peer netip.Addr, value string, rfc7239 bool, trusted func(netip.Addr) bool) netip.Addr {
+func ClientOf(peer netip.Addr, value string, rfc7239 bool, trusted func(netip.Addr) bool) netip.Addr {
 	at := peer
 	for value != "" && trusted(at) {
 		hop := value
