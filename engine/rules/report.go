@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -139,7 +140,8 @@ func (p *parser) report(n *node, path, detail string) {
 	if p.full(n) {
 		return
 	}
-	for s := range p.secrets {
+	longest := func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b)) }
+	for _, s := range slices.SortedFunc(maps.Keys(p.secrets), longest) { // of one within another, neither's rest stays
 		if s == "" {
 			continue
 		}

@@ -208,7 +208,7 @@ sources:
 		`r.yaml:4:6: sources.b.verify: missing; want how its webhooks are verified: one of function, github, none; none has to be said`,
 		`r.yaml:5:29: unknown scheme "githb"; did you mean "github"? allowed: function, github, none`,
 		`r.yaml:6:28: sources.d.verify: is 2 schemes; want exactly one of function, github, none`,
-		`sources.e.verify.github.secret: is "bad-***", which is bad`,
+		`sources.e.verify.github.secret: is "***", which is bad`,
 		`sources.f.verify.github.secret: missing; want the secret`,
 		`sources.g.type: `,
 		`r.yaml:10:41: sources.h.type: unknown name "body"`,
