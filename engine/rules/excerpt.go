@@ -52,14 +52,8 @@ func (p *parser) excerpt(f fault) string {
 	text := strings.TrimRight(string(src.lines[f.line-1]), " \t\r")
 	spans := slices.Clone(src.veil.spans[f.line])
 	for s := range p.secrets { // of a reference's value that stands here as well
-		for at := 0; s != "" && !onlyReferences(s); {
-			i := strings.Index(text[at:], s)
-			if i < 0 {
-				break
-			}
-			from := utf8.RuneCountInString(text[:at+i]) + 1
-			spans = append(spans, span{from, from + utf8.RuneCountInString(s)})
-			at += i + len(s)
+		if !onlyReferences(s) {
+			spans = appendSpans(spans, text, s)
 		}
 	}
 	if i := strings.Index(text, "#"); i >= 0 && secretKey(text[i:]) { // a comment is no value, but may hold an old one
@@ -67,6 +61,20 @@ func (p *parser) excerpt(f fault) string {
 	}
 	line, col := veiled([]rune(text), spans, f.col)
 	return pointed(line, f.line, col)
+}
+
+// appendSpans adds where s, unless it is empty, stands in text.
+func appendSpans(spans []span, text, s string) []span {
+	for at := 0; s != ""; {
+		i := strings.Index(text[at:], s)
+		if i < 0 {
+			break
+		}
+		from := utf8.RuneCountInString(text[:at+i]) + 1
+		spans = append(spans, span{from, from + utf8.RuneCountInString(s)})
+		at += i + len(s)
+	}
+	return spans
 }
 
 // veiled replaces spans by "***" and returns where the column has gone.

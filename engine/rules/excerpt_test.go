@@ -69,3 +69,22 @@ func TestExcerptsHideSecrets(t *testing.T) {
 		}
 	}
 }
+
+// Of two secrets that have one text in common no part is told, whichever is found first.
+func TestSecretsWithinSecrets(t *testing.T) {
+	p := &parser{secrets: map[string]bool{"": true, "hunter2": true, "hunter2-2024": true, "old-hunter2": true, "2024-x": true, "a\"b": true}}
+	for text, want := range map[string]string{
+		`is "hunter2-2024", which is bad`:  `is "***", which is bad`,
+		`hunter2, old-hunter2 and hunter2`: `***, *** and ***`,
+		`is "a\"b" or a"b`:                 `is "***" or ***`,
+		`Grüße hunter2!`:                   `Grüße ***!`,
+		`old-hunter2-2024-x.`:              `*********.`,
+		`nothing`:                          `nothing`,
+	} {
+		for range 20 { // a map's order is another each time
+			if got := p.withoutSecrets(text); got != want {
+				t.Fatalf("%s: %s, want %s", text, got, want)
+			}
+		}
+	}
+}

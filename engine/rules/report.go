@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -140,16 +139,7 @@ func (p *parser) report(n *node, path, detail string) {
 	if p.full(n) {
 		return
 	}
-	longest := func(a, b string) int { return cmp.Or(cmp.Compare(len(b), len(a)), strings.Compare(a, b)) }
-	for _, s := range slices.SortedFunc(maps.Keys(p.secrets), longest) { // of one within another, neither's rest stays
-		if s == "" {
-			continue
-		}
-		detail = strings.ReplaceAll(detail, s, hidden)
-		if q := strconv.Quote(s); q[1:len(q)-1] != s {
-			detail = strings.ReplaceAll(detail, q[1:len(q)-1], hidden)
-		}
-	}
+	detail = p.withoutSecrets(detail)
 	detail = strings.ReplaceAll(detail, "\n", "; ") // one fault, one line
 	f := fault{src: n.src, file: n.src.name, line: n.line, col: n.col, Fault: event.Fault{At: path, Detail: detail}}
 	if n.src.name != "" {
@@ -162,6 +152,23 @@ func (p *parser) report(n *node, path, detail string) {
 	p.kept[f] = true
 	p.perFile[f.file]++
 	p.faults = append(p.faults, f)
+}
+
+// withoutSecrets hides every value that is secret in a text, also as it stands within quotes. All are looked for before
+// one is replaced: of a value that has another within it the rest would be told.
+func (p *parser) withoutSecrets(text string) string {
+	var spans []span
+	for s := range p.secrets {
+		spans = appendSpans(spans, text, s)
+		if q := strconv.Quote(s); q[1:len(q)-1] != s {
+			spans = appendSpans(spans, text, q[1:len(q)-1])
+		}
+	}
+	if len(spans) == 0 {
+		return text
+	}
+	shown, _ := veiled([]rune(text), spans, 1)
+	return string(shown)
 }
 
 // foreign reports an error of another package about n: its faults each at its own field below n.
