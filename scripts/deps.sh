@@ -17,7 +17,7 @@ want openssl openssl
 want curl curl
 want nodejs node
 want npm npm
-want mosquitto mosquitto
+want mosquitto /usr/sbin/mosquitto
 want mosquitto-clients mosquitto_sub
 want clang-19 clang-19
 want lld-19 wasm-ld-19
@@ -29,9 +29,7 @@ want rustc /usr/bin/rustc # Debian's own, since it has the WASM target below and
 want cargo /usr/bin/cargo
 want libstd-rust-dev-wasm32 /usr/lib/rustlib/wasm32-unknown-unknown/lib
 want lld-14 rust-lld # the linker of that rustc: a later one takes its libraries' metadata for a fault
-want mosquitto-clients mosquitto_sub
 [ "${1-}" != bench ] || want redis-server redis-server
-[ "${1-}" != bench ] || want mosquitto /usr/sbin/mosquitto
 
 if [ -n "$missing" ]; then
 	if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null 2>&1; then

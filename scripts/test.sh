@@ -5,6 +5,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 GO=${GO:-go}
+export PATH="$PATH:/usr/sbin" # where mosquitto is
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -25,7 +25,6 @@ type logRouter struct {
 	regs   *Register
 	pulls  []PullSource
 	leases map[string]*fakePull
-	fail   error // of reading; nil: none
 }
 
 type fakeLog struct {
@@ -109,12 +108,6 @@ func (r *logRouter) overtake(topic string) {
 	}
 }
 
-func (r *logRouter) broken(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r.fail = err
-}
-
 // crash is the router after a power cut: the rows that are there now, and the logs.
 func (r *logRouter) crash() *logRouter {
 	r.fakeRouter.mu.Lock()
@@ -135,9 +128,6 @@ type fakeReader struct {
 func (r *logRouter) OpenTopic(_ context.Context, topic string, start event.Start, _ string) (Reader, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.fail != nil {
-		return nil, r.fail
-	}
 	l := r.log(topic)
 	f := &fakeReader{r: r, l: l}
 	for p := range l.parts {
@@ -188,9 +178,6 @@ func (f *fakeReader) Next(ctx context.Context) (event.Record, error) {
 func (f *fakeReader) TryNext(context.Context) (event.Record, bool, bool, error) {
 	f.r.mu.Lock()
 	defer f.r.mu.Unlock()
-	if f.r.fail != nil {
-		return nil, false, false, f.r.fail
-	}
 	for range f.next {
 		p := f.turn
 		if f.next[p] < f.l.head[p] {

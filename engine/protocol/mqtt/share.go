@@ -27,10 +27,9 @@ type share struct {
 	room   chan struct{} // something was acknowledged
 	fate   chan struct{} // something is to be settled
 
-	mu    sync.Mutex
-	ended bool
-	ack   []string
-	nack  []string
+	mu   sync.Mutex
+	ack  []string
+	nack []string
 }
 
 // Bounds of a share.
