@@ -20,7 +20,7 @@ import (
 )
 
 // readAhead is how many bytes of a call's messages are read before the call asks for them.
-const readAhead = 64 << 10
+const readAhead = 256 << 10
 
 // arriving is what comes in of a call: messages, each of which says its length first. gRPC reads it on a goroutine that knows
 // no bound. So it is held back here until the call has taken what came before, and until there is room for a large message,

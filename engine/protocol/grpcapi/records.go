@@ -18,16 +18,18 @@ const recordsOfEvent = 40
 // message and a hundred times that in memory: a message is not decoded before its parts are counted.
 // One that is refused is noted: what Unmarshal itself returns grpc tells as a fault of the router's own.
 func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
-	if m, ok := v.(proto.Message); ok && data.Len() > largeMessage {
-		b := data.MaterializeToBuffer(mem.DefaultBufferPool())
-		defer b.Free()
-		left := recordsOfEvent * c.events
-		if err := countRecords(m.ProtoReflect().Descriptor(), b.ReadOnlyData(), &left, 0); err != nil {
-			c.refused.Store(v, err)
-			return nil
-		}
+	m, ok := v.(proto.Message)
+	if !ok || data.Len() <= largeMessage {
+		return c.CodecV2.Unmarshal(data, v)
 	}
-	return c.CodecV2.Unmarshal(data, v)
+	b := data.MaterializeToBuffer(bodies{})
+	defer b.Free()
+	left := recordsOfEvent * c.events
+	if err := countRecords(m.ProtoReflect().Descriptor(), b.ReadOnlyData(), &left, 0); err != nil {
+		c.refused.Store(v, err)
+		return nil
+	}
+	return proto.Unmarshal(b.ReadOnlyData(), m)
 }
 
 // countRecords takes the parts of a message, and of those within it, from how many are left. What is no protobuf is left to the
