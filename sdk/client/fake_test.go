@@ -84,10 +84,10 @@ func (l *listener) cut() {
 }
 
 // serve starts a router and a client of it.
-func serve(t *testing.T, o Options) (*fake, *Client) {
+func serve(t *testing.T, o Options, router ...grpc.ServerOption) (*fake, *Client) {
 	t.Helper()
 	f := &fake{changed: make(chan struct{}), at: map[string]int{}, calls: map[string]int{}, listener: &listener{Listener: bufconn.Listen(64 << 10)}}
-	s := grpc.NewServer()
+	s := grpc.NewServer(router...)
 	millracev1.RegisterEventsServer(s, f)
 	millracev1.RegisterFunctionsServer(s, f)
 	millracev1.RegisterAdminServer(s, f)

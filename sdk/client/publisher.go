@@ -53,7 +53,7 @@ const (
 
 var (
 	// ErrUncertain is what becomes of events that were sent and whose answer did not come before the dedupe window or the
-	// publisher ended: they may be stored or not.
+	// publisher ended, or which the router refused when they were sent again: they may be stored or not.
 	ErrUncertain = errors.New("it was sent and not answered, and may be stored or not")
 	// ErrClosed is what becomes of events that are published behind Close.
 	ErrClosed = errors.New("the publisher is closed")
@@ -74,8 +74,10 @@ type Publisher struct {
 	bytes   int           // in both
 	hold    time.Time     // nothing is sent before: the router put something off
 	offs    int           // how often it did since it took something
+	most    int           // bytes past which a request takes no further events: less than batchBytes where the router takes less
 	err     error         // why it ended; nil: it has not
 	closing bool          // takes no more
+	stopped bool          // Close ends it
 	stop    func()        // ends it at once
 	done    chan struct{} // closed when it has ended
 }
@@ -87,7 +89,8 @@ type request struct{ parts []*Sending }
 type Sending struct {
 	events []*Event
 	size   int
-	first  time.Time // when it was sent first
+	first  time.Time // when it was sent first, of the times after which it may be stored
+	cut    bool      // it was under way when a stream broke: it may be stored, whatever is answered when it is sent again
 	alone  bool      // it shared a request that was refused, and is sent by itself
 	done   chan struct{}
 	stored []*millracev1.Published
@@ -109,7 +112,7 @@ func (s *Sending) Wait(ctx context.Context) ([]*millracev1.Published, error) {
 
 // Publisher begins to publish to a topic. It works until ctx ends or it is closed; close it.
 func (c *Client) Publisher(ctx context.Context, topic string, o PublisherOptions) *Publisher {
-	p := &Publisher{c: c, topic: topic, o: o.withDefaults(), changed: make(chan struct{}), done: make(chan struct{})}
+	p := &Publisher{c: c, topic: topic, o: o.withDefaults(), most: batchBytes, changed: make(chan struct{}), done: make(chan struct{})}
 	ctx, p.stop = context.WithCancel(ctx)
 	go p.run(ctx)
 	return p
@@ -172,19 +175,25 @@ func (p *Publisher) Flush(ctx context.Context) error {
 }
 
 // Close takes no more, waits until everything is answered, and ends the publisher. When ctx ends, what is unanswered by then
-// fails. Err says why a publisher ended by itself.
+// fails, and Close returns ctx's error. Of a publisher that has ended by itself it returns why, as Err does.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
 	p.signal()
 	p.mu.Unlock()
 	err := p.Flush(ctx)
+	p.mu.Lock()
+	p.stopped = true
+	p.mu.Unlock()
 	p.stop()
 	<-p.done
+	if why := p.Err(); err == nil && why != ErrClosed {
+		err = why
+	}
 	return err
 }
 
-// Err is why the publisher ended, nil while it works: an [Error] that no other try would mend, or its context's.
+// Err is why the publisher ended, nil while it works: an [Error] that no other try would mend, its context's, or ErrClosed.
 func (p *Publisher) Err() error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -235,7 +244,7 @@ func (p *Publisher) run(ctx context.Context) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.err = asError(err); p.closing {
+	if p.err = asError(err); p.stopped && ctx.Err() != nil {
 		p.err = ErrClosed
 	}
 	for _, s := range p.queue {
@@ -346,7 +355,7 @@ func (p *Publisher) next() (events []*Event, hold time.Duration, changed <-chan 
 				p.signal()
 				continue
 			}
-			if len(parts) > 0 && (s.alone || parts[0].alone || n+len(s.events) > p.o.Batch || size+s.size > batchBytes) {
+			if len(parts) > 0 && (s.alone || parts[0].alone || n+len(s.events) > p.o.Batch || size+s.size > p.most) {
 				break
 			}
 			p.queue = p.queue[1:]
@@ -397,19 +406,30 @@ func (p *Publisher) answer(n uint64, r *millracev1.PublishStreamResponse) error 
 }
 
 // refused says what becomes of a request that the router refused. Of several parts each is sent by itself: the fault is
-// that of one. What is put off is sent again. None of it is stored.
+// that of one. What is put off is sent again. None of it is stored, but for what was under way before when a stream broke:
+// of that the refusal says nothing.
 func (p *Publisher) refused(parts []*Sending, err *Error) {
 	if err.Temporary() {
 		p.offs++
 		p.hold = time.Now().Add(p.c.o.Backoff.wait(p.offs, err.RetryAfter))
 	} else if len(parts) == 1 {
-		p.finish(parts[0], nil, err)
+		p.fail(parts[0], err)
 		return
 	}
 	for _, s := range parts {
-		s.first, s.alone = time.Time{}, s.alone || !err.Temporary()
+		if s.alone = s.alone || !err.Temporary(); !s.cut {
+			s.first = time.Time{}
+		}
 	}
 	p.queue = append(slices.Clone(parts), p.queue...)
+}
+
+// fail is finish with why the router refuses s, which says nothing of a time before. Callers hold mu.
+func (p *Publisher) fail(s *Sending, err error) {
+	if s.cut {
+		err = errors.Join(err, ErrUncertain)
+	}
+	p.finish(s, nil, err)
 }
 
 // tooLarge reports whether a stream ended because gRPC itself, before the router saw it, refused a message for its size.
@@ -418,8 +438,8 @@ func tooLarge(err error) bool {
 	return e != nil && e.Code == codes.ResourceExhausted && e.Reason == "" && e.RetryAfter == 0
 }
 
-// split deals with the request that was too large, which is the largest: alone it fails, else its parts are sent each by
-// itself. Callers hold mu.
+// split deals with the request that was too large, which is the largest: of one part it fails, else all that follow are
+// smaller. Callers hold mu.
 func (p *Publisher) split(err error) {
 	largest, size := -1, -1
 	for i, r := range p.flight {
@@ -434,13 +454,11 @@ func (p *Publisher) split(err error) {
 	switch {
 	case largest < 0:
 	case len(p.flight[largest].parts) == 1:
-		p.finish(p.flight[largest].parts[0], nil, err)
+		p.fail(p.flight[largest].parts[0], err)
 		p.flight = slices.Delete(p.flight, largest, largest+1)
 		p.signal()
 	default:
-		for _, s := range p.flight[largest].parts {
-			s.alone = true
-		}
+		p.most = size / 2
 	}
 }
 
@@ -448,6 +466,9 @@ func (p *Publisher) split(err error) {
 func (p *Publisher) again() {
 	var back []*Sending
 	for _, r := range p.flight {
+		for _, s := range r.parts {
+			s.cut = true
+		}
 		back = append(back, r.parts...)
 	}
 	p.flight = nil

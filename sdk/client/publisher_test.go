@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -263,6 +264,116 @@ func TestPublisherSurvivesWhatIsTooLarge(t *testing.T) {
 		}
 		if len(f.stored()) != 10 {
 			t.Errorf("%d events", len(f.stored()))
+		}
+	})
+}
+
+// An event whose first sending may be stored keeps that time, however often it is put off: behind the window it is not sent.
+func TestPublisherKeepsTheWindowThroughRefusals(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		began, lost := time.Now(), false
+		f.make(func(step string) error {
+			switch {
+			case step == "answer" && !lost:
+				lost = true
+				return errCut // stored, and not told
+			case step == "store" && lost && time.Since(began) < 3*time.Minute:
+				return busy(time.Second)
+			}
+			return nil
+		})
+		p := c.Publisher(t.Context(), "orders", PublisherOptions{Requests: 1})
+		s := publishAll(t, p, 1)[0]
+		if _, err := s.Wait(t.Context()); !errors.Is(err, ErrUncertain) || time.Since(began) > 2*time.Minute {
+			t.Errorf("%v after %s", err, time.Since(began))
+		}
+		f.mu.Lock()
+		if f.repeats != 0 {
+			t.Error("it was sent behind the window")
+		}
+		f.mu.Unlock()
+		time.Sleep(3 * time.Minute)
+		f.make(times(200, "store", busy(time.Second)))
+		s = publishAll(t, p, 1)[0] // one that was only ever put off has no such time
+		if _, err := s.Wait(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = p.Close(t.Context())
+	})
+}
+
+// A refusal of what is sent again does not tell that the first sending was not stored.
+func TestPublisherIsUncertainOfARefusedRepeat(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		lost := false
+		f.make(func(step string) error {
+			switch {
+			case step == "answer" && !lost:
+				lost = true
+				return errCut
+			case step == "store" && lost:
+				return status.Error(codes.PermissionDenied, "the key was revoked")
+			}
+			return nil
+		})
+		p := c.Publisher(t.Context(), "orders", PublisherOptions{})
+		first := publishAll(t, p, 1)[0]
+		if _, err := first.Wait(t.Context()); !errors.Is(err, ErrUncertain) || status.Code(err) != codes.PermissionDenied || len(f.stored()) != 1 {
+			t.Error(err, len(f.stored()))
+		}
+		second := publishAll(t, p, 1)[0]
+		if _, err := second.Wait(t.Context()); errors.Is(err, ErrUncertain) || status.Code(err) != codes.PermissionDenied {
+			t.Error("sent once, and refused:", err)
+		}
+		_ = p.Close(t.Context())
+	})
+}
+
+// A router that takes less at once than the publisher sends is sent less, and soon.
+func TestPublisherFitsASmallRouter(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{}, grpc.MaxRecvMsgSize(64<<10))
+		p := c.Publisher(t.Context(), "orders", PublisherOptions{})
+		var all []*Sending
+		for range 1000 {
+			s, err := p.Publish(t.Context(), Bytes("a", "", make([]byte, 500)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, s)
+		}
+		if err := p.Close(t.Context()); err != nil || len(f.stored()) != 1000 {
+			t.Error(err, len(f.stored()))
+		}
+		for _, s := range all {
+			if _, err := s.Wait(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if opens, requests := f.count("open"), f.count("request"); opens > 6 || requests > 50 {
+			t.Errorf("%d streams, %d requests", opens, requests)
+		}
+	})
+}
+
+// Why a publisher ended is told though Close was called before it did.
+func TestPublisherTellsWhyItEndedInClose(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		f.make(times(1000, "open", status.Error(codes.Unavailable, "draining")))
+		p := c.Publisher(t.Context(), "orders", PublisherOptions{})
+		s := publishAll(t, p, 1)[0]
+		closed := make(chan error, 1)
+		go func() { closed <- p.Close(t.Context()) }()
+		synctest.Wait()
+		f.make(times(1000, "open", status.Error(codes.Unauthenticated, "the key was revoked")))
+		if err := <-closed; status.Code(err) != codes.Unauthenticated || status.Code(p.Err()) != codes.Unauthenticated {
+			t.Error(err, p.Err())
+		}
+		if _, err := s.Wait(t.Context()); status.Code(err) != codes.Unauthenticated {
+			t.Error(err)
 		}
 	})
 }

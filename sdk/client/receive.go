@@ -25,7 +25,8 @@ type ReceiveOptions struct {
 	// Delay is after how long a delivery whose handler failed is due again; nil: by 0 s. To use an error of the handler's
 	// own, look for it with errors.As.
 	Delay func(d *Delivery, err error) time.Duration
-	// Finish is for how long Receive goes on once its context has ended, to settle what handlers have done; 10 s.
+	// Finish is for how long Receive goes on once its context has ended and the last handler is back, to settle what they
+	// have done; 10 s.
 	Finish time.Duration
 }
 
@@ -169,20 +170,21 @@ func (r *receiver) run(ctx context.Context) error {
 	for {
 		r.start(ctx)
 		r.flush()
-		if r.ending && r.running == 0 && (len(r.settles) == 0 && len(r.flight) == 0 || r.err != nil) {
-			return r.err
+		if r.ending && r.running == 0 {
+			if len(r.settles) == 0 && len(r.flight) == 0 || r.err != nil {
+				return r.err
+			}
+			if deadline == nil {
+				stop := time.NewTimer(r.o.Finish)
+				defer stop.Stop()
+				deadline = stop.C
+			}
 		}
 		select {
 		case <-over:
 			over, r.ending = nil, true
-			stop := time.NewTimer(r.o.Finish)
-			defer stop.Stop()
-			deadline = stop.C
 		case <-deadline:
-			deadline = nil
-			if len(r.settles)+len(r.flight) > 0 {
-				r.err = errors.Join(r.err, fmt.Errorf("not all that was handled could be settled within %s, and comes again", r.o.Finish))
-			}
+			return fmt.Errorf("not all that was handled could be settled within %s, and comes again", r.o.Finish)
 		case a := <-r.in:
 			if a.from == r.stream {
 				r.take(a)

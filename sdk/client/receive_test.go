@@ -299,6 +299,46 @@ func TestReceiveSaysWhatCouldNotBeSettled(t *testing.T) {
 	})
 }
 
+// Finish bounds it also where a handler came back later than that, and the router is away.
+func TestReceiveEndsThoughTheRouterIsAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 1)
+		began := make(chan struct{})
+		stop := receiving(t, c, func(context.Context, *Delivery) error {
+			close(began)
+			time.Sleep(15 * time.Second)
+			return nil
+		}, ReceiveOptions{})
+		<-began
+		synctest.Wait()
+		f.make(func(string) error { return errCut })
+		f.listener.cut()
+		at := time.Now()
+		if err := stop(); err == nil || time.Since(at) > 26*time.Second {
+			t.Errorf("%v after %s", err, time.Since(at))
+		}
+	})
+}
+
+// A handler that comes back long behind the end of the context is settled all the same.
+func TestReceiveSettlesWhatComesLate(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		f, c := serve(t, Options{})
+		fill(t, f, 1)
+		stop := receiving(t, c, func(ctx context.Context, _ *Delivery) error {
+			<-ctx.Done()
+			time.Sleep(time.Minute)
+			return nil
+		}, ReceiveOptions{})
+		synctest.Wait()
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		f.allSettled(t)
+	})
+}
+
 func TestReceiveEndsOnWhatStays(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		f, c := serve(t, Options{})
