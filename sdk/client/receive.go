@@ -64,7 +64,7 @@ const (
 	maxLeases   = 1000 // of one request; the router takes ten times that
 	maxSettles  = 4    // unanswered at once: more would be smaller, and each is a write there
 	maxLate     = 10_000
-	againFor    = 30 * time.Second
+	againFor    = 5 * time.Second // what was leased anew before an acknowledgement was answered is on its way here, or to another
 
 	firstExtend = 4 * time.Second // well within the shortest deadline, whatever the clocks here and there say
 )
@@ -88,7 +88,7 @@ func (c *Client) Receive(ctx context.Context, subscription string, handle Handle
 	if err != nil {
 		return err
 	}
-	r := &receiver{c: c, name: subscription, o: o, handle: handle, held: map[string]*holding{}, late: map[string]time.Time{}, finished: make(chan *holding), in: make(chan arrival)}
+	r := &receiver{c: c, name: subscription, o: o, handle: handle, held: map[string]*holding{}, late: map[string]repeat{}, finished: make(chan *holding), in: make(chan arrival)}
 	return r.run(ctx)
 }
 
@@ -100,9 +100,9 @@ type receiver struct {
 	o      ReceiveOptions
 	handle Handler
 
-	held    map[string]*holding  // by delivery
-	late    map[string]time.Time // deliveries that were handled and may come again all the same, until when
-	waiting []*holding           // for a handler, in order
+	held    map[string]*holding // by delivery
+	late    map[string]repeat   // deliveries that were handled and may come again all the same
+	waiting []*holding          // for a handler, in order
 	running int
 
 	finished chan *holding
@@ -133,6 +133,13 @@ type holding struct {
 	done    bool // the handler has returned err
 	lost    bool // whatever it returns is of no account
 	err     error
+}
+
+// A repeat is what comes again of a delivery that was handled: this attempt or a later one, until then. A lower one is what
+// somebody moved the subscription back for, and it is to be handled again.
+type repeat struct {
+	attempt uint32
+	until   time.Time
 }
 
 // A settling is a request about leases, and what of.
@@ -326,8 +333,9 @@ func (r *receiver) take(a arrival) {
 
 // arrived takes a delivery. One that is here already was leased anew because its stream broke.
 func (r *receiver) arrived(d *Delivery, now time.Time) {
-	if until, ok := r.late[d.Id]; ok && now.Before(until) {
-		delete(r.late, d.Id)
+	again, ok := r.late[d.Id]
+	delete(r.late, d.Id)
+	if ok && d.Attempt >= again.attempt && now.Before(again.until) {
 		h := &holding{d: d, from: r.stream, since: now, done: true}
 		r.held[d.Id] = h
 		r.settle(h)

@@ -138,25 +138,21 @@ func (r *receiver) settled(a *millracev1.SubscribeSettled) {
 // expect notes that a delivery which was handled may come again all the same: its acknowledgement came too late, or for
 // a lease that came over a stream which broke, so that the router may have handed it out again before it had that.
 func (r *receiver) expect(h *holding, gone bool, why millracev1.LostReason) {
-	var until time.Time
+	now := time.Now()
+	var again repeat
 	switch {
-	case gone && comesAgain(why):
-		until = time.Now().Add(maxDeadline)
-	case !gone && h.from != r.stream:
-		until = time.Now().Add(againFor)
+	case gone && (why == millracev1.LostReason_LOST_REASON_EXPIRED || why == millracev1.LostReason_LOST_REASON_RETURNED):
+		again = repeat{h.d.Attempt + 1, now.Add(maxDeadline)} // it was given back, which counts as an attempt
+	case gone && why == millracev1.LostReason_LOST_REASON_RESTART, !gone && h.from != r.stream:
+		// A router that was killed counts this attempt once more, as it does after a seek: only time tells them apart.
+		again = repeat{h.d.Attempt, now.Add(againFor)}
 	default:
 		return
 	}
 	if len(r.late) >= maxLate {
 		clear(r.late)
 	}
-	r.late[h.d.Id] = until
-}
-
-// comesAgain reports whether a delivery was lost in a way after which it comes once more by itself. Somebody who moves a
-// subscription back means what comes then to be handled again.
-func comesAgain(why millracev1.LostReason) bool {
-	return why == millracev1.LostReason_LOST_REASON_EXPIRED || why == millracev1.LostReason_LOST_REASON_RETURNED || why == millracev1.LostReason_LOST_REASON_RESTART
+	r.late[h.d.Id] = again
 }
 
 // lose takes a delivery from whoever works on it.

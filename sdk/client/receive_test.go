@@ -9,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/millrace/millrace/sdk/client/millracev1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 )
@@ -337,6 +338,48 @@ func TestReceiveSettlesWhatComesLate(t *testing.T) {
 		}
 		f.allSettled(t)
 	})
+}
+
+// What was handled once and comes again is acknowledged, as long as it can be that repeat; what comes because somebody moved
+// the subscription back is handled.
+func TestReceiveTellsRepeatsFromSeeks(t *testing.T) {
+	lost := func(why millracev1.LostReason) []*millracev1.Lost {
+		return []*millracev1.Lost{{Lease: "a", Reason: why}}
+	}
+	for _, x := range []struct {
+		name    string
+		lost    []*millracev1.Lost
+		after   time.Duration
+		attempt uint32
+		handled bool
+	}{
+		{"the ack overtook the new lease after a kill", nil, time.Second, 3, false},
+		{"moved back a while after a restart", nil, 10 * time.Second, 1, true},
+		{"moved back at once, on a later attempt", nil, time.Second, 1, true},
+		{"leased anew after a kill", lost(millracev1.LostReason_LOST_REASON_RESTART), time.Second, 3, false},
+		{"moved back a while after a kill", lost(millracev1.LostReason_LOST_REASON_RESTART), 10 * time.Second, 3, true},
+		{"given back when its stream broke", lost(millracev1.LostReason_LOST_REASON_RETURNED), time.Minute, 4, false},
+		{"given back, then moved back", lost(millracev1.LostReason_LOST_REASON_RETURNED), time.Second, 1, true},
+		{"given back, then moved back, with as many attempts", lost(millracev1.LostReason_LOST_REASON_RETURNED), time.Second, 3, true},
+		{"expired", lost(millracev1.LostReason_LOST_REASON_EXPIRED), time.Minute, 4, false},
+		{"expired, then moved back", lost(millracev1.LostReason_LOST_REASON_EXPIRED), time.Second, 1, true},
+		{"moved back while it was handled", lost(millracev1.LostReason_LOST_REASON_SEEK), time.Second, 1, true},
+	} {
+		bubble(t, func(t *testing.T) {
+			o, _ := ReceiveOptions{}.check()
+			r := &receiver{o: o, held: map[string]*holding{}, late: map[string]repeat{}, stream: &outgoing{}}
+			h := &holding{d: &Delivery{Id: "d", Lease: "a", Attempt: 3}, from: &outgoing{}, done: true}
+			r.held[h.d.Id] = h
+			r.settle(h)
+			r.flight, r.settles = r.settles, nil
+			r.settled(&millracev1.SubscribeSettled{Sequence: 1, Lost: x.lost})
+			time.Sleep(x.after)
+			r.arrived(&Delivery{Id: "d", Lease: "b", Attempt: x.attempt}, time.Now())
+			if got := len(r.waiting) == 1; got != x.handled || got == (len(r.settles) == 1) {
+				t.Errorf("%s: handled %v, %d to be acknowledged", x.name, got, len(r.settles))
+			}
+		})
+	}
 }
 
 func TestReceiveEndsOnWhatStays(t *testing.T) {
