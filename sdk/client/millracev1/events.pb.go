@@ -1578,7 +1578,7 @@ type SubscribeBegin_Topic struct {
 }
 
 type SubscribeBegin_Subscription struct {
-	// The name of a subscription: one with deliver: pull streams deliveries, one with deliver: stream or topic its events.
+	// The name of a subscription: one with deliver: {pull: {}} streams deliveries, one that delivers to a stream or a topic its events.
 	Subscription string `protobuf:"bytes,2,opt,name=subscription,proto3,oneof"`
 }
 
@@ -2030,7 +2030,7 @@ func (x *SubscribeHeartbeat) GetCursor() string {
 // PullRequest asks for deliveries.
 type PullRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The name of a subscription with deliver: pull.
+	// The name of a subscription with deliver: {pull: {}}.
 	Subscription string `protobuf:"bytes,1,opt,name=subscription,proto3" json:"subscription,omitempty"`
 	// At most so many, 1 to 1,000; 0: 100.
 	Max uint32 `protobuf:"varint,2,opt,name=max,proto3" json:"max,omitempty"`
