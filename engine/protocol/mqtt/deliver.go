@@ -153,6 +153,7 @@ func (o *outbox) first() *outgoing {
 
 // pop takes what first returned.
 func (o *outbox) pop(m *outgoing) {
+	defer o.roomForShares()
 	if m == o.keptFirst {
 		o.kept[0] = found{}
 		if o.kept, o.keptFirst = o.kept[1:], nil; len(o.kept) == 0 {
@@ -331,6 +332,7 @@ func (o *outbox) complete(m *outgoing) {
 	if o.flight.byID[m.id] != m {
 		return
 	}
+	defer o.roomForShares()
 	o.flight.remove(m)
 	if m.again {
 		m.again = false
@@ -344,9 +346,6 @@ func (o *outbox) complete(m *outgoing) {
 	d := m.feed
 	switch {
 	case d == nil:
-		if m.share != nil {
-			m.share.more()
-		}
 		return
 	case m.qos == 2 && !d.gone && o.sess.persistent():
 		if d.done == nil {

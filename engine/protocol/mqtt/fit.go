@@ -3,6 +3,7 @@ package mqtt
 import (
 	"context"
 	"hash/fnv"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
@@ -16,7 +17,10 @@ func (o *outbox) fit(ctx context.Context, resumed bool) {
 		return
 	}
 	sources := o.s.o.Backend.MQTT().Sources()
-	o.allowed, o.unfit = o.readable(), false
+	before := o.allowed
+	if o.allowed, o.unfit = o.readable(), false; o.allowed != before {
+		o.forgetKept()
+	}
 	wanted := make(map[string]bool, len(o.feeds))
 	for i := range sources {
 		src := &sources[i]
@@ -71,6 +75,16 @@ func (o *outbox) readable() uint64 {
 		_, _ = h.Write(bit[:])
 	}
 	return h.Sum64()
+}
+
+// forgetKept drops the retained messages that wait and that the caller may not read any more. The caller holds o.admin.
+func (o *outbox) forgetKept() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if len(o.kept) > 0 && o.keptFirst != nil && !o.reads(o.kept[0].r.topic, o.kept[0].r.name) {
+		o.keptFirst = nil
+	}
+	o.kept = slices.DeleteFunc(o.kept, func(f found) bool { return !o.reads(f.r.topic, f.r.name) })
 }
 
 func sameSubs(a, b []*interest) bool {

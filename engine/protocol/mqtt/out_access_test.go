@@ -304,3 +304,53 @@ func TestCovers(t *testing.T) {
 		}
 	}
 }
+
+// What took a client's window may be anything: a share goes on once it is acknowledged.
+func TestSharedBesideOthers(t *testing.T) {
+	r, s := serveOut(t, 1)
+	r.shared("work", "logs")
+	d, _ := join(t, s, deviceOptions{id: "d", window: 3})
+	d.sub("plant/#", 1)
+	for i := range 3 {
+		r.say("plant/1/temp", fmt.Sprint(i))
+	}
+	d.gets("0", "1", "2")
+	if code := d.sub("$share/work/log/#", 1); code != 1 {
+		t.Fatalf("granted %#x", code)
+	}
+	eventually(t, "the share waits for room", func() bool {
+		d.sess.out.mu.Lock()
+		defer d.sess.out.mu.Unlock()
+		return len(d.sess.out.starved) == 1
+	})
+	r.offer("work", "logs", r.say("log/x", "shared"))
+	for _, pk := range d.published() {
+		d.answer(&pk)
+	}
+	d.gets("0", "1", "2", "shared")
+}
+
+// Retained messages that wait go with the right to read them.
+func TestKeptIsForgotten(t *testing.T) {
+	r, s := serveOut(t, 1)
+	who := those(t, rolesOfReaders, "logs", "temps")
+	for i := range 5 {
+		if err := r.keepSaid(t, s, fmt.Sprintf("log/%d", i), fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	k := &known{}
+	k.p.Store(who["logs"])
+	d, _ := join(t, s, deviceOptions{id: "d", caller: k, window: 1, expiry: never})
+	d.sub("#", 1)
+	eventually(t, "the first comes", func() bool { return len(d.published()) == 1 })
+	k.p.Store(who["temps"])
+	d.sess.out.refit(t.Context(), false)
+	first := d.published()[0]
+	d.answer(&first)
+	r.say("plant/1/temp", "his")
+	eventually(t, "what he may read comes", func() bool { return len(d.published()) > 1 })
+	if got := d.published()[1]; string(got.Payload) != "his" {
+		t.Errorf("got %q", got.Payload)
+	}
+}

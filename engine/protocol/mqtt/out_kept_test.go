@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -191,5 +192,31 @@ func TestMessageExpiry(t *testing.T) {
 	}
 	if s.fan.expired.Load() == 0 {
 		t.Error("nothing was counted as expired")
+	}
+}
+
+// Filters that overlap do not take the room of retained messages from one another.
+func TestRetainedOfManyFilters(t *testing.T) {
+	_, s := serveOut(t, 1)
+	const half = maxKept/2 + 1000
+	for i := range maxKept {
+		name := fmt.Sprintf("log/a/%d", i)
+		if i >= half {
+			name = fmt.Sprintf("log/b/%d", i)
+		}
+		s.retained.set(name, &retainedMessage{name: name, topic: "logs", rec: record(event.Event{ID: strconv.Itoa(i)})})
+	}
+	d, _ := join(t, s, deviceOptions{id: "d", window: 1})
+	d.sub("log/a/#", 1)
+	d.sub("log/#", 1)
+	o := d.sess.out
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	waits := map[string]bool{}
+	for _, f := range o.kept {
+		waits[f.r.name] = true
+	}
+	if n := len(waits); n < maxKept-1 || s.fan.dropped.Load() > 0 { // one may have gone
+		t.Errorf("%d of %d names wait, %d are dropped", n, maxKept, s.fan.dropped.Load())
 	}
 }

@@ -78,9 +78,10 @@ type outbox struct {
 	kept      []found   // retained messages to be sent
 	keptFirst *outgoing // of the first of them
 	flight    flight
-	flying    int   // messages that take a place of the client's receive maximum
-	bytes     int64 // of those
-	again     int   // messages to be sent again on this connection
+	flying    int      // messages that take a place of the client's receive maximum
+	bytes     int64    // of those
+	again     int      // messages to be sent again on this connection
+	starved   []*share // that wait for room
 	lastID    uint16
 	stale     []string // keys of rows that are not needed any more
 	dirty     bool     // there is something to be written
@@ -298,12 +299,29 @@ func (o *outbox) subscribed(subs []packets.Subscription) {
 		}
 		all := o.s.retained.match(o, sub, o.reads)
 		o.mu.Lock()
-		if o.w != nil && len(o.kept)+len(all) <= maxKept {
-			o.kept = append(o.kept, all...)
+		if o.w != nil {
+			o.keep(all)
 			o.kick()
 		}
 		o.mu.Unlock()
 	}
+}
+
+// keep has retained messages wait. Where they are too many, those that wait already under another filter come once (3.3.4),
+// and what is still too many is counted. The caller holds o.mu.
+func (o *outbox) keep(all []found) {
+	if len(o.kept)+len(all) > maxKept {
+		waits := make(map[*retainedMessage]bool, len(o.kept))
+		for _, f := range o.kept {
+			waits[f.r] = true
+		}
+		all = slices.DeleteFunc(all, func(f found) bool { return waits[f.r] })
+	}
+	if n := min(len(all), maxKept-len(o.kept)); n < len(all) {
+		o.s.fan.dropped.Add(uint64(len(all) - n))
+		all = all[:n]
+	}
+	o.kept = append(o.kept, all...)
 }
 
 // late takes a message that was kept after the subscription had been answered.

@@ -24,7 +24,7 @@ type share struct {
 
 	cancel context.CancelFunc
 	done   sync.WaitGroup
-	room   chan struct{} // something was acknowledged
+	room   chan struct{} // there may be room for more
 	fate   chan struct{} // something is to be settled
 
 	mu   sync.Mutex
@@ -168,7 +168,19 @@ func (h *share) free() int {
 	o := h.o
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	return max(0, min(o.window-o.flying-o.again, o.s.fan.low)-o.queue.len())
+	n := max(0, min(o.window-o.flying-o.again, o.s.fan.low)-o.queue.len())
+	if n == 0 && !slices.Contains(o.starved, h) {
+		o.starved = append(o.starved, h)
+	}
+	return n
+}
+
+// roomForShares has shares look again whether there is room for more, whatever it was that took it. The caller holds o.mu.
+func (o *outbox) roomForShares() {
+	for _, h := range o.starved {
+		h.more()
+	}
+	o.starved = o.starved[:0]
 }
 
 // hand puts leases into the session's queue. An event without a name of MQTT is given back: it is tried again, and becomes a
