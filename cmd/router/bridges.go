@@ -8,6 +8,7 @@ import (
 	"github.com/millrace/millrace/engine/connector/routerlink"
 	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/mqtt"
 	"github.com/millrace/millrace/engine/rules"
 )
 
@@ -38,6 +39,13 @@ func bridgeKinds(p linkProcess) rules.BridgeKinds {
 			"router": rules.IntakeOf(func(ctx context.Context, o routerlink.From) (event.Intake, error) {
 				o.Process = p.link()
 				return routerlink.OpenSource(ctx, o)
+			}),
+			"mqtt": rules.IntakeOf(func(ctx context.Context, o mqttlink.From) (event.Intake, error) {
+				o.Process = mqttlink.Process{Dialer: p.dialer, Name: p.engine.Name()}
+				o.Taker = func(mappings []event.MQTTMapping) (mqttlink.Taker, error) {
+					return mqtt.NewTaker(mappings, mqttlink.Limits())
+				}
+				return mqttlink.OpenSource(ctx, o)
 			}),
 		},
 	}

@@ -176,6 +176,24 @@ func (b *inlet) Take(ctx context.Context, evs []event.Event, place []byte) error
 	return nil
 }
 
+// Bridge implements event.Inlet.
+func (b *inlet) Bridge() string { return b.name }
+
+// Refused implements event.Inlet.
+func (b *inlet) Refused(what string, err error) {
+	b.r.log.Warn("a bridge leaves out what cannot be an event", "bridge", b.name, "topic", b.topic, "name", what, "error", err)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counts.Refused++
+}
+
+// Repeated implements event.Inlet.
+func (b *inlet) Repeated(n uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.counts.Repeats += n
+}
+
 // Tell implements event.Inlet. A change is logged, not what goes on.
 func (b *inlet) Tell(err error) {
 	now, reason := time.Now(), ""

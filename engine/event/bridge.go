@@ -134,6 +134,12 @@ type Inlet interface {
 	// Take stores events, and in the same commit the place from which to go on. Events that cannot be stored are counted and
 	// logged, and do not hold up the others, so that an error is about the router: try again. Events may be borrowed.
 	Take(ctx context.Context, evs []Event, place []byte) error
+	// Bridge is the name of the bridge.
+	Bridge() string
+	// Refused counts and logs what came and cannot be an event.
+	Refused(what string, err error)
+	// Repeated counts events that are stored and were sent again.
+	Repeated(n uint64)
 	// Tell says how the other side is: nil while all is well.
 	Tell(err error)
 	// Lost counts what the other side does not have any more: events where it is known how many, 0 where not.

@@ -238,7 +238,7 @@ func comparedBridges(s *Set) map[string]compared {
 
 // describeBridges is what the keys of bridges mean, and the options of the other sides that a program has.
 func describeBridges(kinds BridgeKinds) []described {
-	bridge := described{name: "bridge", at: "bridges.NAME", shape: bridgeShape, any: []string{"to", "from"}, about: "A topic whose events go to another router or an MQTT broker, or come from another router. See [bridges](bridges.md).", keys: map[string]keyDoc{
+	bridge := described{name: "bridge", at: "bridges.NAME", shape: bridgeShape, any: []string{"to", "from"}, about: "A topic whose events go to another router or an MQTT broker, or come from one. See [bridges](bridges.md).", keys: map[string]keyDoc{
 		"topic":  {is: nameType(), about: "Here. One that nothing else names is made with defaults.", must: true},
 		"start":  {is: startType(), about: "Of one that forwards: where a new one begins; one that exists keeps its place.", absent: "`latest`", std: "latest"},
 		"filter": {is: plainText("filter"), about: "Of one that forwards: which events; at most 4 KiB.", absent: "all events"},

@@ -33,6 +33,14 @@ func (o far) Validate() error {
 	return nil
 }
 
+type listened struct {
+	MQTT     string   `yaml:"mqtt" rules:"required"`
+	Filters  []string `yaml:"filters" rules:"required"`
+	Subject  string   `yaml:"subject"`
+	User     string   `yaml:"user"`
+	Password string   `yaml:"password"`
+}
+
 type broker struct {
 	MQTT     string `yaml:"mqtt" rules:"required"`
 	Topic    string `yaml:"topic"`
@@ -48,6 +56,7 @@ func testBridges() BridgeKinds {
 		},
 		From: map[string]IntakeKind{
 			"router": IntakeOf(func(context.Context, far) (event.Intake, error) { return nil, errors.New("not here") }),
+			"mqtt":   IntakeOf(func(context.Context, listened) (event.Intake, error) { return nil, errors.New("not here") }),
 		},
 	}
 }

@@ -33,8 +33,9 @@ type broker struct {
 	user        string
 	password    string
 	clientID    string
-	keep        bool // the session outlives the connection
-	keepAlive   uint16
+	keep        bool   // the session outlives the connection
+	keepAlive   uint16 // seconds; 0: none
+	expiry      uint32 // seconds, of the session
 	timeout     time.Duration
 	version     byte // 5, or 4 (3.1.1) once the broker has said that it does not speak 5
 	receiveMost uint16
@@ -64,15 +65,16 @@ func newBroker(raw string, p Process, o egress.TLSOptions) (*broker, error) {
 
 // conn is a connection to a broker. It belongs to one goroutine, but for close.
 type conn struct {
-	nc      net.Conn
-	br      *bufio.Reader
-	bw      *bufio.Writer
-	buf     bytes.Buffer
-	version byte
-	id      uint16 // of the packet that was numbered last
-	most    int    // messages that it takes without acknowledging
-	largest uint32 // bytes of a packet that it takes; 0: any number
-	session bool   // it had one
+	nc        net.Conn
+	br        *bufio.Reader
+	bw        *bufio.Writer
+	buf       bytes.Buffer
+	version   byte
+	id        uint16        // of the packet that was numbered last
+	most      int           // messages that it takes without acknowledging
+	largest   uint32        // bytes of a packet that it takes; 0: any number
+	session   bool          // it had one
+	keepAlive time.Duration // as the broker wants it
 }
 
 // refused is a CONNACK, or another answer, that says no.
@@ -159,7 +161,7 @@ func (c *conn) greet(b *broker) error {
 			pk.Properties.ReceiveMaximum = b.receiveMost
 		}
 		if b.keep {
-			pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = 1<<32-1, true
+			pk.Properties.SessionExpiryInterval, pk.Properties.SessionExpiryIntervalFlag = b.expiry, true
 		}
 	}
 	if err := errors.Join(c.write(&pk), c.bw.Flush()); err != nil {
@@ -175,6 +177,10 @@ func (c *conn) greet(b *broker) error {
 		return &refused{"it refuses the connection", ack.ReasonCode, meaning(ack.ReasonCode, c.version)}
 	}
 	c.session, c.most, c.largest = ack.SessionPresent, window, ack.Properties.MaximumPacketSize
+	c.keepAlive = time.Duration(b.keepAlive) * time.Second
+	if ack.Properties.ServerKeepAliveFlag && ack.Properties.ServerKeepAlive > 0 { // [MQTT-3.2.2-21]
+		c.keepAlive = time.Duration(ack.Properties.ServerKeepAlive) * time.Second
+	}
 	if m := int(ack.Properties.ReceiveMaximum); m > 0 {
 		c.most = min(c.most, m)
 	}
@@ -219,6 +225,8 @@ func (c *conn) encode(pk *packets.Packet) error {
 		return pk.PubackEncode(&c.buf)
 	case packets.Subscribe:
 		return pk.SubscribeEncode(&c.buf)
+	case packets.Unsubscribe:
+		return pk.UnsubscribeEncode(&c.buf)
 	case packets.Pingreq:
 		return pk.PingreqEncode(&c.buf)
 	case packets.Disconnect:
@@ -270,6 +278,8 @@ func (c *conn) read() (*packets.Packet, error) {
 		err = pk.PublishDecode(body)
 	case packets.Suback:
 		err = pk.SubackDecode(body)
+	case packets.Unsuback:
+		err = pk.UnsubackDecode(body)
 	case packets.Disconnect:
 		err = pk.DisconnectDecode(body)
 	case packets.Pingresp:

@@ -1,4 +1,5 @@
-// Package mqttlink forwards events to an MQTT broker, by MQTT 5 or, where it does not speak that, 3.1.1.
+// Package mqttlink forwards events to an MQTT broker, and brings in those of its messages that topic filters match, by MQTT 5
+// or, where the broker does not speak that, 3.1.1.
 package mqttlink
 
 import (
@@ -64,10 +65,8 @@ func (o To) WithDefaults() To {
 // Validate reports everything wrong in what rules say, each fault at its key: *event.Faults. Secrets are never shown.
 func (o To) Validate() error {
 	o = o.WithDefaults()
-	var list []event.Fault
-	add := func(at, format string, args ...any) {
-		list = append(list, event.Fault{At: at, Detail: fmt.Sprintf(format, args...)})
-	}
+	var f faults
+	add := f.add
 	if err := checkURL(o.MQTT); err != nil {
 		add("mqtt", "%v", err)
 	}
@@ -91,24 +90,9 @@ func (o To) Validate() error {
 	if o.Format != plain && o.Format != cloudEvents {
 		add("format", "is %.20q; want %s or %s", o.Format, plain, cloudEvents)
 	}
-	if o.Password != "" && o.User == "" {
-		add("user", "missing; a password is a user's")
-	}
-	for _, x := range []struct{ at, v string }{{"clientId", o.ClientID}, {"user", o.User}, {"password", o.Password}} {
-		if len(x.v) > 1<<16-1 || strings.ContainsRune(x.v, 0) {
-			add(x.at, "has over 65,535 bytes, or a zero byte")
-		}
-	}
-	if o.Timeout < time.Second || o.Timeout > maxTimeout {
-		add("timeout", "is %s; want 1s to %s", o.Timeout, maxTimeout)
-	}
-	if _, err := egress.NewTLS(o.TLS); err != nil {
-		add("tls", "%v", err)
-	}
-	if len(list) > 0 {
-		return &event.Faults{Is: event.ErrInvalid, List: list}
-	}
-	return nil
+	f.client(o.ClientID, o.User, o.Password)
+	f.connection(o.Timeout, o.TLS)
+	return f.err()
 }
 
 // checkURL never shows what it was given: a password may stand in it.
