@@ -1,10 +1,12 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
+	"slices"
 	"strconv"
 	"time"
 
@@ -83,8 +85,26 @@ func (s *subscription) appendLine(b []byte, pos event.Position, gen uint32) []by
 	return strconv.AppendUint(b, uint64(gen), 10)
 }
 
-// takeBack puts what a bridge could not send back where it was taken from, in its order. The caller holds s.mu.
-func (s *subscription) takeBack(it item) {
-	s.c.Failed++
-	s.again(it)
+// takeBack puts what a bridge could not send back where it was taken from: before what waits already, which may be the rest of
+// what came back before. The other side drops what is below what it has taken as a repeat. The caller holds s.mu.
+func (s *subscription) takeBack(its []item) {
+	for s.due.len() > 0 {
+		its = append(its, s.due.pop())
+	}
+	slices.SortStableFunc(its, func(a, b item) int {
+		switch { // what is tried again by itself has no place in the line
+		case a.parked != nil && b.parked != nil:
+			return 0
+		case a.parked != nil:
+			return 1
+		case b.parked != nil:
+			return -1
+		}
+		x, y := a.rec.Position(), b.rec.Position()
+		return cmp.Or(cmp.Compare(x.Partition, y.Partition), cmp.Compare(x.Offset, y.Offset))
+	})
+	s.dueBytes = 0
+	for _, it := range its {
+		s.again(it)
+	}
 }

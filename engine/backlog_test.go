@@ -129,6 +129,23 @@ func TestBacklogWaitsInTheTopic(t *testing.T) {
 	})
 }
 
+// However often the other side is tried in vain, with many events or with one, they go in their order.
+func TestBacklogKeepsItsOrder(t *testing.T) {
+	f := &farSide{}
+	w := newWorld(t, Options{Queue: 64})
+	w.apply(backlogSpec(f, 1<<20))
+	ids := fiveDigits(0, 300)
+	w.publish("orders", ids...)
+	eventually(t, "a batch and two probes fail", func() bool { f.mu.Lock(); defer f.mu.Unlock(); return f.tries >= 3 })
+	f.set(func() { f.up = true })
+	eventually(t, "all arrive", f.has(len(ids)))
+	f.set(func() {
+		if !slices.Equal(f.ids, ids) {
+			t.Errorf("they arrive in another order: %v", f.ids)
+		}
+	})
+}
+
 // Past its bytes the oldest of a backlog leave, and are counted.
 func TestBacklogIsBounded(t *testing.T) {
 	f := &farSide{}

@@ -248,13 +248,15 @@ func (s *subscription) appendDeliveryID(b []byte, j job) []byte {
 func (s *subscription) sent(ctx context.Context, c *subConfig, w *sender) {
 	var disables error
 	var shared due
+	var back []item
 	for i, j := range w.jobs {
 		err := w.errOf(i)
 		if err != nil && w.aborted { // by the drain: not an attempt
 			continue
 		}
 		if c.Backlog > 0 && j.step == nil && j.it.parked == nil && event.IsStalled(err) {
-			s.takeBack(j.it)
+			s.c.Failed++
+			back = append(back, j.it)
 			continue
 		}
 		st, ok := s.outcome(ctx, c, j, err)
@@ -269,6 +271,9 @@ func (s *subscription) sent(ctx context.Context, c *subConfig, w *sender) {
 		}
 		shared.share(&st, err)
 		w.sts = append(w.sts, st)
+	}
+	if len(back) > 0 {
+		s.takeBack(back)
 	}
 	if len(w.sts) == 0 {
 		return
