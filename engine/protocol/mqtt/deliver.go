@@ -266,6 +266,9 @@ func (o *outbox) send(ctx context.Context, w packetWriter, batch []*outgoing) er
 		case m.qos == 0 && m.share != nil:
 			m.share.settle(m.lease, written)
 		case m.qos > 0 && !written: // it counts as sent and acknowledged (3.1.2.11.4; 3.3.2.3.3)
+			if m.share != nil { // another member may take it, or it becomes a dead letter
+				m.share.settle(m.lease, false)
+			}
 			o.mu.Lock()
 			o.complete(m)
 			o.mu.Unlock()

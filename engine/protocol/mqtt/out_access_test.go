@@ -354,3 +354,13 @@ func TestKeptIsForgotten(t *testing.T) {
 		t.Errorf("got %q", got.Payload)
 	}
 }
+
+// What a share leased and the client is not sent, being past its expiry, is given back at once.
+func TestSharedUnsent(t *testing.T) {
+	r, s := serveOut(t, 1)
+	work := r.shared("work", "logs")
+	d, _ := join(t, s, deviceOptions{id: "d", auto: true})
+	d.sub("$share/work/log/#", 1)
+	r.offer("work", "logs", r.say("log/x", "late", event.Attribute{Name: expiryExtension, Value: "2020-01-01T00:00:00Z"}))
+	eventually(t, "its lease is given back", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return work.nacked > 0 })
+}
