@@ -33,6 +33,7 @@ type pending struct {
 type mark struct {
 	off     event.Offset
 	done    bool
+	taken   bool // a pump, sender or consumer has it in hand, or had it when its settlement began
 	leaving bool // its settlement is on the way to the store: pending for everybody but that commit's row
 }
 
@@ -48,7 +49,7 @@ func (p *pending) add(off event.Offset) {
 	case !found:
 		p.list = slices.Insert(p.list, i, mark{off: off})
 	case p.list[i].done:
-		p.list[i].done = false
+		p.list[i].done, p.list[i].taken = false, false
 	default:
 		return
 	}
@@ -72,6 +73,14 @@ func (p *pending) find(off event.Offset) (int, bool) {
 func (p *pending) has(off event.Offset) bool {
 	i, found := p.find(off)
 	return found && !p.list[i].done
+}
+
+// at is the mark of off, nil if it is settled. It is valid until the list changes.
+func (p *pending) at(off event.Offset) *mark {
+	if i, found := p.find(off); found && !p.list[i].done {
+		return &p.list[i]
+	}
+	return nil
 }
 
 // leave notes that a commit is about to settle off; false if it is not pending, or on the way in this commit.

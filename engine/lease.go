@@ -34,6 +34,9 @@ type lease struct {
 	config   *subConfig
 	deadline int64
 	seq      uint64 // its number in this run
+
+	redeems string // id of the lease of the run before that is acknowledged; then config is nil
+	void    bool   // its settlement was skipped
 }
 
 // graceForOldLeases is how long after the start acknowledgements of the run before count.
@@ -176,7 +179,7 @@ func (s *subscription) settleLeases(ids []string, ack bool, how ending) (held []
 			held = append(held, l)
 		case l == nil && ack && s.redeem(ref):
 			rec := placeholder(ref.key.pos)
-			held = append(held, &lease{job: job{it: item{rec: rec, attempt: ref.attempt, gen: s.gen}, rec: rec}})
+			held = append(held, &lease{job: job{it: item{rec: rec, attempt: ref.attempt, gen: s.gen}, rec: rec}, redeems: ids[i]})
 		default:
 			lost = append(lost, event.Lost{Lease: ids[i], Why: s.whyLost(ref)})
 		}
@@ -215,16 +218,6 @@ func (s *subscription) whyLost(ref leaseRef) event.LostWhy {
 	return s.e.ended.why(ref.seq)
 }
 
-// redeem reports whether an acknowledgement of the run before still counts: soon after the start, for a
-// delivery that is neither settled nor leased anew. One of several outputs does not: which of the others
-// were settled is not known any more.
-func (s *subscription) redeem(ref leaseRef) bool {
-	if ref.epoch >= s.epoch(ref.key.pos.Partition) || s.e.o.Now().Sub(s.e.start) > graceForOldLeases || ref.key.n != 0 || int(ref.key.pos.Partition) >= len(s.cursors) {
-		return false
-	}
-	return len(s.config.Load().functions) == 0 && ref.gen == s.gen && s.cursors[ref.key.pos.Partition].out.has(ref.key.pos.Offset)
-}
-
 // placeholder is a record that has a position and nothing else: what settling needs.
 func placeholder(p event.Position) event.Record {
 	rec := event.Record((&event.Event{}).AppendRecord(nil))
@@ -255,17 +248,35 @@ func (s *subscription) ack(ctx context.Context, c *subConfig, ids []string, repl
 			sts = append(sts, settlement{it: l.job.it, outputs: st.outputs, reply: st.reply, made: l.job.made})
 			continue
 		}
-		sts = append(sts, settlement{it: l.job.it, reply: l.job.reply, made: l.job.made})
+		st := settlement{it: l.job.it, reply: l.job.reply, made: l.job.made}
+		if l.redeems != "" {
+			st.void = &l.void
+		}
+		sts = append(sts, st)
 	}
 	s.mu.Unlock()
 	if err := s.settleTogether(ctx, sts); err != nil {
 		s.restoreLeases(held, true)
 		return nil, fmt.Errorf("ack: %w", err)
 	}
+	void := false
 	s.mu.Lock()
-	s.c.Delivered += uint64(len(held))
+	for _, l := range held {
+		if l.redeems != "" {
+			s.redeemed(l)
+		}
+		if !l.void {
+			s.c.Delivered++
+			continue
+		}
+		lost = append(lost, event.Lost{Lease: l.redeems, Why: event.LostRestart})
+		void = true
+	}
 	s.mu.Unlock()
 	s.free(held)
+	if void {
+		sortAs(lost, ids)
+	}
 	return lost, nil
 }
 
@@ -281,7 +292,8 @@ func (s *subscription) restoreLeases(held []*lease, acked bool) {
 			}
 		}
 		switch {
-		case l.config == nil:
+		case l.redeems != "":
+			s.redeemed(l)
 		case l.job.it.gen == s.gen && !s.ended:
 			s.e.ended.forget(l.seq)
 			s.lend(l)

@@ -206,6 +206,7 @@ func (s *subscription) moved(offsets []event.Offset, left rowsLeft) (held map[le
 	s.dueBytes = 0
 	s.sends.clear()
 	held, s.leases = s.leases.out, leaseBook{}
+	s.redeems = nil
 	s.parked.busy, s.parked.cleared, s.parked.gone = nil, nil, nil
 	s.lanes.open, s.lanes.held, s.lanes.bytes, s.lanes.movingBytes, s.lanes.moving, s.lanes.rereads = left.lanes.open, 0, 0, 0, nil, 0
 	s.lanes.fetch = left.lanes.fetch

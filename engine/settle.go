@@ -26,6 +26,7 @@ type settlement struct {
 	made     *subConfig   // whose functions were at work; nil: none
 	filtered bool         // the functions put nothing out
 	failed   *failure     // of a try that failed
+	void     *bool        // set if it was skipped, unless nil: nothing of it was written
 	state    *stateView   // what the batch that it is of wrote; the same in all of them
 }
 
@@ -54,6 +55,9 @@ func (s *subscription) settle(ctx context.Context, sts []settlement) error {
 	for _, st := range sts {
 		if !s.retire(&b, st.it, touched) {
 			s.skipped(st)
+			if st.void != nil {
+				*st.void = true
+			}
 			continue
 		}
 		kept = append(kept, st)

@@ -52,6 +52,7 @@ type subscription struct {
 	spread   int64 // until when redrives at a rate have spread what they took, Unix ns; of this run
 	state    stateSize
 	leases   leaseBook
+	redeems  redemptions
 	lanes    laneBook
 	replay   replayBook
 	gate     gate
@@ -431,11 +432,15 @@ func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 		}
 		switch {
 		case it.gen != s.gen:
-		case it.reread && it.parked == nil && !s.cursors[it.rec.Partition()].out.has(it.rec.Offset()):
+		case it.parked == nil && !s.cursors[it.rec.Partition()].out.has(it.rec.Offset()):
 			s.left(it, nil) // settled by an acknowledgement of the run before
+		case s.awaits(it):
 		case s.dropped(it):
 			s.finish(it)
 		default:
+			if it.parked == nil {
+				s.cursors[it.rec.Partition()].out.at(it.rec.Offset()).taken = true
+			}
 			return it, true
 		}
 	}
@@ -447,7 +452,11 @@ func (s *subscription) nextThat(fits func(item) bool) (item, bool) {
 		if s.queue.len() == s.e.o.Queue/2 || s.queue.len() == 0 {
 			s.room.Broadcast()
 		}
-		if it.gen == s.gen && s.cursors[it.rec.Partition()].out.has(it.rec.Offset()) && s.admit(s.config.Load(), &it) {
+		if it.gen != s.gen {
+			continue
+		}
+		if m := s.cursors[it.rec.Partition()].out.at(it.rec.Offset()); m != nil && s.admit(s.config.Load(), &it) && !s.awaits(it) {
+			m.taken = true
 			return it, true
 		}
 	}

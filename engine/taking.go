@@ -30,6 +30,11 @@ func (s *subscription) recall() {
 
 // again queues an item that is to be worked on before what is new. The caller holds s.mu.
 func (s *subscription) again(it item) {
+	if it.parked == nil && it.gen == s.gen {
+		if m := s.cursors[it.rec.Partition()].out.at(it.rec.Offset()); m != nil {
+			m.taken = false
+		}
+	}
 	s.due.push(it)
 	s.dueBytes += len(it.rec)
 }
