@@ -2,12 +2,14 @@ package mqtt
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
 
+	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/mqttname"
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -35,7 +37,7 @@ func (in *intake) take(ev *event.Event, pk *packets.Packet, n *Names, l event.Li
 	m, pieces, ok := n.Route(pk.TopicName, in.pieces)
 	in.pieces = pieces
 	if !ok {
-		return nil, event.Bad(errUnmapped, "topic name", fmt.Sprintf("%.200q fits no filter under mqtt in the rules; one of \"#\" takes every name", pk.TopicName))
+		return nil, unmapped(pk.TopicName)
 	}
 	plain, err := in.content(ev, pk, m, l)
 	if err != nil {
@@ -46,6 +48,31 @@ func (in *intake) take(ev *event.Event, pk *packets.Packet, n *Names, l event.Li
 		return m, err
 	}
 	return m, validate(ev, l)
+}
+
+// unmapped says that a name fits no filter.
+func unmapped(name string) error {
+	hint := `one of "#" takes every name`
+	if strings.HasPrefix(name, "$") { // [MQTT-4.7.2-1]
+		hint = `of a name that begins with "$" the first level has to be in the filter, and no wildcard takes it`
+	}
+	return event.Bad(errUnmapped, "topic name", fmt.Sprintf("%.200q fits no filter under mqtt in the rules; %s", name, hint))
+}
+
+// mayPublish asks whether who speaks may publish a message that took made err of and that m leads on. It is asked of what is
+// not taken too: where he may not see the topic he learns what he would of a name that no filter fits, and nothing of the
+// mapping, which is somebody else's.
+func mayPublish(caller Caller, name string, m *Mapping, err error) error {
+	if m == nil {
+		return err
+	}
+	switch denied := caller.May(access.Publish, access.Topic, m.Topic); {
+	case errors.Is(denied, event.ErrNotFound):
+		return unmapped(name)
+	case denied != nil:
+		return denied
+	}
+	return err
 }
 
 // content reads what is in the message; plain says that it is no CloudEvent.

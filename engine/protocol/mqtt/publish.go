@@ -7,7 +7,6 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
-	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/mqttname"
 )
 
@@ -92,10 +91,7 @@ func (c *conn) translate(b *batch, pk *packets.Packet, x *item) error {
 	o := &c.s.o
 	ev := b.next()
 	m, err := b.in.take(ev, pk, o.Backend.MQTT(), o.Limits, o.Now())
-	if err == nil {
-		err = c.caller.May(access.Publish, access.Topic, m.Topic)
-	}
-	if err != nil {
+	if err = mayPublish(c.caller, pk.TopicName, m, err); err != nil {
 		b.evs = b.evs[:len(b.evs)-1]
 		return err
 	}

@@ -64,10 +64,7 @@ func newWill(c *conn, pk *packets.Packet) (*will, error) {
 	var in intake
 	var ev event.Event
 	to, err := in.take(&ev, &m, c.s.o.Backend.MQTT(), c.s.o.Limits, c.s.o.Now())
-	if err == nil {
-		err = c.caller.May(access.Publish, access.Topic, to.Topic)
-	}
-	if err != nil {
+	if err = mayPublish(c.caller, m.TopicName, to, err); err != nil {
 		return nil, fmt.Errorf("will: %w", err)
 	}
 	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, QoS: k.WillQos, Retain: k.WillRetain,
