@@ -78,6 +78,14 @@ func (d mqttDoor) Enter(peer netip.Addr) (mqtt.Visit, error) {
 	return mqttVisit{c}, nil
 }
 
+func (d mqttDoor) Known(identity string) mqtt.Caller {
+	p := d.Guard().Known(identity)
+	if p == nil {
+		return nil
+	}
+	return d.Session(p, access.Credentials{}, nil)
+}
+
 func (v mqttVisit) Open(ctx context.Context, cred access.Credentials) (mqtt.Caller, error) {
 	s, err := v.Conn.Open(ctx, cred)
 	if err != nil {

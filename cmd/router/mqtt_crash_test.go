@@ -26,6 +26,7 @@ import (
 type openDoor struct{ p *access.Principal }
 
 func (d openDoor) Enter(netip.Addr) (mqtt.Visit, error)                          { return d, nil }
+func (d openDoor) Known(string) mqtt.Caller                                      { return d }
 func (d openDoor) Leave()                                                        {}
 func (d openDoor) Open(context.Context, access.Credentials) (mqtt.Caller, error) { return d, nil }
 func (d openDoor) Principal() *access.Principal                                  { return d.p }

@@ -68,6 +68,9 @@ type Rows interface {
 // A Door lets connections in: one set of limits under every protocol. An error is one connection too many.
 type Door interface {
 	Enter(peer netip.Addr) (Visit, error)
+	// Known is who has an identity, with what he may now, though he is not there; nil: nobody has it any more, or it cannot
+	// be found out without what he showed.
+	Known(identity string) Caller
 }
 
 // A Visit is a connection that was let in.

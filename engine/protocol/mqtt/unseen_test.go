@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -74,5 +75,33 @@ func TestOthersMappingsAreSecret(t *testing.T) {
 	}
 	if got := told("$foo/x"); strings.Contains(got, "takes every name") || !strings.Contains(got, "no wildcard") {
 		t.Errorf("of a name with $: %q", got)
+	}
+}
+
+// A will that is due after a restart is its owner's still: one whose key was revoked meanwhile has none, nor has a client that
+// is not to be known without what it showed.
+func TestWillOfARevokedKey(t *testing.T) {
+	guard, keys, ids := tenants(t, &keyStore{})
+	f := newFakeRouter(t, event.MQTTMapping{Filter: "acme/#", Topic: "acme.in"}, event.MQTTMapping{Filter: "beta/#", Topic: "beta.in"})
+	r := newRig(t, f, guard, Options{})
+	for _, name := range []string{"acme", "beta"} {
+		r.connect(5, "dev", shows(keys[name], func(pk *packets.Packet) {
+			persistent(pk)
+			pk.Connect.WillFlag, pk.Connect.WillTopic, pk.Connect.WillPayload = true, name+"/will", []byte(name)
+		}))
+	}
+	r.stop()
+	root := guard.Known("token\x00")
+	if err := guard.RevokeKey(t.Context(), root, ids["acme"]); err != nil {
+		t.Fatal(err)
+	}
+	r = newRig(t, f, guard, Options{WillGrace: 1})
+	eventually(t, "the refusal", func() bool { return r.s.Stats().Refused[packets.ErrNotAuthorized.Code] == 1 })
+	eventually(t, "the will", func() bool { return slices.Equal(f.stored("beta.in"), []string{"beta"}) })
+	if got := f.stored("acme.in"); got != nil {
+		t.Errorf("a revoked key published %q", got)
+	}
+	if p := guard.Known("jwt:corp/alice\x00"); p != nil {
+		t.Errorf("without its token a client is %v", p)
 	}
 }

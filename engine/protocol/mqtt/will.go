@@ -26,7 +26,6 @@ type will struct {
 	Retain   bool   `json:"retain,omitempty"`
 	Delay    uint32 `json:"delay,omitempty"` // seconds
 	Event    string `json:"event"`           // id of the event: it is published once
-	Topic    string `json:"topic"`           // of the router, where CONNECT found that it may go
 	Due      int64  `json:"due,omitempty"`   // Unix nanoseconds; 0: the client is connected
 
 	caller Caller      // of the last connection; nil after a restart
@@ -68,7 +67,7 @@ func newWill(c *conn, pk *packets.Packet) (*will, error) {
 		return nil, fmt.Errorf("will: %w", err)
 	}
 	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, QoS: k.WillQos, Retain: k.WillRetain,
-		Delay: k.WillProperties.WillDelayInterval, Event: newID(), Topic: to.Topic, caller: c.caller}
+		Delay: k.WillProperties.WillDelayInterval, Event: newID(), caller: c.caller}
 	w.Message, err = appendPublish(nil, &m)
 	return w, err
 }
@@ -232,8 +231,8 @@ func (r *wills) fire(w *will) {
 	}
 }
 
-// publish stores a will as if its client had sent it now. Its owner's rights are asked again where he is known: after a restart
-// he is not, and it goes where it was let go to before, or nowhere.
+// publish stores a will as if its client had sent it now. Its owner's rights are asked again, after a restart by his identity:
+// who is not to be found by it has no will any more.
 func (r *wills) publish(w *will) error {
 	h, n, bad := cutHeader(w.Message)
 	if bad != nil || n == 0 {
@@ -250,16 +249,16 @@ func (r *wills) publish(w *will) error {
 	if err != nil {
 		return err
 	}
-	ctx := r.ctx
-	switch {
-	case w.caller != nil:
-		if err := w.caller.May(access.Publish, access.Topic, to.Topic); err != nil {
-			return err
+	caller := w.caller
+	if caller == nil {
+		if caller = r.s.o.Door.Known(w.Owner); caller == nil {
+			return fmt.Errorf("%w: whose will it is is not known here any more, or cannot be asked for without what he showed", event.ErrDenied)
 		}
-		ctx = w.caller.Context(ctx)
-	case to.Topic != w.Topic:
-		return fmt.Errorf("%w: the name leads to another topic than before the restart, and who may publish there is not known", event.ErrDenied)
 	}
+	if err := caller.May(access.Publish, access.Topic, to.Topic); err != nil {
+		return err
+	}
+	ctx := caller.Context(r.ctx)
 	madeBy(ev, pk.FixedHeader.Qos, w.Retain, mark(w.Owner, w.ClientID))
 	madeBy(ev, w.QoS, w.Retain, mark(w.Owner, w.ClientID))
 	if !ev.ClientID {
