@@ -296,6 +296,32 @@ func TestRepeatsAndConflicts(t *testing.T) {
 	}
 }
 
+// A client that repeats an event over MQTT sends it later, and maybe with another QoS, or under another name: what the router
+// notes of that is no other content.
+func TestRepeatsByAnotherWay(t *testing.T) {
+	w := newWorld(t, Options{})
+	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})
+	publish := func(value string, names ...string) error {
+		ev := event.Event{ID: "a", ClientID: true, Data: []byte("1")}
+		for _, name := range names {
+			ev.Extensions = append(ev.Extensions, event.Attribute{Name: name, Value: value})
+		}
+		return w.e.Publish(t.Context(), "orders", []event.Event{ev}, make([]event.Position, 1))
+	}
+	way := []string{"mqtttopic", "mqttqos", "mqttexpiry", "mqttretain", "mqttfrom"}
+	for _, err := range []error{publish("1", way...), publish("2", way...), publish("1")} {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := publish("1", "color"); !errors.Is(err, event.ErrConflict) {
+		t.Errorf("another extension: %v; want a conflict", err)
+	}
+	if got := w.ids("orders"); !slices.Equal(got, []string{"a"}) {
+		t.Errorf("stored %v", got)
+	}
+}
+
 func TestUnknownTopic(t *testing.T) {
 	w := newWorld(t, Options{})
 	w.apply(Spec{Topics: []event.Topic{{Name: "orders"}}})

@@ -172,7 +172,7 @@ func (p *publication) content(ev *event.Event) uint64 {
 		_, _ = h.WriteString("\x00")
 	}
 	for _, a := range ev.Extensions {
-		if a.Name == event.ViaAttribute { // by whichever way it comes it is the same event
+		if event.IsWay(a.Name) { // by whichever way it comes it is the same event
 			continue
 		}
 		_, _ = h.WriteString(a.Name)

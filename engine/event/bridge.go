@@ -25,6 +25,16 @@ type Taken struct {
 // back to one of them.
 const ViaAttribute = "bridgevia"
 
+// IsWay reports whether an extension says which way an event came, and when, rather than what it is: a router wrote it, and
+// the same event has another where it comes again.
+func IsWay(extension string) bool {
+	switch extension {
+	case ViaAttribute, "mqtttopic", "mqttqos", "mqttretain", "mqttfrom", "mqttexpiry":
+		return true
+	}
+	return false
+}
+
 // MaxVia bounds how many routers an event passes.
 const MaxVia = 8
 
