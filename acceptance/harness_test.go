@@ -268,13 +268,13 @@ func (r *router) count(topic string) int {
 	return doc.State.Events
 }
 
-// events reads a whole topic.
-func (r *router) events(topic string) []map[string]any {
+// events reads a whole topic; headers are pairs.
+func (r *router) events(topic string, headers ...string) []map[string]any {
 	r.t.Helper()
 	var all []map[string]any
 	query := "?limit=1000"
 	for {
-		status, text, err := r.try("GET", "/v1/topics/"+topic+"/events"+query, "", nil)
+		status, text, err := r.try("GET", "/v1/topics/"+topic+"/events"+query, "", nil, headers...)
 		if err != nil || status != 200 {
 			r.t.Fatalf("reading topic %s: %v %d %s", topic, err, status, text)
 		}

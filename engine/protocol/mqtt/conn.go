@@ -36,6 +36,7 @@ type conn struct {
 	aliases []string      // by topic alias - 1
 	bye     byte          // reason code of the client's DISCONNECT
 	said    bool          // it has sent one
+	resumed bool          // the session was there before
 
 	mu      sync.Mutex
 	moved   sync.Cond  // of mu: a batch was taken or is done

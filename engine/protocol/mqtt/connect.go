@@ -60,6 +60,7 @@ func (c *conn) connect(ctx context.Context, body []byte) error {
 		caller.Close()
 		return c.refuse(err)
 	}
+	c.resumed = present
 	c.alive = time.Duration(pk.Connect.Keepalive) * time.Second * 3 / 2
 	ack := packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Connack}, SessionPresent: present}
 	if ack.Properties = (packets.Properties{ReceiveMaximum: receiveMax, TopicAliasMaximum: aliasMax, MaximumPacketSize: uint32(c.s.packetSize())}); assigned {

@@ -231,7 +231,9 @@ func (c *conn) answer(b *batch, again bool) error {
 		pk.Properties.ReasonString = text
 		switch {
 		case x.release:
-			if pk.FixedHeader.Type = packets.Pubcomp; x.in == nil && c.version == 5 {
+			// In a session that was there before, the first PUBCOMP may have been lost: "not an error during recovery" (3.7.2.1),
+			// which clients take for one all the same.
+			if pk.FixedHeader.Type = packets.Pubcomp; x.in == nil && c.version == 5 && !c.resumed {
 				pk.ReasonCode = packets.ErrPacketIdentifierNotFound.Code
 			}
 		case x.qos == 1:
