@@ -98,7 +98,6 @@ type bridgeDef struct {
 	n, key *node
 	sub    *subscriptionDef // nil: it brings events in
 	shown  *doc             // the options of the other side, with defaults
-	start  string
 }
 
 // bridgeTo makes the subscription that forwards.

@@ -108,9 +108,7 @@ func (f *faults) timeout(d time.Duration) {
 
 func (f *faults) tls(o egress.TLSOptions) {
 	if _, err := egress.NewTLS(o); err != nil {
-		for _, x := range below("tls", err) {
-			f.list = append(f.list, x)
-		}
+		f.list = append(f.list, below("tls", err)...)
 	}
 }
 

@@ -4,10 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
@@ -153,7 +151,7 @@ func with(st *status.Status, details ...protoadapt.MessageV1) *status.Status {
 func message(err error) string { return plain(err.Error(), maxMessage) }
 
 // plain is s as clients may show it, in n bytes at most.
-func plain(s string, n int) string { return cut(visible(cut(s, n)), n) }
+func plain(s string, n int) string { return cut(event.Visible(cut(s, n)), n) }
 
 // cut shortens s to n bytes, and keeps it UTF-8.
 func cut(s string, n int) string {
@@ -161,22 +159,4 @@ func cut(s string, n int) string {
 		return strings.ToValidUTF8(s, "\uFFFD")
 	}
 	return strings.ToValidUTF8(s[:n-len("…")], "") + "…"
-}
-
-// visible writes out characters that a terminal would act on: controls, and those that turn the direction of writing.
-func visible(s string) string {
-	bad := func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
-	if strings.IndexFunc(s, bad) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		if bad(r) {
-			q := strconv.QuoteRuneToASCII(r)
-			b.WriteString(q[1 : len(q)-1])
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
 }

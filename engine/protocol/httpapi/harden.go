@@ -280,7 +280,7 @@ func (s *Server) admitHost(hd *headers, loopback bool) *refusal {
 	if _, err := netip.ParseAddr(name); err == nil {
 		return nil
 	}
-	return refuse(fasthttp.StatusForbidden, "the Host %.80q is not one of this router; use an IP address or localhost, or start it with --host %.80s", hd.host, visible(name))
+	return refuse(fasthttp.StatusForbidden, "the Host %.80q is not one of this router; use an IP address or localhost, or start it with --host %.80s", hd.host, event.Visible(name))
 }
 
 // admitOrigin keeps away web pages of other sites: any page can post to loopback.
@@ -295,7 +295,7 @@ func (s *Server) admitOrigin(hd *headers) *refusal {
 	if s.allowsOrigin(o) {
 		return nil
 	}
-	return refuse(fasthttp.StatusForbidden, "pages of the Origin %.80q may not call this router; start it with --cors-origin %.80s to allow them", o, visible(o))
+	return refuse(fasthttp.StatusForbidden, "pages of the Origin %.80q may not call this router; start it with --cors-origin %.80s to allow them", o, event.Visible(o))
 }
 
 func (s *Server) allowsOrigin(o string) bool {

@@ -4,9 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
@@ -83,12 +81,12 @@ func problemOf(err error) (p problem, internal bool) {
 	if errors.As(err, &f) {
 		p.Errors = make([]event.Fault, len(f.List))
 		for i, x := range f.List {
-			p.Errors[i] = event.Fault{At: visible(x.At), Detail: visible(x.Detail)}
+			p.Errors[i] = event.Fault{At: event.Visible(x.At), Detail: event.Visible(x.Detail)}
 		}
 	}
 	p.Title = fasthttp.StatusMessage(p.Status)
 	p.Type = "urn:millrace:problem:" + kindOf(p.Status, p.Type)
-	p.Detail = visible(p.Detail)
+	p.Detail = event.Visible(p.Detail)
 	return p, internal
 }
 
@@ -134,23 +132,4 @@ func kindOf(status int, kind string) string {
 		return "denied"
 	}
 	return strings.ReplaceAll(strings.ToLower(fasthttp.StatusMessage(status)), " ", "-")
-}
-
-// visible writes out characters that a terminal would act on: controls, and those that turn the
-// direction of writing.
-func visible(s string) string {
-	bad := func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }
-	if strings.IndexFunc(s, bad) < 0 {
-		return s
-	}
-	var b strings.Builder
-	for _, r := range s {
-		if bad(r) {
-			q := strconv.QuoteRuneToASCII(r)
-			b.WriteString(q[1 : len(q)-1])
-		} else {
-			b.WriteRune(r)
-		}
-	}
-	return b.String()
 }
