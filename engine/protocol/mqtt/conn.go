@@ -14,7 +14,7 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// A conn is one client's connection. One goroutine reads it; while messages are being stored there is another, which
+// A conn is one client's connection. One goroutine reads it; while messages come there is another, which stores and
 // acknowledges them.
 type conn struct {
 	s      *Server
@@ -41,7 +41,9 @@ type conn struct {
 	mu      sync.Mutex
 	moved   sync.Cond  // of mu: a batch was taken or is done
 	next    *batch     // gathered; nil: nothing
-	storing bool       // store runs
+	storing bool       // something is being stored
+	hand    bool       // store runs: it waits for more if nothing is being stored
+	resting bool       // it is not to wait
 	failed  error      // of store: the connection ends
 	ending  *violation // why somebody else ends the connection; nil: nobody does
 	pending int        // messages of QoS 1 that are not acknowledged
@@ -284,7 +286,7 @@ func (c *conn) read(need int, connect time.Time) error {
 		}
 	}
 	until, late := c.deadline(connect)
-	short := idle && c.in.block != nil
+	short := idle && (c.in.block != nil || c.handed())
 	if end := time.Now().Add(lull); short && (until.IsZero() || end.Before(until)) {
 		until, late = end, nil
 	}
@@ -305,6 +307,7 @@ func (c *conn) read(need int, connect time.Time) error {
 		return c.over()
 	case late == nil: // a lull
 		c.in.rest()
+		c.rest()
 		return nil
 	}
 	return late

@@ -95,7 +95,6 @@ func (c *conn) translate(b *batch, pk *packets.Packet, x *item) error {
 		b.evs = b.evs[:len(b.evs)-1]
 		return err
 	}
-	madeBy(ev, pk.FixedHeader.Qos, pk.FixedHeader.Retain, c.sess.out.mark)
 	madeBy(ev, x.qos, x.retain, c.sess.out.mark)
 	if x.in != nil && !ev.ClientID {
 		ev.ID, ev.ClientID = x.in.event, true
@@ -135,30 +134,58 @@ func (c *conn) begin() {
 	if c.storing || c.next == nil || len(c.next.items) == 0 || c.failed != nil {
 		return
 	}
-	c.storing = true
+	c.storing, c.resting = true, false
+	if c.hand {
+		c.moved.Broadcast()
+		return
+	}
+	c.hand = true
 	c.work.Go(c.store)
 }
 
 // store stores what is gathered, and what is gathered meanwhile, and answers it in the order in which it came
-// [MQTT-4.6.0-2] [MQTT-4.6.0-3].
+// [MQTT-4.6.0-2] [MQTT-4.6.0-3]. It waits for more until rest: the stack of a goroutine for each message would have to grow
+// every time, which costs as much as the message.
 func (c *conn) store() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.next != nil && len(c.next.items) > 0 && c.failed == nil {
-		b := c.next
-		c.next = nil
+	for c.storing {
+		for c.next != nil && len(c.next.items) > 0 && c.failed == nil {
+			b := c.next
+			c.next = nil
+			c.moved.Broadcast()
+			c.mu.Unlock()
+			err := c.commit(b)
+			c.freed(b.large)
+			b.recycle(c.s.batches)
+			c.mu.Lock()
+			if err != nil {
+				c.failed = err
+				c.wake()
+			}
+		}
+		c.storing = false
 		c.moved.Broadcast()
-		c.mu.Unlock()
-		err := c.commit(b)
-		c.freed(b.large)
-		b.recycle(c.s.batches)
-		c.mu.Lock()
-		if err != nil {
-			c.failed = err
-			c.wake()
+		for !c.storing && !c.resting {
+			c.moved.Wait()
 		}
 	}
-	c.storing = false
+	c.hand = false
+	c.moved.Broadcast()
+}
+
+// handed reports whether store runs, or is about to.
+func (c *conn) handed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.hand || c.next != nil
+}
+
+// rest ends store once nothing is left to be stored.
+func (c *conn) rest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.resting = true
 	c.moved.Broadcast()
 }
 
@@ -266,7 +293,9 @@ func (c *conn) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.begin()
-	for c.storing {
+	c.resting = true
+	c.moved.Broadcast()
+	for c.hand {
 		c.moved.Wait()
 	}
 }
