@@ -24,7 +24,7 @@ func (r *router) openFaces(ctx context.Context, b backend, dialer *egress.Dialer
 	options := r.edgeServer(httpapi.Options{
 		Backend: b, Guard: r.guard.Guard, Recheck: o.look, Insecure: o.insecure, CORSOrigins: o.corsOrigins, Hosts: o.hosts,
 		Metrics: m.write, Version: thisBuild().Version, Log: o.log,
-		Mounts: mounts(r.ws, r.hooks),
+		Mounts: mounts(r.ws, r.hooks, &r.mqtt),
 	})
 	if r.door, err = options.NewDoor(); err != nil {
 		return err
@@ -41,8 +41,9 @@ func (r *router) openFaces(ctx context.Context, b backend, dialer *egress.Dialer
 }
 
 // mounts are the protocols beside HTTP's own on the one listener.
-func mounts(sockets *ws.Server, inbound *hooks.Server) []httpapi.Mount {
+func mounts(sockets *ws.Server, inbound *hooks.Server, devices *mqttFace) []httpapi.Mount {
 	return append([]httpapi.Mount{
 		{Method: "GET", Path: "/v1/ws", Stream: true, In: httpapi.Known, Serve: sockets.Serve},
+		{Method: "GET", Path: "/mqtt", Stream: true, In: httpapi.Anyone, Serve: devices.serveWebSocket}, // CONNECT says who it is
 	}, sourceMounts(inbound)...)
 }

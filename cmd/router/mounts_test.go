@@ -24,7 +24,7 @@ func TestMountsAreDescribed(t *testing.T) {
 	if err := json.Unmarshal(text, &doc); err != nil {
 		t.Fatal(err)
 	}
-	for _, m := range mounts(&ws.Server{}, &hooks.Server{}) {
+	for _, m := range mounts(&ws.Server{}, &hooks.Server{}, &mqttFace{}) {
 		if doc.Paths[m.Path][strings.ToLower(m.Method)] == nil {
 			t.Errorf("openapi.json does not describe %s %s", m.Method, m.Path)
 		}

@@ -10,18 +10,21 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
+	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/admission"
 	"github.com/millrace/millrace/engine/event"
+	"github.com/millrace/millrace/engine/protocol/httpapi"
 	"github.com/millrace/millrace/engine/protocol/mqtt"
 )
 
 // mqttFace is where a router speaks MQTT.
 type mqttFace struct {
 	server *mqtt.Server
+	door   *admission.Door
 	lns    []net.Listener
 	at     []string // what serve says of each
 	served bool
@@ -68,14 +71,17 @@ func (b mqttBackend) Pulls() (list []mqtt.PullSource) {
 // An mqttDoor lets in by the door of all faces; the interfaces want their own types.
 type mqttDoor struct{ *admission.Door }
 
-type mqttVisit struct{ *admission.Conn }
+type mqttVisit struct {
+	*admission.Conn
+	addr netip.Addr // whose a proxy says it is; not valid: the connection's
+}
 
 func (d mqttDoor) Enter(peer netip.Addr) (mqtt.Visit, error) {
 	c, err := d.Door.Enter(peer)
 	if err != nil {
 		return nil, err
 	}
-	return mqttVisit{c}, nil
+	return mqttVisit{Conn: c}, nil
 }
 
 func (d mqttDoor) Known(identity string) mqtt.Caller {
@@ -87,6 +93,9 @@ func (d mqttDoor) Known(identity string) mqtt.Caller {
 }
 
 func (v mqttVisit) Open(ctx context.Context, cred access.Credentials) (mqtt.Caller, error) {
+	if v.addr.IsValid() {
+		cred.Addr = v.addr
+	}
 	s, err := v.Conn.Open(ctx, cred)
 	if err != nil {
 		return nil, err
@@ -109,7 +118,7 @@ func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
 		WriteTimeout: o.edge.server.WriteTimeout}); err != nil {
 		return err
 	}
-	m.mqtt = r.mqtt.server
+	m.mqtt, r.mqtt.door = r.mqtt.server, r.door
 	if o.mqtt.plain != "" {
 		ln, err := listenAt(ctx, o.mqtt.plain)
 		if err != nil {
@@ -162,6 +171,17 @@ func (f *mqttFace) serve(ctx context.Context) error {
 		g.Go(func() error { return f.server.Serve(ctx, ln) })
 	}
 	return g.Wait()
+}
+
+// serveWebSocket speaks MQTT to a WebSocket on the listener of HTTP, which has counted the connection, where MQTT is on.
+func (f *mqttFace) serveWebSocket(ctx *fasthttp.RequestCtx, take func(serve func(ctx context.Context, nc net.Conn, ahead []byte)) error) error {
+	if f.server == nil {
+		return fmt.Errorf("this router does not speak MQTT: start it with --mqtt-listen: %w", event.ErrNotFound)
+	}
+	return f.server.ServeWebSocket(ctx, func(ctx context.Context) mqtt.Visit {
+		addr := httpapi.SessionOf(ctx).Addr()
+		return mqttVisit{f.door.Inside(addr), addr}
+	}, take)
 }
 
 // shutdown tells clients to go once what they have sent is answered.

@@ -260,7 +260,7 @@ func TestTwoTenants(t *testing.T) {
 			t.Errorf("questions has %s, which is no route", call)
 		}
 	}
-	for _, m := range mounts(&ws.Server{}, &hooks.Server{}) {
+	for _, m := range mounts(&ws.Server{}, &hooks.Server{}, &mqttFace{}) {
 		if m.In == httpapi.InPath {
 			t.Errorf("%s %s names something and is not asked about it here", m.Method, m.Path)
 		}

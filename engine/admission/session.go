@@ -21,6 +21,8 @@ type Conn struct {
 	as    atomic.Pointer[Account] // of the principal whose connection this counts as
 	known atomic.Uint64           // hash of what somebody who may come in has shown here; 0: nobody has
 	left  sync.Once
+
+	inside bool // whoever let it in counts it
 }
 
 // Enter lets a connection in, or says that it is one too many: a *TooMany of its address, or event.ErrUnavailable. peer is
@@ -43,12 +45,24 @@ func (d *Door) Enter(peer netip.Addr) (*Conn, error) {
 	return c, nil
 }
 
+// Inside is a connection that a face has let in and counts by itself, of peer or of whoever a proxy speaks for. Call Leave
+// when it closes.
+func (d *Door) Inside(peer netip.Addr) *Conn {
+	c := &Conn{d: d, peer: peer.Unmap(), inside: true}
+	if peer.IsValid() {
+		c.from = d.Account(c.peer)
+	}
+	return c
+}
+
 // Leave ends the connection's counting. It may be called again.
 func (c *Conn) Leave() {
 	c.left.Do(func() {
-		c.d.entered.Add(-1)
-		if c.from != nil {
-			c.from.Disconnect()
+		if !c.inside {
+			c.d.entered.Add(-1)
+			if c.from != nil {
+				c.from.Disconnect()
+			}
 		}
 		if b := c.as.Swap(nil); b != nil {
 			b.Disconnect()

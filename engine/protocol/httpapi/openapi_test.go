@@ -94,7 +94,7 @@ func TestRoutesAreThoseDescribed(t *testing.T) {
 		}
 	}
 	// What cmd/router mounts; a test there holds its mounts against openapi.json too.
-	mounts := []Mount{{Method: "GET", Path: "/v1/ws", Stream: true, In: Known},
+	mounts := []Mount{{Method: "GET", Path: "/v1/ws", Stream: true, In: Known}, {Method: "GET", Path: "/mqtt", Stream: true, In: Anyone},
 		{Method: "GET", Path: "/v1/sources", In: Known}, {Method: "POST", Path: "/v1/sources/{name}", In: Anyone}, {Method: "OPTIONS", Path: "/v1/sources/{name}", In: Anyone},
 		{Method: "GET", Path: "/v1/sources/{name}", Query: []string{"hub.mode", "hub.verify_token", "hub.challenge"}, In: Anyone},
 		{Method: "POST", Path: "/v1/sources/{name}/test", In: Known}}
