@@ -34,7 +34,7 @@ func (d openDoor) Context(ctx context.Context) context.Context                  
 func (d openDoor) May(access.Action, access.Kind, string) error                  { return nil }
 func (d openDoor) Spend() error                                                  { return nil }
 func (d openDoor) Reserve(int, int) error                                        { return nil }
-func (d openDoor) Release()                                                      {}
+func (d openDoor) Return(int)                                                    {}
 func (d openDoor) Close()                                                        {}
 func (d openDoor) Hold(ctx context.Context, _ func() error) (context.Context, func()) {
 	return ctx, func() {}

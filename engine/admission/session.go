@@ -212,6 +212,9 @@ func (s *Session) Reserve(n, size int) error {
 	return s.d.Reserve(&s.room, int64(n), s.who.Load() == nil)
 }
 
+// Return gives back n bytes of what Reserve took; not beside Release or Close.
+func (s *Session) Return(n int) { s.d.Return(&s.room, int64(n)) }
+
 // Release gives back all that Reserve took.
 func (s *Session) Release() { s.d.Release(&s.room) }
 

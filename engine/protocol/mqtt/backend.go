@@ -88,7 +88,7 @@ type Caller interface {
 	Context(ctx context.Context) context.Context // carries who he is, for the parts of the router that ask on
 	Spend() error                                // takes one message from what he may send
 	Reserve(n, size int) error                   // memory for a large packet: event.ErrUnavailable
-	Release()                                    // all that was reserved
+	Return(n int)                                // of what was reserved; Close returns the rest
 	Close()
 	// Hold authenticates again now and then, asks still, and ends the context where either refuses; call the func.
 	Hold(ctx context.Context, still func() error) (context.Context, func())

@@ -15,7 +15,7 @@ import (
 type batch struct {
 	arena  []byte // of the packets
 	held   int    // bytes of packets in arena or in memory of their own
-	large  int    // packets that room was reserved for
+	large  int    // bytes that room was reserved for
 	items  []item
 	evs    []event.Event // of the items that have one
 	topics []string      // of the router that they go to
@@ -48,11 +48,12 @@ func newBatchPool() *sync.Pool { return &sync.Pool{New: func() any { return new(
 // full reports whether nothing more is to go into b.
 func (b *batch) full() bool { return len(b.items) >= batchMessages || b.held >= batchBytes }
 
-// keep returns body in memory that is as long there as b is not recycled; own says that it is body's own already.
-func (b *batch) keep(body []byte, own bool) []byte {
+// keep returns body in memory that is as long there as b is not recycled; with room, which is what is reserved for it, it is
+// body's own already.
+func (b *batch) keep(body []byte, room int) []byte {
 	b.held += len(body)
-	if own {
-		b.large++
+	if room > 0 {
+		b.large += room
 		return body
 	}
 	from := len(b.arena)

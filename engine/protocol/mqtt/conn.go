@@ -31,6 +31,7 @@ type conn struct {
 	version byte
 	alive   time.Duration // the longest silence of the client, keep alive with a half; 0: any
 	heard   time.Time     // when its last packet came
+	room    int           // bytes that are reserved for the packet that is being read, a large one
 	begun   time.Time     // when the packet that is being read began; zero: none has
 	expires uint32        // session expiry as CONNECT said it, in seconds
 	aliases []string      // by topic alias - 1
@@ -47,7 +48,6 @@ type conn struct {
 	failed  error      // of store: the connection ends
 	ending  *violation // why somebody else ends the connection; nil: nobody does
 	pending int        // messages of QoS 1 that are not acknowledged
-	held    int        // large packets that room is reserved for
 	work    sync.WaitGroup
 }
 
@@ -167,12 +167,13 @@ func (c *conn) hold(ctx context.Context) (stop func()) {
 // packet works on a packet that is not CONNECT.
 func (c *conn) packet(h header, body []byte) error {
 	var pk packets.Packet
-	if c.in.own && h.kind != packets.Publish {
-		defer c.freed(1)
+	room := c.room
+	if c.room = 0; room > 0 && h.kind != packets.Publish {
+		defer c.caller.Return(room)
 	}
 	switch h.kind {
 	case packets.Publish:
-		if bad := c.publish(h, body, c.in.own); bad != nil {
+		if bad := c.publish(h, body, room); bad != nil {
 			return bad
 		}
 		return nil
@@ -267,9 +268,7 @@ func (c *conn) read(need int, connect time.Time) error {
 		if err := c.caller.Reserve(need, need); err != nil {
 			return &violation{packets.ErrServerBusy.Code, clip(err.Error())}
 		}
-		c.mu.Lock()
-		c.held++
-		c.mu.Unlock()
+		c.room = need
 	}
 	idle := c.in.r == c.in.w
 	if idle {

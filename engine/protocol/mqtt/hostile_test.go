@@ -403,3 +403,45 @@ func TestLimits(t *testing.T) {
 	c.raw([]byte{packets.Publish << 4, 0xFF, 0xFF, 0x3})
 	c.wantEnd(packets.ErrServerBusy.Code)
 }
+
+// What large messages have reserved is given back with each that is stored, whatever has come behind it.
+func TestRoomIsGivenBackOneByOne(t *testing.T) {
+	f := newFakeRouter(t)
+	g := &gate{open: make(chan error)}
+	f.hook(g.publish, nil)
+	r := newRig(t, f, nil, Options{})
+	c, _ := r.connect(5, "dev", nil)
+	reserved := func() int {
+		r.door.mu.Lock()
+		defer r.door.mu.Unlock()
+		return r.door.callers[0].room
+	}
+	large := strings.Repeat("x", 300<<10)
+	c.send(message(1, 1, "log/a", large))
+	eventually(t, "the first is being stored", func() bool { return g.waiting.Load() == 1 })
+	one := reserved()
+	for id := uint16(2); id < 5; id++ {
+		c.send(message(1, id, "log/a", large))
+		eventually(t, "another waits", func() bool { return reserved() == 2*one })
+		g.open <- nil
+		c.want(packets.Puback)
+		eventually(t, "the one before is given back", func() bool { return reserved() == one })
+		eventually(t, "it is being stored", func() bool { return g.waiting.Load() == int32(id) })
+	}
+	g.open <- nil
+	c.want(packets.Puback)
+	eventually(t, "all is given back", func() bool { return reserved() == 0 })
+}
+
+// A message past the receive maximum leaves nothing behind: its session can go on.
+func TestPastTheReceiveMaximum(t *testing.T) {
+	in := &inbox{ids: map[uint16]*received{}}
+	for id := uint16(1); id <= 3; id++ {
+		if r, busy := in.take(id, 3); r == nil || busy {
+			t.Fatalf("packet id %d is refused", id)
+		}
+	}
+	if r, busy := in.take(4, 3); r != nil || busy || in.size() != 3 {
+		t.Errorf("one more is taken: %v, %d are known", r, in.size())
+	}
+}

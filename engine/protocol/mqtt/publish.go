@@ -10,13 +10,13 @@ import (
 	"github.com/millrace/millrace/engine/mqttname"
 )
 
-// publish takes a PUBLISH into the batch that is gathered; own says that body is memory of its own. A violation ends the
+// publish takes a PUBLISH into the batch that is gathered; with room, which is what is reserved for it, body is memory of its own. A violation ends the
 // connection; what is wrong with the message alone is answered in its turn.
-func (c *conn) publish(h header, body []byte, own bool) *violation {
+func (c *conn) publish(h header, body []byte, room int) *violation {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	b := c.gather()
-	body = b.keep(body, own)
+	body = b.keep(body, room)
 	pk := b.packet()
 	if bad := readPublish(h, body, c.version, pk); bad != nil {
 		return bad
@@ -71,13 +71,17 @@ func (c *conn) admit(x *item) *violation {
 	case 1:
 		c.pending++
 	case 2:
-		r, busy := c.sess.in.take(x.id)
+		room := receiveMax - c.pending
+		if c.version < 5 {
+			room = 1 << 16
+		}
+		r, busy := c.sess.in.take(x.id, room)
 		if busy {
 			return wrong("packet id %d is in use: it has not been acknowledged", x.id)
 		}
 		x.in = r
 	}
-	if c.version == 5 && c.pending+c.sess.in.size() > receiveMax { // 3.3.4
+	if c.version == 5 && (c.pending+c.sess.in.size() > receiveMax || x.qos == 2 && x.in == nil) { // 3.3.4
 		return &violation{packets.ErrReceiveMaximum.Code, fmt.Sprintf("over %d messages under way, which is the receive maximum that CONNACK said", receiveMax)}
 	}
 	return nil
@@ -156,7 +160,7 @@ func (c *conn) store() {
 			c.moved.Broadcast()
 			c.mu.Unlock()
 			err := c.commit(b)
-			c.freed(b.large)
+			c.caller.Return(b.large)
 			b.recycle(c.s.batches)
 			c.mu.Lock()
 			if err != nil {
@@ -187,17 +191,6 @@ func (c *conn) rest() {
 	defer c.mu.Unlock()
 	c.resting = true
 	c.moved.Broadcast()
-}
-
-// freed gives back the room of large packets once none is left.
-func (c *conn) freed(n int) {
-	c.mu.Lock()
-	c.held -= n
-	none := n > 0 && c.held == 0
-	c.mu.Unlock()
-	if none {
-		c.caller.Release()
-	}
 }
 
 // commit makes a batch durable and answers it. An error ends the connection.

@@ -89,11 +89,14 @@ func (in *inbox) size() int {
 }
 
 // take finds or makes what is known of a packet id, of which a PUBLISH has come. busy: it is being stored, and nothing was
-// changed.
-func (in *inbox) take(id uint16) (r *received, busy bool) {
+// changed; r nil otherwise: most ids are known already.
+func (in *inbox) take(id uint16, most int) (r *received, busy bool) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if r = in.ids[id]; r == nil {
+		if len(in.ids) >= most {
+			return nil, false
+		}
 		r = &received{event: newID()}
 		in.ids[id] = r
 	}

@@ -231,12 +231,16 @@ func (c *fakeCaller) Reserve(n, _ int) error {
 	}
 	return nil
 }
-func (c *fakeCaller) Release() {
+func (c *fakeCaller) Return(n int) {
+	c.d.mu.Lock()
+	defer c.d.mu.Unlock()
+	c.room -= n
+}
+func (c *fakeCaller) Close() {
 	c.d.mu.Lock()
 	defer c.d.mu.Unlock()
 	c.room = 0
 }
-func (c *fakeCaller) Close() { c.Release() }
 func (c *fakeCaller) Hold(ctx context.Context, _ func() error) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	c.d.mu.Lock()
