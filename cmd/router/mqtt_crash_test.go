@@ -25,19 +25,26 @@ import (
 // openDoor lets everybody in.
 type openDoor struct{ p *access.Principal }
 
-func (d openDoor) Enter(netip.Addr) (mqtt.Visit, error)                          { return d, nil }
-func (d openDoor) Known(string) mqtt.Caller                                      { return d }
-func (d openDoor) Leave()                                                        {}
-func (d openDoor) Open(context.Context, access.Credentials) (mqtt.Caller, error) { return d, nil }
-func (d openDoor) Principal() *access.Principal                                  { return d.p }
-func (d openDoor) Context(ctx context.Context) context.Context                   { return ctx }
-func (d openDoor) May(access.Action, access.Kind, string) error                  { return nil }
-func (d openDoor) Spend() error                                                  { return nil }
-func (d openDoor) Reserve(int, int) error                                        { return nil }
-func (d openDoor) Return(int)                                                    {}
-func (d openDoor) Close()                                                        {}
+func (d openDoor) Enter(netip.Addr) (mqtt.Visit, error)         { return openVisit{d}, nil }
+func (d openDoor) Known(string) mqtt.Caller                     { return d }
+func (d openDoor) Principal() *access.Principal                 { return d.p }
+func (d openDoor) Context(ctx context.Context) context.Context  { return ctx }
+func (d openDoor) May(access.Action, access.Kind, string) error { return nil }
+func (d openDoor) Spend() error                                 { return nil }
+func (d openDoor) Reserve(int, int) error                       { return nil }
+func (d openDoor) Return(int)                                   {}
+func (d openDoor) Close()                                       {}
 func (d openDoor) Hold(ctx context.Context, _ func() error) (context.Context, func()) {
 	return ctx, func() {}
+}
+
+type openVisit struct{ d openDoor }
+
+func (openVisit) Leave()            {}
+func (openVisit) Release()          {}
+func (openVisit) Reserve(int) error { return nil }
+func (v openVisit) Open(context.Context, access.Credentials) (mqtt.Caller, error) {
+	return v.d, nil
 }
 
 // mqttWorld is an engine over a file system that can crash, and an MQTT server over it.

@@ -23,6 +23,7 @@ type Conn struct {
 	left  sync.Once
 
 	inside bool // whoever let it in counts it
+	room   Room // for what is read before anybody is known
 }
 
 // Enter lets a connection in, or says that it is one too many: a *TooMany of its address, or event.ErrUnavailable. peer is
@@ -55,8 +56,16 @@ func (d *Door) Inside(peer netip.Addr) *Conn {
 	return c
 }
 
+// Reserve takes n more bytes of the room for large bodies for what is read before anybody is known on the connection, as a
+// stranger's: event.ErrUnavailable where there is none. Release gives them back, and so does Leave.
+func (c *Conn) Reserve(n int) error { return c.d.Reserve(&c.room, int64(n), true) }
+
+// Release gives back what Reserve took.
+func (c *Conn) Release() { c.d.Release(&c.room) }
+
 // Leave ends the connection's counting. It may be called again.
 func (c *Conn) Leave() {
+	c.Release()
 	c.left.Do(func() {
 		if !c.inside {
 			c.d.entered.Add(-1)

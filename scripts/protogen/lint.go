@@ -25,7 +25,7 @@ type linter struct{ faults []string }
 
 func (l *linter) say(d protoreflect.Descriptor, format string, args ...any) {
 	name := string(d.Name())
-	if p, ok := d.Parent().(protoreflect.Descriptor); ok && p != nil {
+	if p := d.Parent(); p != nil {
 		if _, file := p.(protoreflect.FileDescriptor); !file {
 			name = string(p.Name()) + "." + name
 		}

@@ -76,6 +76,10 @@ type Door interface {
 // A Visit is a connection that was let in.
 type Visit interface {
 	Leave() // once or more
+	// Reserve takes memory for a CONNECT that is being read, as a stranger's: event.ErrUnavailable. Release gives it back, and
+	// so does Leave.
+	Reserve(n int) error
+	Release()
 	// Open authenticates who speaks: access.ErrUnauthenticated where nobody known does.
 	Open(ctx context.Context, cred access.Credentials) (Caller, error)
 }

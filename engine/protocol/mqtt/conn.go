@@ -141,6 +141,7 @@ func (c *conn) serve(ctx context.Context) error {
 			if err := c.connect(ctx, body); err != nil {
 				return err
 			}
+			c.visit.Release()
 			stop := c.hold(ctx)
 			defer stop()
 			limit = c.s.packetSize()
@@ -278,7 +279,13 @@ func (c *conn) read(need int, connect time.Time) error {
 	} else if c.begun.IsZero() {
 		c.begun = time.Now()
 	}
+	before := len(c.in.buf)
 	c.in.room(need, known)
+	if grown := len(c.in.buf) - max(before, strangerFree); !known && grown > 0 {
+		if err := c.visit.Reserve(grown); err != nil {
+			return &violation{packets.ErrServerBusy.Code, clip(err.Error())}
+		}
+	}
 	if known {
 		if err := c.out.flush(); err != nil {
 			return err

@@ -445,3 +445,27 @@ func TestPastTheReceiveMaximum(t *testing.T) {
 		t.Errorf("one more is taken: %v, %d are known", r, in.size())
 	}
 }
+
+// What comes of a large CONNECT needs room, as a stranger's; small ones ask for none.
+func TestConnectNeedsRoom(t *testing.T) {
+	f := newFakeRouter(t)
+	r := newRig(t, f, nil, Options{})
+	r.door.mu.Lock()
+	r.door.strangersMost = 20 << 10
+	r.door.mu.Unlock()
+	r.connect(5, "small", nil)
+	r.door.mu.Lock()
+	n := r.door.strangers
+	r.door.mu.Unlock()
+	if n != 0 {
+		t.Errorf("a small CONNECT has taken %d bytes", n)
+	}
+	c := r.dial()
+	c.raw(append([]byte{packets.Connect << 4, 0xFF, 0xFF, 0x2}, make([]byte, 40<<10)...))
+	c.wantEnd(0)
+	r.door.mu.Lock()
+	defer r.door.mu.Unlock()
+	if r.door.strangers < 20<<10 {
+		t.Errorf("it ended with %d bytes taken", r.door.strangers)
+	}
+}

@@ -25,6 +25,8 @@ type input struct {
 }
 
 const (
+	strangerFree = 4 << 10 // bytes of a CONNECT that are read without asking for room
+
 	smallRead = 64
 	readSize  = 16 << 10
 	lull      = time.Second // of silence, after which memory is given back

@@ -171,11 +171,12 @@ func (f *fakeRouter) hook(publish func([]event.Event) error, keep func([]event.S
 type fakeDoor struct {
 	guard *access.Guard
 
-	mu      sync.Mutex
-	callers []*fakeCaller
-	spend   func() error
-	reserve func(n int) error
-	open    error
+	mu                       sync.Mutex
+	callers                  []*fakeCaller
+	spend                    func() error
+	reserve                  func(n int) error
+	open                     error
+	strangers, strangersMost int // bytes of CONNECTs; 0: any number
 }
 
 func (d *fakeDoor) Enter(netip.Addr) (Visit, error) { return d, nil }
@@ -186,7 +187,16 @@ func (d *fakeDoor) Known(identity string) Caller {
 	}
 	return &fakeCaller{d: d, p: p}
 }
-func (d *fakeDoor) Leave() {}
+func (d *fakeDoor) Leave()   {}
+func (d *fakeDoor) Release() {}
+func (d *fakeDoor) Reserve(n int) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.strangers += n; d.strangersMost > 0 && d.strangers > d.strangersMost {
+		return event.ErrUnavailable
+	}
+	return nil
+}
 func (d *fakeDoor) Open(ctx context.Context, cred access.Credentials) (Caller, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
