@@ -94,7 +94,7 @@ func TestRefusedCallsLeaveNothing(t *testing.T) {
 	before := heap()
 	const calls = 5000
 	flood(calls)
-	if after := heap(); after > before+calls*100 {
+	if after := heap(); after > before+calls*300 { // each left 520 where its deadline lived on; a heap is not quiet either
 		t.Errorf("%d bytes are left of each", (after-before)/calls)
 	}
 }
