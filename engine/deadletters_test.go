@@ -75,6 +75,7 @@ func TestRedrive(t *testing.T) {
 		Extensions: []event.Attribute{{Name: "color", Value: "red"}}, Data: []byte(`{"n":1}`)}}, make([]event.Position, 1)); err != nil {
 		t.Fatal(err)
 	}
+	w.dies("s", 1) // dead letters stand in the order of their deaths, and keys keep none between them
 	w.publish("orders", "b=2")
 	w.dies("s", 2)
 	letters := w.letters("s", event.LetterQuery{})
