@@ -33,6 +33,7 @@ type conn struct {
 	heard   time.Time     // when its last packet came
 	room    int           // bytes that are reserved for the packet that is being read, a large one
 	begun   time.Time     // when the packet that is being read began; zero: none has
+	grace   time.Time     // to when its deadline was put off, once; zero: it was not
 	expires uint32        // session expiry as CONNECT said it, in seconds
 	aliases []string      // by topic alias - 1
 	bye     byte          // reason code of the client's DISCONNECT
@@ -134,7 +135,7 @@ func (c *conn) serve(ctx context.Context) error {
 			}
 			continue
 		}
-		c.begun = time.Time{}
+		c.begun, c.grace = time.Time{}, time.Time{}
 		c.heard = time.Now()
 		c.s.stats.received[h.kind].Add(1)
 		if c.caller == nil {
@@ -315,6 +316,9 @@ func (c *conn) read(need int, connect time.Time) error {
 		c.in.rest()
 		c.rest()
 		return nil
+	case c.grace.IsZero(): // what came while the router itself stood still is not late, and past a deadline Read does not look
+		c.grace = time.Now().Add(look)
+		return nil
 	}
 	return late
 }
@@ -322,13 +326,15 @@ func (c *conn) read(need int, connect time.Time) error {
 // deadline is by when the client has to be heard, and what it is told otherwise; the zero time is never.
 func (c *conn) deadline(connect time.Time) (until time.Time, late error) {
 	if c.caller == nil {
-		return connect, &violation{packets.ErrKeepAliveTimeout.Code, "no CONNECT came in time"}
-	}
-	if c.alive > 0 { // [MQTT-3.1.2-22]
+		until, late = connect, &violation{packets.ErrKeepAliveTimeout.Code, "no CONNECT came in time"}
+	} else if c.alive > 0 { // [MQTT-3.1.2-22]
 		until, late = c.heard.Add(c.alive), &violation{packets.ErrKeepAliveTimeout.Code, "nothing came for one and a half times the keep alive"}
 	}
-	if end := c.begun.Add(c.s.o.PacketTimeout); !c.begun.IsZero() && (until.IsZero() || end.Before(until)) {
+	if end := c.begun.Add(c.s.o.PacketTimeout); c.caller != nil && !c.begun.IsZero() && (until.IsZero() || end.Before(until)) {
 		until, late = end, &violation{packets.ErrKeepAliveTimeout.Code, "a packet did not come to its end in time"}
+	}
+	if !until.IsZero() && until.Before(c.grace) {
+		until = c.grace
 	}
 	return until, late
 }

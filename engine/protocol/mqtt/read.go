@@ -30,6 +30,8 @@ const (
 	smallRead = 64
 	readSize  = 16 << 10
 	lull      = time.Second // of silence, after which memory is given back
+
+	look = 50 * time.Millisecond // for what is there already when a deadline has passed
 )
 
 func newReadPool() *sync.Pool { return &sync.Pool{New: func() any { return new([readSize]byte) }} }
