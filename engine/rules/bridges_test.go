@@ -16,6 +16,7 @@ type far struct {
 	Router  string        `yaml:"router" rules:"required"`
 	Topic   string        `yaml:"topic"`
 	Token   string        `yaml:"token"`
+	Filter  string        `yaml:"filter" rules:"filter"`
 	Timeout time.Duration `yaml:"timeout"`
 }
 
@@ -146,6 +147,10 @@ func TestBridgesRefused(t *testing.T) {
 		"a: {topic: t, to: {router: x, topik: t}}":                                                             `unknown key "topik" in bridges.a.to; did you mean "topic"?`,
 		"a: {topic: t, bytes: 1KiB, to: {router: x, topic: t}}":                                                "bridges.a.bytes: ",
 		"a: {topic: t, filter: x, from: {router: x, topic: t}}":                                                "bridges.a.filter: is of a bridge that forwards",
+		"a: {topic: t, from: {router: x, topic: t, filter: type == \"a\" &&}}":                                 "rules.yaml:3:66: bridges.a.from.filter: unexpected token EOF",
+		"a: {topic: t, from: {router: x, topic: t, filter: size(data) > 1}}":                                   "rules.yaml:3:53: bridges.a.from.filter: unknown function \"size\"",
+		"a: {topic: t, from: {router: x, topic: t, filter: now() > time}}":                                     "bridges.a.from.filter: ",
+		"a: {topic: t, from: {router: x, topic: t, filter: [x]}}":                                              "bridges.a.from.filter: is a list; want a single value",
 		"a: {topic: t, filter: type =, to: {router: x, topic: t}}":                                             "rules.yaml:3:",
 		"a: {topic: t, to: {router: x, topic: t}}\nsubscriptions: {bridge.a: {topic: t, deliver: {pull: {}}}}": `bridge "a" is the subscription "bridge.a"`,
 		"a: {topic: t, to: {router: x, topic: t}}\n  A: {topic: t, to: {router: x, topic: t}}":                 `differs from "a"`,

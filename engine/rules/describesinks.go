@@ -50,6 +50,9 @@ func describeStruct(all []described, name, at, about string, t reflect.Type, def
 			below = describeStruct(below, name+"-"+key, at+"."+key, doc.about, t, v)
 			return name + "-" + key
 		})
+		if f.Tag.Get("rules") == "filter" {
+			doc.is = plainText("filter")
+		}
 		if v.IsValid() && isSingle(v) && (!v.IsZero() || v.Kind() == reflect.Bool) {
 			std := encode(v, nil, secretKey(key)).scalarJSON()
 			doc.std, doc.absent = json.RawMessage(std), strings.Trim(string(std), `"`)

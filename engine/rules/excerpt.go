@@ -197,12 +197,15 @@ func onlyReferences(s string) bool {
 	return without != s && authScheme.MatchString(without)
 }
 
+// brokenURL tells what is no URL, or none that is taken, and has what may be a password where one stands in a URL, or behind a #.
+var brokenURL = regexp.MustCompile(`^[^\s"'/]*(//)?[^\s"'/]*:[^\s"']*@|^[A-Za-z][A-Za-z0-9+.-]*://[^\s"']*#`)
+
 // isHidden reports whether a scalar is, or may have in it, a literal secret.
 func isHidden(n *node, secret bool) bool {
 	if secret {
 		return !onlyReferences(n.raw)
 	}
-	if strings.Contains(n.raw, secretPrefix) {
+	if strings.Contains(n.raw, secretPrefix) || brokenURL.MatchString(reference.ReplaceAllString(n.raw, "x")) {
 		return true
 	}
 	if restOfURL(n.raw) {

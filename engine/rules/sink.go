@@ -26,7 +26,7 @@ type SinkKind struct {
 //
 // Where O has Validate() error, it is called when rules are checked; each fault of an *event.Faults is
 // reported at its own key. Tags say what a field is for to who writes rules: `about` in words, `enum` the texts that
-// it may be, `rules:"required"` that it has to be there. Where O has WithDefaults() O, Show prints what that fills in. Values under keys
+// it may be, `rules:"required"` that it has to be there, `rules:"filter"` that it is a filter. Where O has WithDefaults() O, Show prints what that fills in. Values under keys
 // that look like secrets' (secrets, headers, token…) are never shown. open gets its own copy of O, whose
 // maps and lists are shared: it must not change them.
 func SinkOf[O any, S engine.Sink](open func(ctx context.Context, o O) (S, error)) SinkKind {
@@ -164,7 +164,11 @@ func (p *parser) decodeStruct(n *node, v reflect.Value) {
 		if secretKey(key) {
 			p.keepSecret(child)
 		}
-		p.decode(child, v.Field(at[key]))
+		field, before, unset := v.Field(at[key]), len(p.faults), p.unset
+		p.decode(child, field)
+		if v.Type().Field(at[key]).Tag.Get("rules") == "filter" && len(p.faults) == before && p.unset == unset && field.String() != "" {
+			p.compile(child, field.String()) // what a schema says of the other side's events is not known here
+		}
 	}
 }
 

@@ -169,23 +169,24 @@ func (p *parser) filter(d *subscriptionDef, n *node) {
 	if s == "" {
 		return
 	}
+	if d.program = p.compile(n, s); d.program != nil && n.refs {
+		d.program = d.program.Hiding(p.secretsIn(s)...)
+	}
+}
+
+// compile compiles the filter s that n is, and says where in it something is wrong; nil then.
+func (p *parser) compile(n *node, s string) *filters.Program {
 	program, err := filters.Compile(s)
 	var bad *filters.Error
-	if errors.As(err, &bad) {
-		if n.src.name == "" {
-			p.bad(n, "%v", bad)
-			return
-		}
+	switch {
+	case err == nil:
+		return program
+	case errors.As(err, &bad) && n.src.name != "":
 		p.bad(p.within(n, offset(s, bad.Line, bad.Column)), "%s", bad.Detail)
-		return
-	}
-	if err != nil {
+	default:
 		p.bad(n, "%v", err)
-		return
 	}
-	if d.program = program; n.refs {
-		d.program = program.Hiding(p.secretsIn(s)...)
-	}
+	return nil
 }
 
 // secretsIn are the values that no message may carry and that a text does.

@@ -110,7 +110,7 @@ func checkURL(raw string) error {
 	case u.Path != "" && u.Path != "/" || u.RawQuery != "" || u.Fragment != "":
 		return errors.New("has more than scheme, host and port")
 	}
-	return nil
+	return egress.CheckURL("https" + raw[len(u.Scheme):]) // which host and port there may be is the same
 }
 
 // Sink forwards events to a broker. One Deliver at a time keeps their order.

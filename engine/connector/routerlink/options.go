@@ -76,11 +76,16 @@ func (f *faults) router(raw string) {
 		f.add("router", "missing; want the URL of the other router, such as https://hq.example.com")
 		return
 	}
-	if err := egress.CheckURL(raw); err != nil {
-		f.add("router", "%v", err)
+	u, err := url.Parse(raw)
+	if err == nil && u.User != nil {
+		f.add("router", "has a user or password in it; give token beside it, such as token: ${env:HQ_TOKEN}")
 		return
 	}
-	if u, err := url.Parse(raw); err != nil || u.RawQuery != "" || u.ForceQuery {
+	if bad := egress.CheckURL(raw); bad != nil {
+		f.add("router", "%v", bad)
+		return
+	}
+	if err != nil || u.RawQuery != "" || u.ForceQuery {
 		f.add("router", "has a query; want the URL of the other router's API alone, such as https://hq.example.com")
 	}
 }

@@ -28,7 +28,7 @@ type From struct {
 	Subscription string            `yaml:"subscription" about:"In place of topic: a pull subscription of the other router, which keeps the place."`
 	Token        string            `yaml:"token" about:"What the other router takes: it needs read on topic, or consume on subscription, nothing else. Give a reference."`
 	Start        string            `yaml:"start" about:"Of topic: where a new bridge begins: latest, earliest, a time, or a duration back."` // latest
-	Filter       string            `yaml:"filter" about:"Of topic: which events. The other router looks at it."`
+	Filter       string            `yaml:"filter" rules:"filter" about:"Of topic: which events; at most 4 KiB. The other router looks at it."`
 	Timeout      time.Duration     `yaml:"timeout" about:"Of one request, connecting included, waiting for events aside."` // 30 s
 	TLS          egress.TLSOptions `yaml:"tls" about:"How TLS connections to it are made."`
 
