@@ -148,6 +148,9 @@ func start(t *testing.T, dir string, env []string, args ...string) (*router, err
 		r.over = true
 		return nil, fmt.Errorf("the router ended before it listened: %v\n%s", err, r.log)
 	}
+	if admin := r.says("admin"); len(admin) > 0 { // which speaks plain HTTP here, whatever the other one does
+		r.url = admin[0]
+	}
 	r.addr = strings.TrimPrefix(r.url, "http://")
 	eventually(t, time.Minute, func() error {
 		status, body, err := r.try("GET", "/readyz", "", nil)
@@ -158,6 +161,16 @@ func start(t *testing.T, dir string, env []string, args ...string) (*router, err
 	})
 	r.ready = time.Since(begin)
 	return r, nil
+}
+
+// says is what the first lines have under a word, such as listen.
+func (r *router) says(word string) (all []string) {
+	for _, line := range r.first {
+		if rest, ok := strings.CutPrefix(line, word+" "); ok {
+			all = append(all, strings.TrimSpace(rest))
+		}
+	}
+	return all
 }
 
 // kill is kill -9.

@@ -3,8 +3,10 @@ package acceptance
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -30,7 +32,8 @@ type mqttMessage struct {
 
 // An mqttConnect is what a client says who it is and what it wants of a connection.
 type mqttConnect struct {
-	url, id, password string
+	url, id, password string // without a password there is no user name
+	ca, certificate   string // PEM files: whose brokers are trusted, and the client's own with its key
 	keep              bool   // the session outlives the connection
 	expiry            uint32 // by so many seconds in version 5; 0: an hour
 	has               string // the filter that the session is subscribed to already, at QoS 2; for clients that cannot connect without one
@@ -161,6 +164,32 @@ func (c mqttConnect) expiry5() uint32 {
 	return c.expiry
 }
 
-func (l *mqttLab) tlsConfig() *tls.Config {
-	return &tls.Config{RootCAs: l.roots, MinVersion: tls.VersionTLS12}
+// user is the user name that goes with a password, and which says nothing.
+func (c mqttConnect) user() string {
+	if c.password == "" {
+		return ""
+	}
+	return "device"
+}
+
+// tlsConfig is nil where no authority is named.
+func (c mqttConnect) tlsConfig() (*tls.Config, error) {
+	if c.ca == "" {
+		return nil, nil
+	}
+	cfg := &tls.Config{RootCAs: x509.NewCertPool(), MinVersion: tls.VersionTLS12}
+	text, err := os.ReadFile(c.ca)
+	if err != nil {
+		return nil, err
+	}
+	cfg.RootCAs.AppendCertsFromPEM(text)
+	if c.certificate != "" {
+		own, err := tls.LoadX509KeyPair(c.certificate, c.certificate)
+		if err != nil {
+			return nil, err
+		}
+		// Shown as it is by the other clients: also where the broker does not name its authority.
+		cfg.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return &own, nil }
+	}
+	return cfg, nil
 }

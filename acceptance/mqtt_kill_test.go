@@ -78,9 +78,8 @@ type mqttSent struct {
 func TestMQTTKill(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	rules, certificate := filepath.Join(dir, "rules.yaml"), filepath.Join(dir, "unused.crt")
+	rules := filepath.Join(dir, "rules.yaml")
 	write(t, rules, "version: 1\ntopics:\n  things: {}\nmqtt:\n  \"t/+/+\": {topic: things, type: thing, subject: \"{1}\"}\n")
-	makeCertificate(t, certificate, filepath.Join(dir, "unused.key"))
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	t.Cleanup(cancel)
 	door := newDoorway(t)
@@ -92,7 +91,7 @@ func TestMQTTKill(t *testing.T) {
 	}
 	r := begin()
 
-	l := &mqttLab{tcp: "mqtt://" + door.ln.Addr().String(), node: startNode(t, certificate)}
+	l := &mqttLab{tcp: "mqtt://" + door.ln.Addr().String(), node: startNode(t)}
 	var kinds []mqttKind
 	from, to := map[string]mqttClient{}, map[string]mqttClient{}
 	for _, k := range mqttKinds() {

@@ -18,7 +18,6 @@ import (
 // A mosquittoClient is mosquitto_sub, and a mosquitto_pub for each message: programs that cannot stay connected without a
 // subscription.
 type mosquittoClient struct {
-	l       *mqttLab
 	c       mqttConnect
 	version int
 	in      *mqttInbox
@@ -28,8 +27,8 @@ type mosquittoClient struct {
 }
 
 func openMosquitto(version int) func(context.Context, *mqttLab, mqttConnect) (mqttClient, error) {
-	return func(ctx context.Context, l *mqttLab, c mqttConnect) (mqttClient, error) {
-		m := &mosquittoClient{l: l, c: c, version: version, in: newInbox()}
+	return func(ctx context.Context, _ *mqttLab, c mqttConnect) (mqttClient, error) {
+		m := &mosquittoClient{c: c, version: version, in: newInbox()}
 		if c.has != "" {
 			if _, err := m.subscribe(ctx, c.has, 2); err != nil {
 				return nil, err
@@ -49,9 +48,15 @@ func (m *mosquittoClient) args(id string) ([]string, error) {
 	if m.version == 5 {
 		version = "mqttv5"
 	}
-	args := []string{"-V", version, "-h", u.Hostname(), "-p", u.Port(), "-u", "device", "-P", m.c.password, "-i", id}
+	args := []string{"-V", version, "-h", u.Hostname(), "-p", u.Port(), "-i", id}
+	if m.c.password != "" {
+		args = append(args, "-u", m.c.user(), "-P", m.c.password)
+	}
 	if u.Scheme == "mqtts" {
-		args = append(args, "--cafile", m.l.certificate)
+		args = append(args, "--cafile", m.c.ca)
+	}
+	if m.c.certificate != "" {
+		args = append(args, "--cert", m.c.certificate, "--key", m.c.certificate)
 	}
 	return args, nil
 }

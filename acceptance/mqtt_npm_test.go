@@ -49,9 +49,9 @@ type nodeMessage struct {
 	Alias         uint16            `json:"alias,omitempty"`
 }
 
-func startNode(t *testing.T, certificate string) *nodeClients {
+func startNode(t *testing.T) *nodeClients {
 	t.Helper()
-	cmd := exec.Command("node", filepath.Join("testdata", "mqtt.cjs"), certificate)
+	cmd := exec.Command("node", filepath.Join("testdata", "mqtt.cjs"))
 	cmd.Env = append(os.Environ(), "NODE_PATH="+npm(t))
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -157,7 +157,7 @@ func openNPM(version int) func(context.Context, *mqttLab, mqttConnect) (mqttClie
 		p.name = fmt.Sprintf("%s at %d", c.id, l.node.n)
 		l.node.inboxes[p.name] = p.in
 		l.node.mu.Unlock()
-		connect := map[string]any{"url": c.url, "id": c.id, "password": c.password, "keep": c.keep, "expiry": c.expiry5(),
+		connect := map[string]any{"url": c.url, "id": c.id, "user": c.user(), "password": c.password, "ca": c.ca, "certificate": c.certificate, "keep": c.keep, "expiry": c.expiry5(),
 			"receiveMaximum": c.receiveMaximum, "again": c.again}
 		if w := c.will; w != nil {
 			connect["will"] = map[string]any{"topic": w.topic, "payload": w.payload, "qos": w.qos, "retain": w.retain}

@@ -24,10 +24,14 @@ type paho3Client struct {
 	conn net.Conn
 }
 
-func openPaho3(ctx context.Context, l *mqttLab, c mqttConnect) (mqttClient, error) {
+func openPaho3(ctx context.Context, _ *mqttLab, c mqttConnect) (mqttClient, error) {
 	p := &paho3Client{in: newInbox()}
-	o := paho3.NewClientOptions().AddBroker(c.url).SetProtocolVersion(4).SetClientID(c.id).SetUsername("device").SetPassword(c.password).
-		SetCleanSession(!c.keep).SetTLSConfig(l.tlsConfig()).SetAutoReconnect(c.again).SetConnectRetry(c.again).SetResumeSubs(false).
+	secure, err := c.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	o := paho3.NewClientOptions().AddBroker(c.url).SetProtocolVersion(4).SetClientID(c.id).SetUsername(c.user()).SetPassword(c.password).
+		SetCleanSession(!c.keep).SetTLSConfig(secure).SetAutoReconnect(c.again).SetConnectRetry(c.again).SetResumeSubs(false).
 		SetConnectRetryInterval(50 * time.Millisecond).SetMaxReconnectInterval(50 * time.Millisecond)
 	o.SetDefaultPublishHandler(func(_ paho3.Client, m paho3.Message) {
 		p.in.put(mqttMessage{topic: m.Topic(), payload: string(m.Payload()), qos: m.Qos(), retain: m.Retained(), dup: m.Duplicate()})
@@ -37,7 +41,7 @@ func openPaho3(ctx context.Context, l *mqttLab, c mqttConnect) (mqttClient, erro
 	}
 	if !strings.HasPrefix(c.url, "ws") { // so that it can be dropped
 		o.SetCustomOpenConnectionFn(func(u *url.URL, _ paho3.ClientOptions) (net.Conn, error) {
-			conn, err := l.dial(ctx, u)
+			conn, err := dial(ctx, u, secure)
 			if err == nil {
 				p.mu.Lock()
 				p.conn = conn
@@ -103,10 +107,10 @@ func (p *paho3Client) drop() error {
 }
 
 // dial opens a connection as a URL says: mqtt and tcp, mqtts and ssl.
-func (l *mqttLab) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
+func dial(ctx context.Context, u *url.URL, secure *tls.Config) (net.Conn, error) {
 	switch u.Scheme {
 	case "mqtts", "ssl", "tls":
-		return (&tls.Dialer{Config: l.tlsConfig()}).DialContext(ctx, "tcp", u.Host)
+		return (&tls.Dialer{Config: secure}).DialContext(ctx, "tcp", u.Host)
 	}
 	return (&net.Dialer{}).DialContext(ctx, "tcp", u.Host)
 }
@@ -124,16 +128,20 @@ type paho5Client struct {
 	hold bool
 }
 
-func openPaho5(ctx context.Context, l *mqttLab, c mqttConnect) (mqttClient, error) {
+func openPaho5(ctx context.Context, _ *mqttLab, c mqttConnect) (mqttClient, error) {
 	u, err := url.Parse(c.url)
+	if err != nil {
+		return nil, err
+	}
+	secure, err := c.tlsConfig()
 	if err != nil {
 		return nil, err
 	}
 	p := &paho5Client{in: newInbox(), hold: c.hold}
 	up, refused := make(chan *paho.Connack, 1), make(chan error, 1)
 	cfg := autopaho.ClientConfig{
-		ServerUrls: []*url.URL{u}, TlsCfg: l.tlsConfig(), KeepAlive: 30, CleanStartOnInitialConnection: !c.keep, SessionExpiryInterval: c.expiry5(),
-		ConnectUsername: "device", ConnectPassword: []byte(c.password),
+		ServerUrls: []*url.URL{u}, TlsCfg: secure, KeepAlive: 30, CleanStartOnInitialConnection: !c.keep, SessionExpiryInterval: c.expiry5(),
+		ConnectUsername: c.user(), ConnectPassword: []byte(c.password),
 		ReconnectBackoff: func(int) time.Duration { return 50 * time.Millisecond },
 		OnConnectionUp: func(_ *autopaho.ConnectionManager, ack *paho.Connack) {
 			select {
@@ -164,7 +172,7 @@ func openPaho5(ctx context.Context, l *mqttLab, c mqttConnect) (mqttClient, erro
 	}
 	if !strings.HasPrefix(c.url, "ws") {
 		cfg.AttemptConnection = func(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (net.Conn, error) {
-			conn, err := l.dial(ctx, u)
+			conn, err := dial(ctx, u, secure)
 			if err != nil {
 				return nil, err
 			}

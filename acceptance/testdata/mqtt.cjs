@@ -4,9 +4,9 @@
 const mqtt = require('mqtt');
 const fs = require('fs');
 
-const ca = fs.readFileSync(process.argv[2]);
 const clients = new Map();
 const say = (line) => process.stdout.write(JSON.stringify(line) + '\n');
+const file = (path) => (path ? fs.readFileSync(path) : undefined);
 const bytes = (base64) => Buffer.from(base64, 'base64');
 
 const settled = (call) => new Promise((resolve, reject) => call((error, value) => (error ? reject(error) : resolve(value))));
@@ -28,7 +28,8 @@ const commands = {
     new Promise((resolve, reject) => {
       const v5 = version === 5;
       const client = mqtt.connect(c.url, {
-        clientId: c.id, username: 'device', password: c.password, protocolVersion: version, clean: !c.keep, ca, resubscribe: false,
+        clientId: c.id, username: c.user || undefined, password: c.password || undefined, protocolVersion: version, clean: !c.keep, resubscribe: false,
+        ca: file(c.ca), cert: file(c.certificate), key: file(c.certificate),
         reconnectPeriod: c.again ? 50 : 0, connectTimeout: 20000,
         will: c.will && { topic: c.will.topic, payload: c.will.payload, qos: c.will.qos, retain: c.will.retain },
         properties: v5 ? { sessionExpiryInterval: c.expiry, ...(c.receiveMaximum ? { receiveMaximum: c.receiveMaximum } : {}) } : undefined,
