@@ -203,6 +203,10 @@ type seat struct {
 	owner string
 }
 
+// stuck is how long a connection has to let go of its session before a write that its client does not take is ended: a
+// device that came by another way is at the end of a link that takes nothing any more.
+const stuck = 100 * time.Millisecond
+
 // enter makes c the one connection of a client. One that the same principal has is ended, and has let go of the session once
 // enter returns [MQTT-3.1.4-3]; another principal's stays, and c does not get in.
 func (o *online) enter(ctx context.Context, c *conn, who *access.Principal, id string) error {
@@ -222,6 +226,8 @@ func (o *online) enter(ctx context.Context, c *conn, who *access.Principal, id s
 		old.end(&violation{packets.ErrSessionTakenOver.Code, "another connection has taken the session over"})
 		select {
 		case <-old.ended:
+		case <-time.After(stuck): // and once more: the next write, or one that was just begun, sets a deadline of its own
+			_ = old.nc.SetWriteDeadline(time.Unix(1, 0))
 		case <-ctx.Done():
 			return fmt.Errorf("the connection that has the session does not let it go: %w", event.ErrUnavailable)
 		}

@@ -2,11 +2,13 @@ package mqtt
 
 import (
 	"bufio"
+	"bytes"
 	"net"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	frames "github.com/gobwas/ws"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -95,4 +97,65 @@ func TestStandStill(t *testing.T) {
 			c.wantEnd(packets.ErrKeepAliveTimeout.Code)
 		})
 	}
+}
+
+// A lateConn's writer sets the deadline of a write just after somebody else has ended that.
+type lateConn struct {
+	net.Conn
+	late atomic.Bool
+}
+
+func (c *lateConn) SetWriteDeadline(at time.Time) error {
+	if time.Until(at) < 0 && !c.late.Swap(true) {
+		at = time.Now().Add(time.Hour)
+	}
+	return c.Conn.SetWriteDeadline(at)
+}
+
+// Who has lost its link comes back by another at once: a write into the old one does not keep its session from it.
+func TestTakeOverWhileWriting(t *testing.T) {
+	r := newRig(t, newFakeRouter(t), nil, Options{WriteTimeout: time.Hour, ConnectTimeout: 2 * time.Second})
+	hello := encode(t, connectPacket(5, "dev", persistent))
+	ping := []byte{packets.Pingreq << 4, 0}
+	for _, x := range []struct {
+		what        string
+		wrap        func(nc net.Conn) net.Conn
+		hello, ping []byte
+	}{
+		{"a connection", func(nc net.Conn) net.Conn { return nc }, hello, ping},
+		{"a deadline that is set late", func(nc net.Conn) net.Conn { return &lateConn{Conn: nc} }, hello, ping},
+		{"a WebSocket", func(nc net.Conn) net.Conn { return newWebSocket(r.s, nc) }, frame(t, frames.NewBinaryFrame(hello)), frame(t, frames.NewPingFrame(nil))},
+	} {
+		t.Run(x.what, func(t *testing.T) {
+			here, there := net.Pipe()
+			defer here.Close()
+			r.s.attend(t.Context(), x.wrap(there), r.door, nil)
+			ask := func(b []byte, n int) {
+				t.Helper()
+				if _, err := here.Write(b); err != nil {
+					t.Fatal(err)
+				}
+				if _, err := here.Read(make([]byte, n)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			ask(x.hello, 1<<10)
+			ask(x.ping, 1) // the rest of the answer is not read
+			c, ok := r.connect(5, "dev", persistent)
+			if ok.ReasonCode != 0 || !ok.SessionPresent {
+				t.Fatalf("CONNACK 0x%02X, session present %v", ok.ReasonCode, ok.SessionPresent)
+			}
+			c.send(bye(0))
+			c.wantEnd(0)
+		})
+	}
+}
+
+func frame(t *testing.T, f frames.Frame) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := frames.WriteFrame(&b, frames.MaskFrame(f)); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
