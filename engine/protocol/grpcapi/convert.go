@@ -2,8 +2,8 @@ package grpcapi
 
 import (
 	"encoding/base64"
+	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -13,6 +13,7 @@ import (
 	"github.com/cloudevents/sdk-go/binding/format/protobuf/v2/pb"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/millrace/millrace/engine/event"
 )
@@ -39,12 +40,15 @@ func setEvent(e *event.Event, in *pb.CloudEvent, l event.Limits) error {
 	}
 	e.ID, e.Source, e.Type = in.GetId(), in.GetSource(), in.GetType()
 	for name, v := range in.GetAttributes() {
-		if err := setAttribute(e, name, v); err != nil {
+		kind, value, err := valueOf(v)
+		if err != nil {
+			return event.Invalid(clip(name), err.Error())
+		}
+		if err := setAttribute(e, name, kind, value); err != nil {
 			return err
 		}
 	}
-	// A map has no order, and an event that is sent again must be the same event.
-	slices.SortFunc(e.Extensions, func(a, b event.Attribute) int { return strings.Compare(a.Name, b.Name) })
+	sortExtensions(e)
 	if err := setData(e, in); err != nil {
 		return err
 	}
@@ -73,11 +77,7 @@ func eventsOf(in []*pb.CloudEvent, l event.Limits) ([]event.Event, error) {
 
 // setAttribute takes in one entry of the attributes: one of CloudEvents' own besides those that are fields of the
 // message, or an extension.
-func setAttribute(e *event.Event, name string, v *pb.CloudEventAttributeValue) error {
-	kind, value, err := valueOf(v)
-	if err != nil {
-		return event.Invalid(clip(name), err.Error())
-	}
+func setAttribute(e *event.Event, name string, kind event.Kind, value string) error {
 	var at *string
 	want := event.String
 	switch name {
@@ -126,12 +126,18 @@ func valueOf(v *pb.CloudEventAttributeValue) (event.Kind, string, error) {
 	case *pb.CloudEventAttributeValue_CeUriRef:
 		return event.URIReference, x.CeUriRef, nil
 	case *pb.CloudEventAttributeValue_CeTimestamp:
-		if err := x.CeTimestamp.CheckValid(); err != nil {
-			return 0, "", fmt.Errorf("is no time of the years 1 to 9999 (seconds %d, nanos %d)", x.CeTimestamp.GetSeconds(), x.CeTimestamp.GetNanos())
-		}
-		return event.Timestamp, x.CeTimestamp.AsTime().Format(time.RFC3339Nano), nil
+		value, err := instant(x.CeTimestamp)
+		return event.Timestamp, value, err
 	}
-	return 0, "", fmt.Errorf("has no value; set one of ce_boolean, ce_integer, ce_string, ce_bytes, ce_uri, ce_uri_ref and ce_timestamp")
+	return 0, "", errors.New("has no value; set one of ce_boolean, ce_integer, ce_string, ce_bytes, ce_uri, ce_uri_ref and ce_timestamp")
+}
+
+// instant is a time as attributes have it.
+func instant(at *timestamppb.Timestamp) (string, error) {
+	if at.CheckValid() != nil {
+		return "", fmt.Errorf("is no time of the years 1 to 9999 (seconds %d, nanos %d)", at.GetSeconds(), at.GetNanos())
+	}
+	return at.AsTime().Format(time.RFC3339Nano), nil
 }
 
 // fieldOf names the field of an attribute's value.
@@ -144,29 +150,38 @@ func setData(e *event.Event, in *pb.CloudEvent) error {
 	switch d := in.GetData().(type) {
 	case nil:
 	case *pb.CloudEvent_TextData:
-		e.Data = []byte{}
-		if d.TextData != "" {
-			e.Data = unsafe.Slice(unsafe.StringData(d.TextData), len(d.TextData)) // the router does not write to it
-		}
-		return checkJSON(e, "text_data")
+		return setText(e, d.TextData)
 	case *pb.CloudEvent_BinaryData:
-		if len(d.BinaryData) == 0 && event.IsJSON(e.DataContentType) {
-			return nil // SDKs send it for an event without data, and it is no JSON
-		}
-		if e.Data = d.BinaryData; e.Data == nil {
-			e.Data = []byte{}
-		}
-		// Most that speak this format send JSON and text as bytes; other faces show those as what they are.
-		switch {
-		case e.DataContentType == "":
-			e.Binary = event.CheckJSON(e.Data) != nil
-		case event.IsJSON(e.DataContentType):
-			return checkJSON(e, "binary_data")
-		default:
-			e.Binary = !isText(e.DataContentType) || !utf8.Valid(e.Data)
-		}
+		return setBinary(e, d.BinaryData)
 	case *pb.CloudEvent_ProtoData:
 		return setMessage(e, d.ProtoData)
+	}
+	return nil
+}
+
+func setText(e *event.Event, s string) error {
+	e.Data = []byte{}
+	if s != "" {
+		e.Data = unsafe.Slice(unsafe.StringData(s), len(s)) // the router does not write to it
+	}
+	return checkJSON(e, "text_data")
+}
+
+func setBinary(e *event.Event, b []byte) error {
+	if len(b) == 0 && event.IsJSON(e.DataContentType) {
+		return nil // SDKs send it for an event without data, and it is no JSON
+	}
+	if e.Data = b; b == nil {
+		e.Data = []byte{}
+	}
+	// Most that speak this format send JSON and text as bytes; other faces show those as what they are.
+	switch {
+	case e.DataContentType == "":
+		e.Binary = event.CheckJSON(e.Data) != nil
+	case event.IsJSON(e.DataContentType):
+		return checkJSON(e, "binary_data")
+	default:
+		e.Binary = !isText(e.DataContentType) || !utf8.Valid(e.Data)
 	}
 	return nil
 }

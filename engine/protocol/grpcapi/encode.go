@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"encoding/base64"
 	"math"
+	"math/bits"
 	"strconv"
 	"sync"
 	"time"
@@ -25,7 +26,7 @@ type outgoing struct{ head, body, tail []byte }
 // codec is grpc's for protobuf, and passes on what is encoded.
 type codec struct {
 	encoding.CodecV2
-	events  int      // that a request may have
+	limits  event.Limits
 	refused sync.Map // message → why it was not decoded, until it is told
 }
 
@@ -48,19 +49,26 @@ func (c *codec) Marshal(v any) (mem.BufferSlice, error) {
 	return out, nil
 }
 
-// bodies keeps the memory of messages that were sent, for others.
+// bodies keeps the memory of messages that were sent or stored, for others: in powers of two, so that none holds twice what
+// it needs.
 type bodies struct{}
 
-var bodyPool = sync.Pool{New: func() any {
-	b := make([]byte, 0, batchBytes/2)
-	return &b
-}}
+// Memory is kept by the power of two that it has at least: of 32 KiB to 1 MiB.
+const leastKept = 15
+
+var bodyPools [6]sync.Pool // of *[]byte
 
 // Get returns memory for n bytes.
 func (bodies) Get(n int) *[]byte {
-	b := bodyPool.Get().(*[]byte)
-	if cap(*b) < n {
-		*b = make([]byte, n)
+	i := max(bits.Len(uint(max(n, 1)-1))-leastKept, 0)
+	if i >= len(bodyPools) {
+		b := make([]byte, n)
+		return &b
+	}
+	b, ok := bodyPools[i].Get().(*[]byte)
+	if !ok {
+		fresh := make([]byte, 1<<(leastKept+i))
+		b = &fresh
 	}
 	*b = (*b)[:n]
 	return b
@@ -68,14 +76,13 @@ func (bodies) Get(n int) *[]byte {
 
 // Put takes it back, unless a large event has made it large.
 func (bodies) Put(b *[]byte) {
-	if cap(*b) <= 4*batchBytes {
-		*b = (*b)[:0]
-		bodyPool.Put(b)
+	if i := bits.Len(uint(cap(*b))) - 1 - leastKept; i >= 0 && i < len(bodyPools) {
+		bodyPools[i].Put(b)
 	}
 }
 
 // newBody is an empty one.
-func newBody() []byte { return *bodies{}.Get(0) }
+func newBody() []byte { return (*bodies{}.Get(batchBytes / 2))[:0] }
 
 // beginField opens a field that holds bytes; endField, with where they begin, writes their number, moving them where that
 // takes more than the one byte that is kept for it.
@@ -121,6 +128,18 @@ func appendPosition(dst []byte, field protowire.Number, p event.Position) []byte
 	at := len(dst)
 	dst = appendNumber(dst, 1, uint64(p.Partition))
 	return endField(appendNumber(dst, 2, p.Offset), at)
+}
+
+// appendAnswer appends a PublishStreamResponse for events that are stored.
+func appendAnswer(dst []byte, sequence uint64, evs []event.Event, pos []event.Position) []byte {
+	dst = appendNumber(dst, 1, sequence)
+	for i := range evs {
+		dst = beginField(dst, 2)
+		at := len(dst)
+		dst = appendText(dst, 1, evs[i].ID)
+		dst = endField(appendPosition(dst, 2, pos[i]), at)
+	}
+	return dst
 }
 
 // appendReceived appends an event as field 1 of a message of them.

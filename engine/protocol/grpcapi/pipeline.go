@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
+	"strings"
 	"sync"
 
 	"google.golang.org/grpc"
-	"google.golang.org/protobuf/proto"
+	"google.golang.org/grpc/mem"
 
 	"github.com/millrace/millrace/engine/access"
 	"github.com/millrace/millrace/engine/admission"
@@ -36,13 +38,46 @@ type pipeline struct {
 
 // taken is a request that will be answered.
 type taken struct {
+	batch                                     // borrows from wire
+	wire     mem.Buffer                       // what came; nil: batch borrows from asked
+	asked    *millracev1.PublishStreamRequest // what protobuf had to decode
 	sequence uint64
-	size     int
-	topic    string
-	events   []event.Event
-	in       *millracev1.PublishStreamRequest
-	err      error // why nothing of it is to be stored
+	size     int    // of what came
+	to       string // the topic
+	err      error  // why nothing of it is to be stored
 	pos      []event.Position
+}
+
+// takenPool keeps the memory of requests that were answered.
+var takenPool = sync.Pool{New: func() any { return new(taken) }}
+
+// keptEvents is how many events a request may have had whose memory is kept.
+const keptEvents = 1000
+
+// drop lets go of what was received, at which nobody may look any more.
+func (t *taken) drop() {
+	if t.wire != nil {
+		t.wire.Free()
+	}
+	clear(t.events)
+	clear(t.attrs)
+	*t = taken{batch: batch{events: t.events[:0], attrs: t.attrs[:0]}, sequence: t.sequence, to: t.to, pos: t.pos[:0]}
+}
+
+// free is drop of a request that was answered.
+func (t *taken) free() {
+	t.drop()
+	if cap(t.events) <= keptEvents && cap(t.attrs) <= 2*keptEvents {
+		takenPool.Put(t)
+	}
+}
+
+// names is the topic that the request names. It borrows.
+func (t *taken) names() string {
+	if t.asked != nil {
+		return t.asked.GetTopic()
+	}
+	return t.topic
 }
 
 // PublishStream stores request after request.
@@ -90,7 +125,8 @@ func (x *events) PublishStream(stream publishStream) error {
 // read takes requests until the client has sent its last, which is no error, or ctx ends.
 func (p *pipeline) read(ctx context.Context) error {
 	for sequence := uint64(1); ; sequence++ {
-		in, err := p.stream.Recv()
+		t := takenPool.Get().(*taken)
+		err := p.stream.RecvMsg(t)
 		switch {
 		case errors.Is(err, io.EOF):
 			return nil
@@ -104,15 +140,16 @@ func (p *pipeline) read(ctx context.Context) error {
 				return err
 			}
 		}
-		if name := in.GetTopic(); name != "" { // also of one that is refused: those behind it mean the same
-			p.topic = name
+		if name := t.names(); name != "" && name != p.topic { // also of one that is refused: those behind it mean the same
+			p.topic = strings.Clone(name)
 		}
-		t := &taken{sequence: sequence, size: proto.Size(in), in: in}
+		t.sequence, t.to = sequence, p.topic
 		if err := p.hold(ctx, t.size); err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
-			t.size, t.in, t.err = 0, nil, err
+			t.drop()
+			t.err = err
 		} else {
 			t.err = p.check(t)
 		}
@@ -126,16 +163,16 @@ func (p *pipeline) read(ctx context.Context) error {
 
 // check says what keeps a request from being stored, and makes its events.
 func (p *pipeline) check(t *taken) (err error) {
-	t.topic = p.topic
-	if t.topic == "" {
+	if t.to == "" {
 		return event.Invalid("topic", "is missing; name the topic in the first request at least")
 	}
-	if _, err := may(p.stream.Context(), access.Publish, access.Topic, t.topic); err != nil {
+	if _, err := may(p.stream.Context(), access.Publish, access.Topic, t.to); err != nil {
 		return err
 	}
-	if t.events, err = eventsOf(t.in.GetEvents(), p.s.o.Limits); err == nil {
-		t.pos = make([]event.Position, len(t.events))
+	if t.asked != nil {
+		t.events, err = eventsOf(t.asked.GetEvents(), p.s.o.Limits)
 	}
+	t.pos = slices.Grow(t.pos[:0], len(t.events))[:len(t.events)]
 	return err
 }
 
@@ -200,15 +237,17 @@ func (p *pipeline) store(first *taken, out *line) error {
 		size += t.size
 	}
 	for _, t := range all {
-		answer := &millracev1.PublishStreamResponse{Sequence: t.sequence}
+		var answer any
 		if t.err != nil {
-			answer.Error = p.s.told(millracev1.Events_PublishStream_FullMethodName, p.s.unseen(p.se, access.Topic, t.topic, t.err)).Proto()
+			st := p.s.told(millracev1.Events_PublishStream_FullMethodName, p.s.unseen(p.se, access.Topic, t.to, t.err))
+			answer = &millracev1.PublishStreamResponse{Sequence: t.sequence, Error: st.Proto()}
 		} else {
-			answer.Events = publishedOf(t.events, t.pos)
+			answer = &outgoing{body: appendAnswer(newBody(), t.sequence, t.events, t.pos)}
 		}
 		if err := out.send(answer); err != nil {
 			return err
 		}
+		t.free() // errors borrow too
 	}
 	return nil
 }
@@ -221,10 +260,10 @@ func (p *pipeline) commit(ctx context.Context, all []*taken) {
 		if t.err != nil {
 			continue
 		}
-		if of[t.topic] == nil {
-			topics = append(topics, t.topic)
+		if of[t.to] == nil {
+			topics = append(topics, t.to)
 		}
-		of[t.topic] = append(of[t.topic], t)
+		of[t.to] = append(of[t.to], t)
 	}
 	if len(topics) == 1 {
 		p.topicful(ctx, topics[0], of[topics[0]])
@@ -256,25 +295,40 @@ func (p *pipeline) together(ctx context.Context, topic string, list []*taken, ev
 		list[0].err = p.s.o.Backend.Publish(ctx, topic, list[0].events, list[0].pos)
 		return
 	}
-	evs := make([]event.Event, 0, events)
+	b := gatheredPool.Get().(*gathered)
 	for _, t := range list {
-		evs = append(evs, t.events...)
+		b.events = append(b.events, t.events...)
 	}
-	pos := make([]event.Position, events)
-	if err := p.s.o.Backend.Publish(ctx, topic, evs, pos); err != nil {
-		for _, t := range list {
-			// Made anew: the router has filled in what was left out, and would not know the event again by that.
-			if t.events, t.err = eventsOf(t.in.GetEvents(), p.s.o.Limits); t.err == nil {
-				t.err = p.s.o.Backend.Publish(ctx, topic, t.events, t.pos)
-			}
+	b.pos = slices.Grow(b.pos, events)[:events]
+	if err := p.s.o.Backend.Publish(ctx, topic, b.events, b.pos); err != nil {
+		for _, t := range list { // what the router filled in is not in these
+			t.err = p.s.o.Backend.Publish(ctx, topic, t.events, t.pos)
 		}
+	} else {
+		at := 0
+		for _, t := range list {
+			for i := range t.events {
+				t.events[i].ID = b.events[at+i].ID
+			}
+			at += copy(t.pos, b.pos[at:])
+		}
+	}
+	b.free()
+}
+
+// gathered are the events of several requests.
+type gathered struct {
+	events []event.Event
+	pos    []event.Position
+}
+
+var gatheredPool = sync.Pool{New: func() any { return new(gathered) }}
+
+func (b *gathered) free() {
+	if cap(b.events) > 8*keptEvents {
 		return
 	}
-	at := 0
-	for _, t := range list {
-		for i := range t.events {
-			t.events[i].ID = evs[at+i].ID
-		}
-		at += copy(t.pos, pos[at:])
-	}
+	clear(b.events)
+	b.events, b.pos = b.events[:0], b.pos[:0]
+	gatheredPool.Put(b)
 }

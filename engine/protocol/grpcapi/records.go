@@ -9,6 +9,8 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/millrace/millrace/sdk/client/millracev1"
 )
 
 // recordsOfEvent is how many parts an event may have on average that memory is taken for: an attribute is two.
@@ -19,17 +21,38 @@ const recordsOfEvent = 40
 // One that is refused is noted: what Unmarshal itself returns grpc tells as a fault of the router's own.
 func (c *codec) Unmarshal(data mem.BufferSlice, v any) error {
 	m, ok := v.(proto.Message)
-	if !ok || data.Len() <= largeMessage {
+	t, publishes := v.(*taken)
+	if !publishes && (!ok || data.Len() <= largeMessage) {
 		return c.CodecV2.Unmarshal(data, v)
 	}
-	b := data.MaterializeToBuffer(bodies{})
+	b := inOnePiece(data)
+	if publishes {
+		t.size = b.Len()
+		if t.decode(b.ReadOnlyData(), c.limits) {
+			t.wire = b
+			return nil
+		}
+		t.asked = &millracev1.PublishStreamRequest{}
+		m = t.asked
+	}
 	defer b.Free()
-	left := recordsOfEvent * c.events
-	if err := countRecords(m.ProtoReflect().Descriptor(), b.ReadOnlyData(), &left, 0); err != nil {
-		c.refused.Store(v, err)
-		return nil
+	if b.Len() > largeMessage {
+		left := recordsOfEvent * c.limits.Events
+		if err := countRecords(m.ProtoReflect().Descriptor(), b.ReadOnlyData(), &left, 0); err != nil {
+			c.refused.Store(v, err)
+			return nil
+		}
 	}
 	return proto.Unmarshal(b.ReadOnlyData(), m)
+}
+
+// inOnePiece is a message in one piece. A small one takes no more memory than it has bytes, others not twice as much: many may
+// wait to be stored.
+func inOnePiece(data mem.BufferSlice) mem.Buffer {
+	if data.Len() <= largeMessage {
+		return mem.SliceBuffer(data.Materialize())
+	}
+	return data.MaterializeToBuffer(bodies{})
 }
 
 // countRecords takes the parts of a message, and of those within it, from how many are left. What is no protobuf is left to the

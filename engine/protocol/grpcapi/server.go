@@ -45,7 +45,7 @@ func New(o Options) (*Server, error) {
 	if err := o.validate(); err != nil {
 		return nil, fmt.Errorf("grpcapi: %w", err)
 	}
-	s := &Server{o: o, health: health.NewServer(), singles: map[string]bool{}, codec: &codec{CodecV2: encoding.GetCodecV2("proto"), events: o.Limits.Events}}
+	s := &Server{o: o, health: health.NewServer(), singles: map[string]bool{}, codec: &codec{CodecV2: encoding.GetCodecV2("proto"), limits: o.Limits}}
 	s.draining, s.drain = context.WithCancel(context.Background())
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(s.codec),
