@@ -15,7 +15,8 @@ type session struct {
 	tenant   string
 	clientID string
 	out      *outbox
-	in       inbox // of QoS 2
+	in       inbox         // of QoS 2
+	ending   chan struct{} // closed once it has ended or stays after all; nil: it is not being ended. sessions.mu guards it
 
 	mu        sync.Mutex
 	connected bool          // it has a connection

@@ -73,7 +73,7 @@ func (r *sessions) open(ctx context.Context) error {
 func (s *session) over(now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return !s.connected && s.expiry < expiresNever && now.Sub(s.left) >= s.expiry
+	return !s.connected && s.expiry < expiresNever && (s.expiry == 0 || now.Sub(s.left) >= s.expiry)
 }
 
 // expiresNever and longer is for ever (3.1.2.11.2).
@@ -86,6 +86,12 @@ func (r *sessions) take(ctx context.Context, caller Caller, clientID string, cle
 	key := sessionKey{p.Identity(), clientID}
 	r.mu.Lock()
 	old := r.all[key]
+	for ; old != nil && old.ending != nil; old = r.all[key] { // its rows go under the keys of those that come now
+		ended := old.ending
+		r.mu.Unlock()
+		<-ended
+		r.mu.Lock()
+	}
 	if old != nil && !old.over(r.s.o.Now()) && !clean {
 		sess, present = old, true
 	} else {
@@ -126,7 +132,7 @@ func (r *sessions) take(ctx context.Context, caller Caller, clientID string, cle
 	sess.mu.Lock()
 	sess.connected, sess.expiry = false, 0
 	sess.mu.Unlock()
-	r.over(ctx, sess)
+	_ = r.over(ctx, sess) // has said so
 	return nil, false, err
 }
 
@@ -139,7 +145,7 @@ func (r *sessions) leave(sess *session) {
 	keep := sess.expiry > 0
 	sess.mu.Unlock()
 	if !keep {
-		r.over(ctx, sess)
+		_ = r.over(ctx, sess) // has said so
 		return
 	}
 	if err := sess.out.saveAll(ctx); err != nil {
@@ -147,24 +153,44 @@ func (r *sessions) leave(sess *session) {
 	}
 }
 
-// over ends a session that has no connection.
-func (r *sessions) over(ctx context.Context, sess *session) {
+// over ends a session that has no connection, unless somebody else does. One whose rows cannot be removed stays, to be ended
+// another time: who comes is to find all of it or nothing.
+func (r *sessions) over(ctx context.Context, sess *session) error {
+	key := sessionKey{sess.owner, sess.clientID}
 	r.mu.Lock()
-	if key := (sessionKey{sess.owner, sess.clientID}); r.all[key] == sess {
-		delete(r.all, key)
+	mine := r.all[key] == sess && sess.ending == nil && sess.over(r.s.o.Now())
+	if mine {
+		sess.ending = make(chan struct{})
 	}
 	r.mu.Unlock()
-	sess.out.end()
-	if err := r.forget(ctx, sess); err != nil {
-		r.s.o.Log.Warn("the rows of an MQTT session that has ended cannot be removed now; they are at the next start", "client", sess.clientID, "error", err)
+	if !mine {
+		return nil
 	}
+	sess.out.end()
+	err := r.forget(ctx, sess)
+	r.mu.Lock()
+	if err == nil {
+		delete(r.all, key)
+	} else {
+		sess.mu.Lock()
+		sess.stored = true
+		r.stored++
+		sess.mu.Unlock()
+	}
+	close(sess.ending)
+	sess.ending = nil
+	r.mu.Unlock()
+	if err != nil && !errors.Is(err, context.Canceled) {
+		r.s.o.Log.Warn("the rows of an MQTT session that has ended cannot be removed now, which is tried again", "client", sess.clientID, "error", err)
+	}
+	return err
 }
 
 // forget removes a session's rows.
 func (r *sessions) forget(ctx context.Context, sess *session) error {
 	sess.mu.Lock()
 	stored := sess.stored
-	sess.stored = false
+	sess.stored, sess.expiry = false, 0 // nothing writes rows of it any more
 	sess.mu.Unlock()
 	if !stored {
 		return nil
@@ -187,15 +213,16 @@ func (r *sessions) expire(ctx context.Context) {
 	now := r.s.o.Now()
 	var over []*session
 	r.mu.Lock()
-	for key, sess := range r.all {
+	for _, sess := range r.all {
 		if sess.over(now) {
-			delete(r.all, key)
 			over = append(over, sess)
 		}
 	}
 	r.mu.Unlock()
 	for _, sess := range over {
-		r.over(ctx, sess)
+		if r.over(ctx, sess) != nil { // nor the others' now
+			return
+		}
 	}
 }
 
