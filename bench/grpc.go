@@ -22,9 +22,10 @@ import (
 
 // What the gRPC rows use: streams, each over a connection of its own.
 const (
-	grpcInFlight  = 4    // requests of a publishing stream that are not answered yet
-	grpcConsumers = 16   // streams that take deliveries
-	grpcCredit    = 2000 // of each
+	grpcInFlight  = 4                                // requests of a publishing stream that are not answered yet
+	grpcConsumers = 16                               // streams that take deliveries
+	grpcCredit    = 2000                             // of each
+	grpcWrite     = batchEvents * eventBytes * 5 / 4 // bytes that are written at once: a batch, as over HTTP
 )
 
 // encoded passes messages on as the bytes that they are, so that the generator takes nothing apart that it does not use.
@@ -43,7 +44,7 @@ func (encoded) Unmarshal(b mem.BufferSlice, v any) error {
 
 // openStream opens a stream of a router on a connection of its own.
 func openStream(ctx context.Context, addr, method string) (stream grpc.ClientStream, done func(), err error) {
-	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(encoded{}), grpc.MaxCallRecvMsgSize(64<<20)))
+	c, err := grpc.NewClient(addr, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithWriteBufferSize(grpcWrite), grpc.WithDefaultCallOptions(grpc.ForceCodecV2(encoded{}), grpc.MaxCallRecvMsgSize(64<<20)))
 	if err != nil {
 		return nil, nil, err
 	}
