@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -59,6 +60,41 @@ func (e *Engine) holdTopics(ctx context.Context, c *change) {
 			}
 		}
 	}
+}
+
+// Behind is what a subscription has not settled of its topic.
+type Behind struct {
+	Events uint64
+	Bytes  int64     // by the mean of the events that the topic holds
+	Oldest time.Time // when the first of them was received; zero if there is none
+}
+
+// Behind says how far a subscription is behind its topic. It reads one event of each partition.
+func (e *Engine) Behind(ctx context.Context, name string) (Behind, error) {
+	var all Behind
+	s, err := e.subscription(name)
+	if err != nil {
+		return all, err
+	}
+	for _, p := range s.topic.parts {
+		from, b := s.watermark(p), p.log.Bounds()
+		if from = max(from, b.Head); from >= b.Next {
+			continue
+		}
+		all.Events += b.Next - from
+		all.Bytes += int64(float64(b.Bytes) * float64(b.Next-from) / float64(b.Next-b.Head))
+		_, rec, err := readOne(ctx, p.log, from)
+		if errors.Is(err, event.ErrGone) || errors.Is(err, event.ErrNotFound) { // the ring has passed it meanwhile
+			continue
+		}
+		if err != nil {
+			return all, err
+		}
+		if at := rec.ReceivedAt(); all.Oldest.IsZero() || at.Before(all.Oldest) {
+			all.Oldest = at
+		}
+	}
+	return all, nil
 }
 
 // Bounds of the circuit of a bridge: it opens with the first failure, for a link that is down must not cost a try an event,

@@ -38,6 +38,8 @@ type breaker struct {
 	since    int64  // closed, or not closed, since; 0: the start
 	next     int64  // open: when it is tried again
 	reason   string // the last failure
+	last     string // the same, also after all was well again
+	lastAt   int64  // when; 0: there was none
 }
 
 const (
@@ -110,7 +112,7 @@ func (b *breaker) succeeded(now int64, full int) (closed bool) {
 // left alone, 0 if it did not. It reports whether the circuit has opened from being closed.
 func (b *breaker) failed(now int64, l breakerLimits, reason string, after time.Duration) (opened bool) {
 	b.failures++
-	b.reason = reason
+	b.reason, b.last, b.lastAt = reason, reason, now
 	switch {
 	case l.failures < 0:
 		return false

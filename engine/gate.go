@@ -272,6 +272,9 @@ type CircuitInfo struct {
 	Next     *time.Time // open: when it is tried again
 	Reason   string     // the last failure
 
+	Last   string     // the last failure ever, also while all is well again
+	LastAt *time.Time // nil: there was none
+
 	RateWaits, HostWaits uint64 // sends that were put off by the rate, and by the host's limits
 }
 
@@ -314,7 +317,7 @@ func (b *breaker) info(now int64) CircuitInfo {
 		u := time.Unix(0, t).UTC()
 		return &u
 	}
-	info := CircuitInfo{State: state.String(), Since: at(b.since), Failures: b.failures, Reason: b.reason}
+	info := CircuitInfo{State: state.String(), Since: at(b.since), Failures: b.failures, Reason: b.reason, Last: b.last, LastAt: at(b.lastAt)}
 	if state == circuitOpen {
 		info.Next = at(b.next)
 	}

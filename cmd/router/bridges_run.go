@@ -96,7 +96,7 @@ func (r *inlets) set(ctx context.Context, set *rules.Set, opened map[string]even
 				}
 				continue
 			}
-			next[b.Name] = &inlet{r: r, name: b.Name, topic: b.Topic, kind: b.Kind, print: b.Fingerprint, ended: make(chan struct{}), since: time.Now()}
+			next[b.Name] = &inlet{r: r, name: b.Name, topic: b.Topic, print: b.Fingerprint, ended: make(chan struct{}), since: time.Now()}
 		}
 	}
 	for name, was := range r.all {
@@ -140,16 +140,17 @@ type inletCounts struct {
 
 // inlet is one bridge that brings events in.
 type inlet struct {
-	r                 *inlets
-	name, topic, kind string
-	print             string
-	stop              context.CancelFunc
-	ended             chan struct{}
-	mu                sync.Mutex
-	counts            inletCounts
-	reason            string    // why it waits; "" while all is well
-	since             time.Time // it is so
-	last              time.Time // the other side has answered
+	r           *inlets
+	name, topic string
+	print       string
+	stop        context.CancelFunc
+	ended       chan struct{}
+	mu          sync.Mutex
+	counts      inletCounts
+	reason      string    // why it waits; "" while all is well
+	since       time.Time // it is so
+	last        time.Time // the other side has answered
+	failed      *failure  // the last time that it waited; nil: it never did; replaced, not changed
 }
 
 // Place implements event.Inlet.
@@ -202,6 +203,9 @@ func (b *inlet) Tell(err error) {
 	}
 	b.mu.Lock()
 	was := b.reason
+	if reason != "" {
+		b.failed = &failure{reason, now}
+	}
 	if (was == "") != (reason == "") {
 		b.since = now
 	}
@@ -228,37 +232,22 @@ func (b *inlet) Lost(events uint64, what string) {
 	b.r.log.Warn("a bridge was overtaken on the other side and goes on with what there is", "bridge", b.name, "lost", events, "reason", what)
 }
 
-// bridgeState is how a bridge is.
-type bridgeState struct {
-	Name      string     `json:"name"`
-	Topic     string     `json:"topic"`
-	Direction string     `json:"direction"` // to or from
-	Kind      string     `json:"kind"`
-	State     string     `json:"state"` // running, waiting, or a subscription's
-	Reason    string     `json:"reason,omitempty"`
-	Since     *time.Time `json:"since,omitempty"`
-	Last      *time.Time `json:"last,omitempty"` // the other side has answered
-	Events    uint64     `json:"events"`         // of this run
-	Lag       *uint64    `json:"lag,omitempty"`  // events that wait; of one that forwards
-	Repeats   uint64     `json:"repeats"`
-	Loops     uint64     `json:"loops"`
-	Refused   uint64     `json:"refused"`
-	Lost      uint64     `json:"lost"`
-}
-
+// state is how it is.
 func (b *inlet) state() bridgeState {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s := bridgeState{Name: b.name, Topic: b.topic, Direction: "from", Kind: b.kind, State: "running", Reason: b.reason, Since: &b.since,
+	since := b.since
+	s := bridgeState{Name: b.name, State: "running", Reason: b.reason, Since: &since, LastError: b.failed,
 		Events: b.counts.Events, Repeats: b.counts.Repeats, Loops: b.counts.Loops, Refused: b.counts.Refused, Lost: b.counts.Lost}
-	if b.reason != "" {
+	switch {
+	case b.reason != "":
 		s.State = "waiting"
+	case b.last.IsZero():
+		s.State = "starting"
 	}
 	if last := b.last; !last.IsZero() {
 		s.Last = &last
 	}
-	since := b.since
-	s.Since = &since
 	return s
 }
 

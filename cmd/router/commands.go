@@ -18,6 +18,7 @@ func commands(p *program) []*cobra.Command {
 		deadLettersCommand(p),
 		replayCommand(p),
 		schedulesCommand(p),
+		bridgesCommand(p),
 		mqttCommand(p),
 		keysCommand(p),
 		accessCommand(p),

@@ -21,6 +21,7 @@ import (
 
 // process is a whole router in this process, on a port and a directory of its own.
 type process struct {
+	bearer string // what call shows; "" for nothing
 	t      *testing.T
 	o      routerOptions
 	r      *router
@@ -89,6 +90,9 @@ func (p *process) call(method, path, contentType, body string) (int, string) {
 		p.t.Fatal(err)
 	}
 	req.Header.Set("Content-Type", contentType)
+	if p.bearer != "" {
+		req.Header.Set("Authorization", "Bearer "+p.bearer)
+	}
 	resp, err := http.DefaultClient.Do(req)
 	if err != nil {
 		p.t.Fatal(err)

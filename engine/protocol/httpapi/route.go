@@ -52,6 +52,7 @@ func routes() []*route {
 		{method: "GET", path: "/v1/subscriptions/{name}/replay", handle: (*call).readReplay, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
 		{method: "DELETE", path: "/v1/subscriptions/{name}/replay", handle: (*call).cancelReplay, needs: needs{may: access.Operate, of: access.Subscription, in: InPath}},
 		{method: "GET", path: "/v1/schedules", handle: (*call).schedules, needs: needs{may: access.Read, of: access.Topic, in: Listed}},
+		{method: "GET", path: "/v1/bridges", handle: list("bridges"), needs: needs{may: access.Read, of: access.Subscription, in: Listed}},
 		{method: "GET", path: "/v1/functions", handle: list("functions"), needs: needs{may: access.Read, of: access.Function, in: Listed}},
 		{method: "GET", path: "/v1/functions/{name}", handle: show("functions"), needs: needs{may: access.Read, of: access.Function, in: InPath}},
 		{method: "PUT", path: "/v1/functions/{name}", handle: (*call).pushFunction, needs: needs{may: access.Deploy, of: access.Function, in: InPath}},
