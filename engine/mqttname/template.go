@@ -183,7 +183,8 @@ func (t Template) Unfill(text string, pieces []string) bool {
 				return false
 			}
 		}
-		if have := &pieces[p.n-1]; *have == "" {
+		have := &pieces[p.n-1]
+		if *have == "" && !t.hasField(i, p.n) {
 			*have = text[:end]
 		} else if *have != text[:end] {
 			return false
@@ -191,6 +192,16 @@ func (t Template) Unfill(text string, pieces []string) bool {
 		text = text[end:]
 	}
 	return text == ""
+}
+
+// hasField reports whether the first parts have the field of a wildcard: its piece is known then, also one that is empty.
+func (t Template) hasField(parts, wildcard int) bool {
+	for i := range parts {
+		if t.parts[i].n == wildcard {
+			return true
+		}
+	}
+	return false
 }
 
 // Pattern is the filter that all names lie in which the template makes: its text up to the level of the first field,

@@ -62,6 +62,7 @@ func TestUnfill(t *testing.T) {
 		{"{1}.end", "a.end.end", []string{"a.end", ""}},
 		{"{1}-{1}", "a-a", []string{"a", ""}},
 		{"{1}-{1}", "a-b", nil},
+		{"{1}-{1}", "-b", nil}, // an empty piece is a piece
 		{"{1}{2}", "ab", nil},
 		{"x{1}", "y", nil},
 		{"{1}x", "y", nil},
