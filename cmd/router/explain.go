@@ -13,7 +13,7 @@ import (
 )
 
 // explaining is the flags of explain.
-type explaining struct{ file, rules, topic string }
+type explaining struct{ file, rules, topic, name, data string }
 
 func explainCommand(p *program) *cobra.Command {
 	var o explaining
@@ -25,11 +25,17 @@ event is now; what the functions make of it, worked out once more without effect
 ended. With TOPIC/POSITION alone it lists what became of the event at every subscription of its topic.
 
 With --file and --rules it is a dry run without a router: of the subscription that is named, or of all that read --topic, or of all
-there are. The file is an event as CloudEvents JSON, or the data of one. Secrets and signatures are never shown.`,
+there are. The file is an event as CloudEvents JSON, or the data of one. Secrets and signatures are never shown.
+
+With --mqtt-name it begins where an MQTT client publishes: which mapping takes the name and why the others do not, the event that the
+payload in --data or --file becomes, under which names MQTT clients read it, and what subscriptions make of it: with --rules as in
+a dry run, else which of the router's take it. Nothing is published.`,
 		Example: `  router explain big-eu-orders orders/0-42
   router explain orders/0-42
   router explain --file event.json --rules millrace.yaml big-eu-orders
-  router explain --file event.json --rules millrace.yaml --topic orders -o json`,
+  router explain --file event.json --rules millrace.yaml --topic orders -o json
+  router explain --mqtt-name plants/north/pump-7/temp --data '{"celsius": 95}'
+  router explain --mqtt-name plants/north/pump-7/temp --data '{"celsius": 95}' --rules millrace.yaml hot`,
 		Args: cobra.RangeArgs(0, 2),
 	}
 	r := p.remoteFlags(cmd)
@@ -37,7 +43,17 @@ there are. The file is an event as CloudEvents JSON, or the data of one. Secrets
 	f.StringVar(&o.file, "file", "", "explain the event in this `file` (-: standard input) without a router; goes with --rules")
 	f.StringVar(&o.rules, "rules", "", "the rules file or folder (`path`) for --file")
 	f.StringVar(&o.topic, "topic", "", "the `topic` that the event of --file would be in")
+	f.StringVar(&o.name, "mqtt-name", "", "explain what an MQTT client would publish under this `name`")
+	f.StringVar(&o.data, "data", "", "the payload for --mqtt-name, as `text`")
+	cmd.MarkFlagsMutuallyExclusive("data", "file")
+	cmd.MarkFlagsMutuallyExclusive("mqtt-name", "topic")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if cmd.Flags().Changed("mqtt-name") {
+			return p.explainName(cmd, r, o, args)
+		}
+		if o.data != "" {
+			return usagef(cmd, "--data is the payload of what is published under --mqtt-name; an event is read from --file")
+		}
 		if o.file != "" || o.rules != "" || o.topic != "" {
 			return p.explainFile(cmd, r, o, args)
 		}

@@ -37,15 +37,43 @@ func (p *program) explainFile(cmd *cobra.Command, r *remote, o explaining, args 
 	if err != nil {
 		return err
 	}
-	dialer, err := egress.New(egress.Options{}) // nothing is dialled
+	set, err := p.ruleSet(ctx, o.rules)
 	if err != nil {
 		return err
+	}
+	subs, err := chosenSubscriptions(set, o.topic, args)
+	if err != nil {
+		return err
+	}
+	i := 0
+	return explainDry(ctx, set, subs, o.topic, rec, func(x *event.Explained) error {
+		if asJSON {
+			doc, err := json.Marshal(x)
+			if err != nil {
+				return err
+			}
+			return printJSON(p.stdout, doc)
+		}
+		if i++; i > 1 {
+			fmt.Fprintln(p.stdout)
+		}
+		writeExplained(p.stdout, x)
+		return nil
+	})
+}
+
+// ruleSet reads rules of files; nothing is dialled.
+func (p *program) ruleSet(ctx context.Context, path string) (*rules.Set, error) {
+	dialer, err := egress.New(egress.Options{})
+	if err != nil {
+		return nil, err
 	}
 	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	set, err := rules.Parse(ctx, o.rules, rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv})
-	if err != nil {
-		return err
-	}
+	return rules.Parse(ctx, path, rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv})
+}
+
+// explainDry tells what each of subs would make of an event in topic, or, if that is "", in its own.
+func explainDry(ctx context.Context, set *rules.Set, subs []rules.Subscription, topic string, rec event.Record, tell func(*event.Explained) error) (err error) {
 	host, err := authorHost(ctx, plugins.Options{})
 	if err != nil {
 		return err
@@ -62,33 +90,18 @@ func (p *program) explainFile(cmd *cobra.Command, r *remote, o explaining, args 
 	for _, topic := range set.Topics {
 		t.Topics = append(t.Topics, topic.Topic)
 	}
-	subs, err := chosenSubscriptions(set, o.topic, args)
-	if err != nil {
-		return err
-	}
-	for i, s := range subs {
-		topic := o.topic
-		if topic == "" {
-			topic = s.Topic
+	for _, s := range subs {
+		in := topic
+		if in == "" {
+			in = s.Topic
 		}
-		x, err := engine.ExplainDry(ctx, t, subscriptionSpec(s), topic, rec)
+		x, err := engine.ExplainDry(ctx, t, subscriptionSpec(s), in, rec)
 		if err != nil {
 			return event.At("subscriptions."+s.Name, err)
 		}
-		if asJSON {
-			doc, err := json.Marshal(x)
-			if err == nil {
-				err = printJSON(p.stdout, doc)
-			}
-			if err != nil {
-				return err
-			}
-			continue
+		if err := tell(x); err != nil {
+			return err
 		}
-		if i > 0 {
-			fmt.Fprintln(p.stdout)
-		}
-		writeExplained(p.stdout, x)
 	}
 	return nil
 }

@@ -12,7 +12,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/millrace/millrace/engine/access"
-	"github.com/millrace/millrace/engine/egress"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/mqttname"
 	"github.com/millrace/millrace/engine/protocol/mqtt"
@@ -79,20 +78,19 @@ func (p *program) mqttDefinitions(cmd *cobra.Command, r *remote, path string) (d
 		}
 		return c.mqttDefinitions(cmd.Context())
 	}
-	dialer, err := egress.New(egress.Options{}) // nothing is dialled
+	set, err := p.ruleSet(cmd.Context(), path)
 	if err != nil {
 		return d, err
 	}
-	getenv := func(name string) (string, bool) { v := p.env(name); return v, v != "" }
-	set, err := rules.Parse(cmd.Context(), path, rules.Options{Sinks: sinkKinds(dialer), Schemes: sourceSchemes(nil), Bridges: bridgeKinds(linkProcess{}), Getenv: getenv})
-	if err != nil {
-		return d, err
-	}
+	return mqttDefinitionsOf(set), nil
+}
+
+func mqttDefinitionsOf(set *rules.Set) (d mqttDefinitions) {
 	d.mappings = set.Mappings()
 	for _, s := range set.Subscriptions {
 		d.subs = append(d.subs, s.Subscription)
 	}
-	return d, nil
+	return d
 }
 
 func (c *client) mqttDefinitions(ctx context.Context) (d mqttDefinitions, err error) {
@@ -106,8 +104,9 @@ func (c *client) mqttDefinitions(ctx context.Context) (d mqttDefinitions, err er
 			CloudEvents                       bool
 		}
 		Subscriptions []struct {
-			Name    string
-			Deliver struct{ MQTT *namesDoc }
+			Name      string
+			Functions []json.RawMessage
+			Deliver   struct{ MQTT *namesDoc }
 		}
 	}
 	if err := c.callJSON(ctx, "GET", c.path("rules"), nil, &doc); err != nil {
@@ -118,7 +117,7 @@ func (c *client) mqttDefinitions(ctx context.Context) (d mqttDefinitions, err er
 	}
 	for _, s := range doc.Subscriptions {
 		if n := s.Deliver.MQTT; n != nil {
-			d.subs = append(d.subs, event.Subscription{Name: s.Name, Deliver: event.Deliver{Face: event.Stream, Topic: s.Name + ".out", MQTT: event.MQTTNames{Topic: n.Topic, CloudEvents: n.CloudEvents}}})
+			d.subs = append(d.subs, event.Subscription{Name: s.Name, Functions: make([]string, len(s.Functions)), Deliver: event.Deliver{Face: event.Stream, Topic: s.Name + ".out", MQTT: event.MQTTNames{Topic: n.Topic, CloudEvents: n.CloudEvents}}})
 		}
 	}
 	return d, nil

@@ -31,8 +31,14 @@ func FuzzNames(f *testing.F) {
 		if !Overlap(filter, filter) || MoreSpecific(filter, filter) {
 			t.Errorf("%q and itself", filter)
 		}
+		if (Before(filter, template) != "") != MoreSpecific(filter, template) {
+			t.Errorf("%q and %q: Before is not MoreSpecific", filter, template)
+		}
 		if !ValidName(name) {
 			return
+		}
+		if (Differs(filter, name) == "") != Match(filter, name) {
+			t.Errorf("%q and %q: Differs is not Match", filter, name)
 		}
 		if ValidFilter(name) && Overlap(filter, name) != Match(filter, name) { // a name is a filter without wildcards
 			t.Errorf("%q and %q: Overlap is not Match", filter, name)
