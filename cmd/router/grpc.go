@@ -48,7 +48,7 @@ func (r *router) openGRPC(ctx context.Context, b backend, m *metrics) (err error
 	g := grpcapi.Options{Backend: grpcBackend{b}, Door: r.door, Limits: o.edge.limits, Log: o.log, Insecure: o.insecure, Public: o.edge.admin != "",
 		HeaderBytes: o.edge.server.HeaderBytes, ConnectTimeout: o.edge.server.HeaderTimeout, IdleTimeout: o.edge.server.IdleTimeout, WriteTimeout: o.edge.server.WriteTimeout, MessageTimeout: o.edge.server.BodyTimeout}
 	if r.edge != nil {
-		g.TLS = r.edge.Config()
+		g.TLS = r.edge.ConfigOf("h2")
 	}
 	if r.grpc.server, err = grpcapi.New(g); err != nil {
 		return err

@@ -134,7 +134,7 @@ func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
 		if err != nil {
 			return fmt.Errorf("--mqtt-tls-listen: %w", err)
 		}
-		r.mqtt.add(tls.NewListener(ln, mqttTLS(r.edge.Config())), ln.Addr().String()+", TLS")
+		r.mqtt.add(tls.NewListener(ln, r.edge.ConfigOf("mqtt")), ln.Addr().String()+", TLS")
 	}
 	return nil
 }
@@ -144,23 +144,6 @@ func (f *mqttFace) add(ln net.Listener, at string) {
 		at = unixPrefix + at
 	}
 	f.lns, f.at = append(f.lns, ln), append(f.at, at)
-}
-
-// mqttTLS is the configuration of HTTPS for who speaks "mqtt", by which name IANA knows it, or does not say what.
-func mqttTLS(c *tls.Config) *tls.Config {
-	c = c.Clone()
-	c.NextProtos = []string{"mqtt"}
-	if of := c.GetConfigForClient; of != nil {
-		c.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			c, err := of(hello)
-			if c != nil {
-				c = c.Clone()
-				c.NextProtos = []string{"mqtt"}
-			}
-			return c, err
-		}
-	}
-	return c
 }
 
 // serve speaks MQTT until shutdown.

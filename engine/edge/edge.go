@@ -85,18 +85,21 @@ func New(o Options) (*Edge, error) {
 			return nil, fmt.Errorf("acme: %w", err)
 		}
 	}
-	e.base = e.config()
+	protos := []string{"http/1.1"}
+	if e.acme != nil {
+		protos = append(protos, acme.ALPNProto)
+	}
+	e.base = e.ConfigOf(protos...)
 	return e, nil
 }
 
-// Config is the configuration of a listener. All listeners may share it; its session tickets are rotated by crypto/tls.
+// Config is the configuration of a listener of HTTP, at which an ACME authority looks as well. All listeners may share it;
+// its session tickets are rotated by crypto/tls.
 func (e *Edge) Config() *tls.Config { return e.base }
 
-func (e *Edge) config() *tls.Config {
-	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}, GetCertificate: e.certificate}
-	if e.acme != nil {
-		c.NextProtos = append(c.NextProtos, acme.ALPNProto)
-	}
+// ConfigOf is the configuration of listeners of other protocols, by their names in ALPN (RFC 7301).
+func (e *Edge) ConfigOf(protos ...string) *tls.Config {
+	c := &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protos, GetCertificate: e.certificate}
 	if e.o.ClientCA == "" {
 		return c
 	}

@@ -125,6 +125,11 @@ func newEdge(t *testing.T, o Options) (*Edge, *text) {
 // handshake connects to e as a client and says what each side knows.
 func handshake(t *testing.T, e *Edge, client *tls.Config) (tls.ConnectionState, tls.ConnectionState, error) {
 	t.Helper()
+	return handshakeAt(t, e.Config(), client)
+}
+
+func handshakeAt(t *testing.T, server, client *tls.Config) (tls.ConnectionState, tls.ConnectionState, error) {
+	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -143,7 +148,7 @@ func handshake(t *testing.T, e *Edge, client *tls.Config) (tls.ConnectionState, 
 		}
 		defer nc.Close()
 		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
-		c := tls.Server(nc, e.Config())
+		c := tls.Server(nc, server)
 		if err = c.Handshake(); err == nil {
 			_, err = c.Write([]byte("x")) // with it go the tickets of TLS 1.3
 		}
@@ -211,6 +216,46 @@ func TestOnlySafeVersionsAndHTTP1(t *testing.T) {
 	}
 	if seen, _, err = handshake(t, e, &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}); err != nil || seen.Version != tls.VersionTLS12 {
 		t.Errorf("TLS 1.2: %x %v", seen.Version, err)
+	}
+}
+
+// TestOneProtocol: a listener of another protocol speaks that alone, to who says so or says nothing, whoever's certificates it
+// asks for.
+func TestOneProtocol(t *testing.T) {
+	dir, far := t.TempDir(), time.Now().Add(time.Hour)
+	ca, next := make1(t, nil, far, "ca"), make1(t, nil, far, "next")
+	client := make1(t, &ca, far, "client")
+	file := write(t, filepath.Join(dir, "ca.pem"), ca.certPEM())
+	o := Options{Pairs: []Pair{put(t, dir, "server", make1(t, &ca, far, "localhost"))}}
+	open, _ := newEdge(t, o)
+	o.ClientCA = file
+	asks, _ := newEdge(t, o)
+	c := &tls.Config{InsecureSkipVerify: true, Certificates: []tls.Certificate{client.pair()}}
+	mqtt := asks.ConfigOf("mqtt")
+	for _, server := range []*tls.Config{open.ConfigOf("mqtt"), mqtt} {
+		for i, said := range [][]string{{"http/1.1", "mqtt"}, {}, {"http/1.1"}, {"acme-tls/1"}} {
+			c.NextProtos = said
+			spoken := ""
+			if i == 0 {
+				spoken = "mqtt"
+			}
+			seen, _, err := handshakeAt(t, server, c)
+			if (err == nil) != (i < 2) || err == nil && seen.NegotiatedProtocol != spoken {
+				t.Errorf("who speaks %q is spoken to in %q, %v", said, seen.NegotiatedProtocol, err)
+			}
+		}
+	}
+	c.NextProtos = []string{"http/1.1"}
+	if _, seen, err := handshake(t, asks, c); err != nil || len(seen.VerifiedChains) == 0 {
+		t.Errorf("at the listener of HTTP: %v", err)
+	}
+	write(t, file, next.certPEM())
+	asks.look(nil)
+	c.NextProtos = nil
+	for _, server := range []*tls.Config{asks.Config(), mqtt} {
+		if _, _, err := handshakeAt(t, server, c); err == nil {
+			t.Error("a client of an authority that is taken back comes in")
+		}
 	}
 }
 

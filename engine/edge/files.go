@@ -216,17 +216,18 @@ type authorities struct {
 	sum  [sha256.Size]byte
 	pool *x509.CertPool
 
-	once   sync.Once
-	config *tls.Config
+	configs sync.Map // of listeners → the same with these authorities
 }
 
-// configOf is c with these authorities.
+// configOf is c, of a listener, with these authorities.
 func (a *authorities) configOf(c *tls.Config) *tls.Config {
-	a.once.Do(func() {
-		a.config = c.Clone()
-		a.config.ClientCAs, a.config.GetConfigForClient = a.pool, nil
-	})
-	return a.config
+	own, ok := a.configs.Load(c)
+	if !ok {
+		with := c.Clone()
+		with.ClientCAs, with.GetConfigForClient = a.pool, nil
+		own, _ = a.configs.LoadOrStore(c, with)
+	}
+	return own.(*tls.Config)
 }
 
 func readAuthorities(path string) (*authorities, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/millrace/millrace/engine/access"
@@ -84,7 +85,7 @@ type Reader interface {
 type Options struct {
 	Backend Backend
 	Door    *admission.Door // in common with the router's other faces
-	TLS     *tls.Config     // of certificates, and of authorities of clients'; nil: HTTP/2 without TLS
+	TLS     *tls.Config     // speaks "h2" alone (RFC 9113, 3.2); nil: HTTP/2 without TLS
 	Limits  event.Limits    // Body bounds a message after decompression
 	Log     *slog.Logger
 	Now     func() time.Time
@@ -154,6 +155,9 @@ func (o Options) validate() error {
 	}
 	if o.Door == nil {
 		errs = append(errs, errors.New("options: Door is missing"))
+	}
+	if o.TLS != nil && !slices.Equal(o.TLS.NextProtos, []string{"h2"}) {
+		errs = append(errs, fmt.Errorf("options: TLS speaks %q; want \"h2\" alone", o.TLS.NextProtos))
 	}
 	if o.HeaderBytes < 0 {
 		errs = append(errs, fmt.Errorf("options: HeaderBytes is %d; want a positive number, or 0 for the default", o.HeaderBytes))

@@ -81,7 +81,7 @@ func (s *Server) Serve(ln net.Listener) error {
 	}()
 	var in net.Listener = &listener{ln, s.o.Door}
 	if s.o.TLS != nil {
-		in = tls.NewListener(in, overHTTP2(s.o.TLS))
+		in = tls.NewListener(in, s.o.TLS)
 	}
 	err := s.http.Serve(in)
 	stop()

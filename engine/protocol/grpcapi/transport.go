@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -105,25 +104,6 @@ func withConn(ctx context.Context, nc net.Conn) context.Context {
 		nc = t.NetConn()
 	}
 	return context.WithValue(ctx, connKey{}, nc)
-}
-
-// overHTTP2 is c for HTTP/2 alone (RFC 9113, 3.2 and 9.2), whatever it chooses by a client's hello.
-func overHTTP2(c *tls.Config) *tls.Config {
-	h2 := c.Clone()
-	// Challenges of an ACME authority come to the other listener.
-	h2.NextProtos = []string{"h2"}
-	if choose := c.GetConfigForClient; choose != nil {
-		h2.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			chosen, err := choose(hello)
-			if chosen == nil || err != nil || slices.Equal(chosen.NextProtos, h2.NextProtos) {
-				return chosen, err
-			}
-			own := chosen.Clone()
-			own.NextProtos = h2.NextProtos
-			return own, nil
-		}
-	}
-	return h2
 }
 
 func addrOf(a net.Addr) netip.Addr {
