@@ -14,8 +14,8 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// A conn is one client's connection. One goroutine reads it; while messages come there is another, which stores and
-// acknowledges them.
+// A conn is one client's connection. One goroutine reads it; while messages come faster than one by one there is another,
+// which stores and acknowledges them: see begin.
 type conn struct {
 	s      *Server
 	nc     net.Conn
@@ -30,7 +30,7 @@ type conn struct {
 
 	version byte
 	alive   time.Duration // the longest silence of the client, keep alive with a half; 0: any
-	heard   time.Time     // when its last packet came
+	heard   time.Time     // when reading went on after its last packet; zero: it has not
 	room    int           // bytes that are reserved for the packet that is being read, a large one
 	begun   time.Time     // when the packet that is being read began; zero: none has
 	grace   time.Time     // to when its deadline was put off, once; zero: it was not
@@ -44,7 +44,7 @@ type conn struct {
 	moved   sync.Cond  // of mu: a batch was taken or is done
 	next    *batch     // gathered; nil: nothing
 	storing bool       // something is being stored
-	hand    bool       // store runs: it waits for more if nothing is being stored
+	hand    bool       // store runs: it waits for more if nothing is being stored, and nobody else stores
 	resting bool       // it is not to wait
 	failed  error      // of store: the connection ends
 	ending  *violation // why somebody else ends the connection; nil: nobody does
@@ -53,7 +53,7 @@ type conn struct {
 }
 
 func newConn(s *Server, nc net.Conn, visit Visit) *conn {
-	c := &conn{s: s, nc: nc, visit: visit, ended: make(chan struct{}), heard: time.Now()}
+	c := &conn{s: s, nc: nc, visit: visit, ended: make(chan struct{})}
 	c.moved.L = &c.mu
 	c.in = input{nc: nc, pool: s.reads}
 	c.in.buf = c.in.small[:]
@@ -135,8 +135,7 @@ func (c *conn) serve(ctx context.Context) error {
 			}
 			continue
 		}
-		c.begun, c.grace = time.Time{}, time.Time{}
-		c.heard = time.Now()
+		c.begun, c.grace, c.heard = time.Time{}, time.Time{}, time.Time{}
 		c.s.stats.received[h.kind].Add(1)
 		if c.caller == nil {
 			if err := c.connect(ctx, body); err != nil {
@@ -277,8 +276,6 @@ func (c *conn) read(need int, connect time.Time) error {
 		if c.begun, c.in.r, c.in.w = (time.Time{}), 0, 0; c.in.block == nil {
 			c.in.rest()
 		}
-	} else if c.begun.IsZero() {
-		c.begun = time.Now()
 	}
 	before := len(c.in.buf)
 	c.in.room(need, known)
@@ -292,15 +289,24 @@ func (c *conn) read(need int, connect time.Time) error {
 			return err
 		}
 	}
+	handed, err := c.begin(idle)
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if c.heard.IsZero() { // what was done with its packet is not the client's silence
+		c.heard = now
+	}
+	if !idle && c.begun.IsZero() {
+		c.begun = now
+	}
 	until, late := c.deadline(connect)
-	short := idle && (c.in.block != nil || c.handed())
-	if end := time.Now().Add(lull); short && (until.IsZero() || end.Before(until)) {
-		until, late = end, nil
+	short := idle && (c.in.block != nil || handed)
+	if end := now.Add(lull); short && (until.IsZero() || end.Before(until)) {
+		until, late = end, ""
 	}
 	c.mu.Lock()
-	err := c.why()
-	if err == nil {
-		c.begin()
+	if err = c.why(); err == nil {
 		err = c.nc.SetReadDeadline(until)
 	}
 	c.mu.Unlock()
@@ -312,7 +318,7 @@ func (c *conn) read(need int, connect time.Time) error {
 		return err
 	case c.over() != nil:
 		return c.over()
-	case late == nil: // a lull
+	case late == "": // a lull
 		c.in.rest()
 		c.rest()
 		return nil
@@ -320,18 +326,18 @@ func (c *conn) read(need int, connect time.Time) error {
 		c.grace = time.Now().Add(look)
 		return nil
 	}
-	return late
+	return &violation{packets.ErrKeepAliveTimeout.Code, late}
 }
 
 // deadline is by when the client has to be heard, and what it is told otherwise; the zero time is never.
-func (c *conn) deadline(connect time.Time) (until time.Time, late error) {
+func (c *conn) deadline(connect time.Time) (until time.Time, late string) {
 	if c.caller == nil {
-		until, late = connect, &violation{packets.ErrKeepAliveTimeout.Code, "no CONNECT came in time"}
+		until, late = connect, "no CONNECT came in time"
 	} else if c.alive > 0 { // [MQTT-3.1.2-22]
-		until, late = c.heard.Add(c.alive), &violation{packets.ErrKeepAliveTimeout.Code, "nothing came for one and a half times the keep alive"}
+		until, late = c.heard.Add(c.alive), "nothing came for one and a half times the keep alive"
 	}
 	if end := c.begun.Add(c.s.o.PacketTimeout); c.caller != nil && !c.begun.IsZero() && (until.IsZero() || end.Before(until)) {
-		until, late = end, &violation{packets.ErrKeepAliveTimeout.Code, "a packet did not come to its end in time"}
+		until, late = end, "a packet did not come to its end in time"
 	}
 	if !until.IsZero() && until.Before(c.grace) {
 		until = c.grace

@@ -38,11 +38,11 @@ func TestAcknowledgedOnceDurable(t *testing.T) {
 	f.hook(g.publish, nil)
 	r := newRig(t, f, nil, Options{})
 	c, _ := r.connect(5, "dev", nil)
-	c.send(message(1, 1, "log/a", "1"))
+	c.send(message(1, 1, "log/a", "1"), message(2, 2, "log/a", "2")) // two: one would be stored where the pings are read
 	eventually(t, "the first commit", func() bool { return g.waiting.Load() == 1 })
 	var more []packets.Packet
-	for id := uint16(2); id <= 101; id++ {
-		more = append(more, message(1+byte(id%2), id, "log/a", fmt.Sprint(id)))
+	for id := uint16(3); id <= 102; id++ {
+		more = append(more, message(2-byte(id%2), id, "log/a", fmt.Sprint(id)))
 	}
 	c.send(more...)
 	c.wantSilence()
@@ -50,13 +50,12 @@ func TestAcknowledgedOnceDurable(t *testing.T) {
 		t.Fatalf("%d events are stored", n)
 	}
 	g.open <- nil
-	if pk := c.want(packets.Puback); pk.PacketID != 1 {
-		t.Fatalf("PUBACK of %d", pk.PacketID)
-	}
-	g.open <- nil
-	for id := uint16(2); id <= 101; id++ {
+	for id := uint16(1); id <= 102; id++ {
+		if id == 3 {
+			g.open <- nil
+		}
 		kind := packets.Puback
-		if id%2 == 1 {
+		if id%2 == 0 {
 			kind = packets.Pubrec
 		}
 		if pk := c.want(kind); pk.PacketID != id {
@@ -64,7 +63,7 @@ func TestAcknowledgedOnceDurable(t *testing.T) {
 		}
 	}
 	if f.commits != 2 {
-		t.Fatalf("%d commits of 101 messages; want 2", f.commits)
+		t.Fatalf("%d commits of 102 messages; want 2", f.commits)
 	}
 	for i, data := range f.stored("logs") {
 		if data != fmt.Sprint(i+1) {
@@ -108,6 +107,9 @@ func TestFailedStore(t *testing.T) {
 			three, _ := r.connect(4, "three", nil)
 			three.send(message(qos, 9, "log/a", "x"))
 			three.wantEnd(0)
+			if n := r.s.Stats().Ended[c.code]; n != 1 {
+				t.Fatalf("%v: %d connections were ended for it; want 1", c.err, n)
+			}
 			r.stop()
 		}
 	}
@@ -128,7 +130,7 @@ func TestFaultOfOne(t *testing.T) {
 	f.hook(g.publish, nil)
 	r := newRig(t, f, nil, Options{})
 	c, _ := r.connect(5, "dev", nil)
-	c.send(message(1, 1, "log/a", "0"))
+	c.send(message(1, 1, "log/a", "0"), message(0, 0, "log/a", "0")) // two, as above
 	eventually(t, "the first commit", func() bool { return g.waiting.Load() == 1 })
 	var all []packets.Packet
 	for id := uint16(2); id <= 40; id++ {
@@ -152,8 +154,8 @@ func TestFaultOfOne(t *testing.T) {
 			t.Fatalf("PUBACK of %d with 0x%02X; want %d with 0x%02X", pk.PacketID, pk.ReasonCode, id, want)
 		}
 	}
-	if n := len(f.stored("logs")); n != 37 {
-		t.Fatalf("%d events are stored; want 37", n)
+	if n := len(f.stored("logs")); n != 38 {
+		t.Fatalf("%d events are stored; want 38", n)
 	}
 }
 
@@ -164,7 +166,7 @@ func TestSeveralTopics(t *testing.T) {
 	f.hook(g.publish, nil)
 	r := newRig(t, f, nil, Options{})
 	c, _ := r.connect(5, "dev", nil)
-	c.send(message(1, 1, "log/a", "first"))
+	c.send(message(1, 1, "log/a", "first"), message(0, 0, "log/a", "second")) // two, as above
 	eventually(t, "the first commit", func() bool { return g.waiting.Load() == 1 })
 	var all []packets.Packet
 	for id := uint16(2); id <= 31; id++ {

@@ -124,7 +124,7 @@ func (c *conn) release(id uint16) *violation {
 // a message is put into it.
 func (c *conn) gather() *batch {
 	for c.next != nil && c.next.full() && c.failed == nil {
-		c.begin()
+		c.handOver()
 		c.moved.Wait()
 	}
 	if c.next == nil {
@@ -133,8 +133,32 @@ func (c *conn) gather() *batch {
 	return c.next
 }
 
-// begin has what is gathered stored, unless something is being stored: then that goes on with it. The caller holds mu.
-func (c *conn) begin() {
+// begin has what is gathered stored, before more is read. Who stores: while store runs, nobody else. Where it does not run, the
+// reading goroutine does itself if all that came is one message that is not large: its client most likely waits for the
+// acknowledgement, and to hand the message over would cost two switches between goroutines. What such a client sends all the
+// same comes with the next read, all at once; then store is started, so that more is read while it stores. handed reports
+// whether it runs; an error ends the connection.
+func (c *conn) begin(idle bool) (handed bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.why(); err != nil {
+		return c.hand, err
+	}
+	b := c.next
+	if !idle || c.hand || b == nil || len(b.items) != 1 || b.large > 0 {
+		c.handOver()
+		return c.hand, nil
+	}
+	c.next = nil
+	c.mu.Unlock()
+	err = c.commit(b)
+	c.mu.Lock()
+	c.failed = err
+	return false, c.why()
+}
+
+// handOver has store take what is gathered, unless something is being stored: then that goes on with it. The caller holds mu.
+func (c *conn) handOver() {
 	if c.storing || c.next == nil || len(c.next.items) == 0 || c.failed != nil {
 		return
 	}
@@ -148,20 +172,21 @@ func (c *conn) begin() {
 }
 
 // store stores what is gathered, and what is gathered meanwhile, and answers it in the order in which it came
-// [MQTT-4.6.0-2] [MQTT-4.6.0-3]. It waits for more until rest: the stack of a goroutine for each message would have to grow
-// every time, which costs as much as the message.
+// [MQTT-4.6.0-2] [MQTT-4.6.0-3]. It waits for more until rest, or until some messages in a row came one by one: the stack of a
+// goroutine for each batch would have to grow every time, which costs as much as a message.
 func (c *conn) store() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for c.storing {
+	for single := 0; c.storing; {
 		for c.next != nil && len(c.next.items) > 0 && c.failed == nil {
 			b := c.next
+			if single++; len(b.items) > 1 {
+				single = 0
+			}
 			c.next = nil
 			c.moved.Broadcast()
 			c.mu.Unlock()
 			err := c.commit(b)
-			c.caller.Return(b.large)
-			b.recycle(c.s.batches)
 			c.mu.Lock()
 			if err != nil {
 				c.failed = err
@@ -170,7 +195,7 @@ func (c *conn) store() {
 		}
 		c.storing = false
 		c.moved.Broadcast()
-		for !c.storing && !c.resting {
+		for !c.storing && !c.resting && single < singleMost {
 			c.moved.Wait()
 		}
 	}
@@ -178,12 +203,8 @@ func (c *conn) store() {
 	c.moved.Broadcast()
 }
 
-// handed reports whether store runs, or is about to.
-func (c *conn) handed() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.hand || c.next != nil
-}
+// singleMost messages that come one by one show that their client waits for each, or might as well.
+const singleMost = 8
 
 // rest ends store once nothing is left to be stored.
 func (c *conn) rest() {
@@ -193,7 +214,7 @@ func (c *conn) rest() {
 	c.moved.Broadcast()
 }
 
-// commit makes a batch durable and answers it. An error ends the connection.
+// commit makes a batch durable, answers it and lets go of it. An error ends the connection.
 func (c *conn) commit(b *batch) error {
 	backend := c.s.o.Backend
 	if err := backend.Rows().Keep(c.ctx, c.sess.begin(b.items)...); err != nil {
@@ -213,7 +234,10 @@ func (c *conn) commit(b *batch) error {
 	}
 	again := c.version < 5 || c.s.draining.Load()
 	c.sess.done(b.items, again)
-	return c.answer(b, again)
+	err := c.answer(b, again)
+	c.caller.Return(b.large)
+	b.recycle(c.s.batches)
+	return err
 }
 
 // fail says that nothing of a batch is stored.
@@ -285,7 +309,7 @@ func (c *conn) refused(x *item, code byte, internal bool) {
 func (c *conn) settle() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.begin()
+	c.handOver()
 	c.resting = true
 	c.moved.Broadcast()
 	for c.hand {
