@@ -10,6 +10,8 @@ var (
 	descMQTTConnections = describe("mqtt_connections", "Open MQTT connections.")
 	descMQTTSessions    = describe("mqtt_sessions", "MQTT sessions, with and without a connection.")
 	descMQTTRetained    = describe("mqtt_retained", "Names that have a retained message.")
+	descMQTTWills       = describe("mqtt_wills", "Wills of MQTT clients, connected or not.")
+	descMQTTWillBytes   = describe("mqtt_will_bytes", "Memory that those take; --mqtt-wills bounds it.")
 	descMQTTPackets     = describe("mqtt_packets_total", "MQTT packets, in and out, by type.", "direction", "type")
 	descMQTTRefused     = describe("mqtt_publish_refused_total", "Messages of MQTT clients that were not stored, by reason code.", "reason")
 	descMQTTEnded       = describe("mqtt_ended_total", "MQTT connections that the router ended or did not let in, by reason code.", "reason")
@@ -35,6 +37,8 @@ func (m *metrics) collectMQTT(out chan<- prometheus.Metric) {
 	gauge(descMQTTConnections, s.Connections)
 	gauge(descMQTTSessions, s.Sessions)
 	gauge(descMQTTRetained, s.Retained)
+	gauge(descMQTTWills, s.Wills)
+	gauge(descMQTTWillBytes, int(s.WillBytes))
 	for i, name := range mqttPackets {
 		if s.Received[i] > 0 && name != "" {
 			count(descMQTTPackets, s.Received[i], "in", name)

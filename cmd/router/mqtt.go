@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strings"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"github.com/valyala/fasthttp"
 	"golang.org/x/sync/errgroup"
@@ -30,12 +31,28 @@ type mqttFace struct {
 	served bool
 }
 
-// mqttOptions say where; "" is nowhere.
-type mqttOptions struct{ plain, secure string }
+// mqttOptions say where, "" is nowhere, and how much its clients' wills may take.
+type mqttOptions struct {
+	plain, secure string
+	wills         string
+	willBytes     int64 // that wills says; 0: the default
+}
 
 func (o *mqttOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&o.plain, "mqtt-listen", "", "speak MQTT too, at this `address`, such as 127.0.0.1:1883")
 	f.StringVar(&o.secure, "mqtt-tls-listen", "", "speak MQTT over TLS, by the certificates of HTTPS, at this `address`, such as :8883")
+	f.StringVar(&o.wills, "mqtt-wills", "64MiB", "largest `size` of all wills of MQTT clients together, in memory; past it who brings one is not let in")
+}
+
+// check reads what the flags say.
+func (o *mqttOptions) check(cmd *cobra.Command) (err error) {
+	if o.willBytes, err = parseSize(o.wills); err == nil && (o.willBytes < 1<<10 || o.willBytes > 64<<30) {
+		err = fmt.Errorf("%s; want 1KiB to 64GiB", sizeText(o.willBytes))
+	}
+	if err != nil {
+		return usagef(cmd, "--mqtt-wills: %v", err)
+	}
+	return nil
 }
 
 // An mqttBackend is the router as the MQTT face sees it; the interface wants its own types.
@@ -106,7 +123,7 @@ func (v mqttVisit) Open(ctx context.Context, cred access.Credentials) (mqtt.Call
 // openMQTT listens where MQTT is to be spoken; nothing is served until run.
 func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
 	o := r.o
-	if o.mqtt == (mqttOptions{}) {
+	if o.mqtt.plain == "" && o.mqtt.secure == "" {
 		return nil
 	}
 	shelf, err := r.engine.Shelf("mqtt")
@@ -115,7 +132,7 @@ func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
 	}
 	if r.mqtt.server, err = mqtt.New(ctx, mqtt.Options{Backend: mqttBackend{b, shelf}, Door: mqttDoor{r.door}, Limits: o.edge.limits, Log: o.log,
 		StayOn: func() bool { return o.insecure || r.guard.StayOn() }, ConnectTimeout: o.edge.server.HeaderTimeout, PacketTimeout: o.edge.server.BodyTimeout,
-		WriteTimeout: o.edge.server.WriteTimeout}); err != nil {
+		WriteTimeout: o.edge.server.WriteTimeout, WillBytes: o.mqtt.willBytes}); err != nil {
 		return err
 	}
 	m.mqtt, r.mqtt.door = r.mqtt.server, r.door

@@ -90,7 +90,7 @@ into the router itself is answered there, and at --listen is as if it did not ex
 		if err := checkRemoteFlags(cmd, o); err != nil {
 			return err
 		}
-		if err := o.edge.check(cmd); err != nil {
+		if err := cmp.Or(o.edge.check(cmd), o.mqtt.check(cmd)); err != nil {
 			return err
 		}
 		if o.rulesOwner != "" && o.rulesOwner != ownerFile && o.rulesOwner != ownerAPI {

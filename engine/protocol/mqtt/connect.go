@@ -98,6 +98,11 @@ func (c *conn) enter(ctx context.Context, pk *packets.Packet) (present bool, err
 	if err != nil {
 		return false, err
 	}
+	defer func() {
+		if last != nil && err != nil {
+			c.s.wills.free(last)
+		}
+	}()
 	ctx, cancel := context.WithTimeout(ctx, c.s.o.ConnectTimeout) // for the connection before to let go
 	defer cancel()
 	if err := c.s.online.enter(ctx, c, who, id); err != nil {

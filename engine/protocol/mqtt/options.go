@@ -25,6 +25,7 @@ type Options struct {
 	WriteTimeout   time.Duration // of one write; a client that takes longer is dropped; 15 s
 	CloseTimeout   time.Duration // for a client that has been told to go; 1 s
 	WillGrace      time.Duration // after a start, in which clients that were connected can come back before their wills are published; 30 s
+	WillBytes      int64         // of all wills in memory, past which a CONNECT with one more is refused; 64 MiB
 	MaxExpiry      time.Duration // of a session without a connection; longer ones are shortened to it, and told so; 7 days
 }
 
@@ -59,6 +60,9 @@ func (o Options) withDefaults() Options {
 	fill(&o.CloseTimeout, time.Second)
 	fill(&o.WillGrace, 30*time.Second)
 	fill(&o.MaxExpiry, 7*24*time.Hour)
+	if o.WillBytes == 0 {
+		o.WillBytes = 64 << 20
+	}
 	return o
 }
 
@@ -77,6 +81,9 @@ func (o Options) validate() error {
 		if x.d < 0 {
 			errs = append(errs, fmt.Errorf("options: %s is %s; want a positive duration, or 0 for the default", x.name, x.d))
 		}
+	}
+	if o.WillBytes < 0 {
+		errs = append(errs, fmt.Errorf("options: WillBytes is %d; want a positive number, or 0 for the default", o.WillBytes))
 	}
 	return errors.Join(errs...)
 }

@@ -18,6 +18,8 @@ type Stats struct {
 	Connections int // open ones, those without a CONNECT too
 	Sessions    int
 	Retained    int
+	Wills       int
+	WillBytes   int64           // that they take in memory
 	Received    [16]uint64      // packets by type, since the start
 	Sent        [16]uint64      // likewise
 	Refused     map[byte]uint64 // messages of clients that were not stored, by reason code
@@ -38,6 +40,7 @@ func (s *Server) Stats() Stats {
 	out := Stats{Connections: int(c.connections.Load()), Sessions: s.sessions.count(), Retained: s.retained.count(),
 		Refused: map[byte]uint64{}, Ended: map[byte]uint64{}, Oversize: c.oversize.Load(), Slow: c.slow.Load(),
 		Waiting: s.fan.queued.Load(), Dropped: s.fan.dropped.Load(), Overtaken: s.fan.overtaken.Load(), Expired: s.fan.expired.Load(), NotRetained: s.retained.refused.Load()}
+	out.Wills, out.WillBytes = s.wills.count()
 	for i := range c.received {
 		out.Received[i], out.Sent[i] = c.received[i].Load(), c.sent[i].Load()
 	}

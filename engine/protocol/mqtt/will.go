@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,17 +23,22 @@ type will struct {
 	ClientID string `json:"client"`
 	Message  []byte `json:"message"` // the PUBLISH that it comes to
 	Version  byte   `json:"version"`
-	QoS      byte   `json:"qos,omitempty"`
 	Retain   bool   `json:"retain,omitempty"`
 	Delay    uint32 `json:"delay,omitempty"` // seconds
 	Event    string `json:"event"`           // id of the event: it is published once
 	Due      int64  `json:"due,omitempty"`   // Unix nanoseconds; 0: the client is connected
 
-	caller Caller      // of the last connection; nil after a restart
-	timer  *time.Timer // until it is due; nil: it is not running
+	caller Caller        // of the last connection; nil after a restart
+	timer  *time.Timer   // until it is due; nil: it is not running
+	ending chan struct{} // closed once its row is removed, as it was published; nil: it is not being
 }
 
 func (w *will) key() sessionKey { return sessionKey{w.Owner, w.ClientID} }
+
+// size is what counts of a will: the bytes that it holds in memory, about. Its row has a third more.
+func (w *will) size() int64 {
+	return int64(len(w.Message)+len(w.Owner)+len(w.ClientID)) + messageCost
+}
 
 // row is its row, or what removes it.
 func (w *will) row(gone bool) (event.ShelfRow, error) {
@@ -46,7 +52,8 @@ func (w *will) row(gone bool) (event.ShelfRow, error) {
 	return r, err
 }
 
-// newWill is that of a CONNECT; nil: it has none. Whether it may be published is asked now, when there is somebody to tell.
+// newWill is that of a CONNECT, with room among all wills; nil: it has none. Whether it may be published is asked now, when
+// there is somebody to tell.
 func newWill(c *conn, pk *packets.Packet) (*will, error) {
 	k := &pk.Connect
 	if !k.WillFlag {
@@ -66,9 +73,11 @@ func newWill(c *conn, pk *packets.Packet) (*will, error) {
 	if err = mayPublish(c.caller, m.TopicName, to, err); err != nil {
 		return nil, fmt.Errorf("will: %w", err)
 	}
-	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, QoS: k.WillQos, Retain: k.WillRetain,
+	w := &will{Owner: c.caller.Principal().Identity(), ClientID: clone(k.ClientIdentifier), Version: c.version, Retain: k.WillRetain,
 		Delay: k.WillProperties.WillDelayInterval, Event: newID(), caller: c.caller}
-	w.Message, err = appendPublish(nil, &m)
+	if w.Message, err = appendPublish(nil, &m); err == nil {
+		err = c.s.wills.admit(w)
+	}
 	return w, err
 }
 
@@ -82,12 +91,34 @@ type wills struct {
 	mu     sync.Mutex
 	closed bool
 	all    map[sessionKey]*will
+	bytes  int64 // of all, of those that are to be published now and those of CONNECTs that are being answered
 }
 
 func newWills(s *Server) *wills {
 	w := &wills{s: s, all: map[sessionKey]*will{}}
 	w.ctx, w.stop = context.WithCancel(context.Background())
 	return w
+}
+
+// admit takes room for the will of a CONNECT; free gives it back.
+func (r *wills) admit(w *will) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.bytes + w.size()
+	if old := r.all[w.key()]; old != nil && old.ending == nil { // it makes room
+		all -= old.size()
+	}
+	if most := r.s.o.WillBytes; all > most {
+		return event.Bad(event.ErrFull, "will", fmt.Sprintf("with it wills would take %d bytes; at most %d: connect without one, or with a shorter one", all, most))
+	}
+	r.bytes += w.size()
+	return nil
+}
+
+func (r *wills) free(w *will) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.bytes -= w.size()
 }
 
 // open loads what the last process left. Clients that were connected when it ended have a while to come back.
@@ -104,7 +135,7 @@ func (r *wills) open(ctx context.Context) error {
 		}
 		r.mu.Lock()
 		defer r.mu.Unlock()
-		r.all[w.key()] = w
+		r.all[w.key()], r.bytes = w, r.bytes+w.size() // those that were taken stay, though the bound be another now
 		r.wait(w, max(time.Duration(w.Due-r.s.o.Now().UnixNano()), 0))
 		return nil
 	})
@@ -136,30 +167,51 @@ func (r *wills) cancel(w *will) bool {
 }
 
 // here says that a client is connected, with another will or none. What the last connection left is not to be published if its
-// session goes on (3.1.3.2.2), and is published now if it does not. It returns once that would outlive the process.
+// session goes on (3.1.3.2.2), and is published now if it does not. It returns once that would outlive the process; with an
+// error next is not taken, and what was left is as if nobody had come.
 func (r *wills) here(ctx context.Context, sess *session, present bool, next *will) error {
 	key := sessionKey{sess.owner, sess.clientID}
 	r.mu.Lock()
+	defer r.mu.Unlock()
 	old := r.all[key]
-	if old != nil && r.cancel(old) && !present {
-		last := *old
-		r.wait(&last, 0)
+	for ; old != nil && old.ending != nil; old = r.all[key] { // its row goes, and has the key of the next one's
+		ended := old.ending
+		r.mu.Unlock()
+		<-ended
+		r.mu.Lock()
 	}
+	w := cmp.Or(next, old)
+	if w == nil {
+		return nil
+	}
+	waits := old != nil && r.cancel(old) // else it is published already
 	if next != nil {
 		r.all[key] = next
 	} else {
 		delete(r.all, key)
 	}
 	r.mu.Unlock()
-	w := next
-	if w == nil {
-		if w = old; w == nil {
-			return nil
-		}
-	}
 	row, err := w.row(next == nil)
 	if err == nil {
 		err = r.s.o.Backend.Rows().Keep(ctx, row)
+	}
+	r.mu.Lock()
+	if err != nil {
+		delete(r.all, key)
+	}
+	switch {
+	case !waits:
+	case err == nil && present:
+		r.bytes -= old.size()
+	case err == nil:
+		r.wait(old, 0)
+	default:
+		r.all[key] = old
+		if !present {
+			r.wait(old, 0)
+		} else if old.Due != 0 {
+			r.wait(old, time.Duration(old.Due-r.s.o.Now().UnixNano()))
+		}
 	}
 	return err
 }
@@ -178,6 +230,7 @@ func (r *wills) gone(sess *session, bye, draining bool) {
 	sess.mu.Unlock()
 	if bye {
 		delete(r.all, w.key())
+		r.bytes -= w.size()
 	} else {
 		w.Due = r.s.o.Now().Add(delay).UnixNano()
 	}
@@ -214,9 +267,10 @@ func (r *wills) fire(w *will) {
 		r.s.o.Log.Warn("a will is not published", "client", w.ClientID, "error", err)
 	}
 	r.mu.Lock()
+	r.bytes -= w.size()
 	mine := r.all[w.key()] == w
 	if mine {
-		delete(r.all, w.key())
+		w.ending = make(chan struct{})
 	}
 	r.mu.Unlock()
 	if !mine { // the row is another's
@@ -229,6 +283,10 @@ func (r *wills) fire(w *will) {
 	if err != nil {
 		r.s.o.Log.Warn("the row of a will that was published is not removed", "client", w.ClientID, "error", err)
 	}
+	r.mu.Lock()
+	delete(r.all, w.key())
+	close(w.ending)
+	r.mu.Unlock()
 }
 
 // publish stores a will as if its client had sent it now. Its owner's rights are asked again, after a restart by his identity:
@@ -260,7 +318,6 @@ func (r *wills) publish(w *will) error {
 	}
 	ctx := caller.Context(r.ctx)
 	madeBy(ev, pk.FixedHeader.Qos, w.Retain, mark(w.Owner, w.ClientID))
-	madeBy(ev, w.QoS, w.Retain, mark(w.Owner, w.ClientID))
 	if !ev.ClientID {
 		ev.ID, ev.ClientID = w.Event, true
 	}
@@ -276,6 +333,13 @@ func (r *wills) publish(w *will) error {
 		}
 	}
 	return nil
+}
+
+// count is how many there are of clients, and the bytes of all.
+func (r *wills) count() (n int, bytes int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return len(r.all), r.bytes
 }
 
 // close stops what waits, which the next process goes on with, and waits for what is being published.
