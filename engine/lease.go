@@ -64,6 +64,13 @@ func (s *subscription) leaseID(j job, seq uint64) string {
 // two runs alike.
 func (s *subscription) epoch(p event.Partition) uint64 { return s.topic.parts[p].claim.Epoch() }
 
+// Key is a key of this router's own for what is outside of the engine. One that was restored from a backup goes on with it.
+func (e *Engine) Key(use string) [sha256.Size]byte {
+	m := hmac.New(sha256.New, e.secret[:])
+	_, _ = m.Write([]byte("key\x00" + use))
+	return [sha256.Size]byte(m.Sum(nil))
+}
+
 // seal appends a lease's MAC. A key schedule is most of what a MAC of so little costs, so they are used again.
 func (e *Engine) seal(b []byte) []byte {
 	m, ok := e.macs.Get().(hash.Hash)

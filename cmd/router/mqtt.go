@@ -130,7 +130,7 @@ func (r *router) openMQTT(ctx context.Context, b backend, m *metrics) error {
 	if err != nil {
 		return err
 	}
-	if r.mqtt.server, err = mqtt.New(ctx, mqtt.Options{Backend: mqttBackend{b, shelf}, Door: mqttDoor{r.door}, Limits: o.edge.limits, Log: o.log,
+	if r.mqtt.server, err = mqtt.New(ctx, mqtt.Options{Backend: mqttBackend{b, shelf}, Door: mqttDoor{r.door}, Key: r.engine.Key("mqtt clients"), Limits: o.edge.limits, Log: o.log,
 		StayOn: func() bool { return o.insecure || r.guard.StayOn() }, ConnectTimeout: o.edge.server.HeaderTimeout, PacketTimeout: o.edge.server.BodyTimeout,
 		WriteTimeout: o.edge.server.WriteTimeout, WillBytes: o.mqtt.willBytes}); err != nil {
 		return err

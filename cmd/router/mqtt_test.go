@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -119,6 +120,28 @@ func TestMQTT(t *testing.T) {
 		if !strings.Contains(string(text), want) {
 			t.Errorf("the metrics have no %s", want)
 		}
+	}
+	p.stop() // what events tell clients by is the router's, not the process's
+	p.start()
+	nc, err := net.Dial("tcp", p.r.mqtt.lns[0].Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer nc.Close()
+	mqttSay(t, nc, []packets.Packet{connect(p.o.token), temp}, 2)
+	if req, err = http.NewRequest("GET", "https://"+p.r.ln.Addr().String()+"/v1/topics/readings/events", nil); err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Authorization", "Bearer "+p.o.token)
+	if res, err = web.Do(req); err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	if text, err = io.ReadAll(res.Body); err != nil {
+		t.Fatal(err)
+	}
+	if marks := regexp.MustCompile(`"mqttfrom":"([0-9a-f]{16})"`).FindAllStringSubmatch(string(text), -1); len(marks) != 3 || marks[0][1] != marks[1][1] || marks[0][1] != marks[2][1] {
+		t.Errorf("one client is told as %v", marks)
 	}
 	if shown := p.r.shown(); strings.Count(shown, "mqtt    127.0.0.1:") != 2 || strings.Count(shown, ", TLS\n") != 1 {
 		t.Errorf("serve begins with %s", shown)

@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -17,6 +18,7 @@ type Options struct {
 	// StayOn is asked before a listener is served that other machines reach; false: nothing guards the router, and it is
 	// not. nil: it may be.
 	StayOn func() bool
+	Key    [32]byte // the router's own, under which events tell one client from another; zero: one that is made, until the server ends
 	Log    *slog.Logger
 	Now    func() time.Time
 
@@ -48,6 +50,9 @@ func (o Options) withDefaults() Options {
 	}
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Key == [32]byte{} {
+		_, _ = rand.Read(o.Key[:]) // never fails
 	}
 	fill := func(d *time.Duration, v time.Duration) {
 		if *d == 0 {

@@ -1,6 +1,8 @@
 package mqtt
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -81,8 +83,8 @@ func TestNoLocalAndAsPublished(t *testing.T) {
 	r, s := serveOut(t, 1)
 	d, _ := join(t, s, deviceOptions{id: "a", auto: true})
 	d.sub("log/#", 2, func(s *packets.Subscription) { s.NoLocal, s.RetainAsPublished = true, true })
-	r.say("log/x", "mine", event.Attribute{Name: fromExtension, Value: mark(d.sess.owner, "a")})
-	r.say("log/x", "other", event.Attribute{Name: fromExtension, Value: mark(d.sess.owner, "b")}, event.Attribute{Name: retainExtension, Kind: event.Boolean, Value: "true"},
+	r.say("log/x", "mine", event.Attribute{Name: fromExtension, Value: s.mark(d.sess.owner, "a")})
+	r.say("log/x", "other", event.Attribute{Name: fromExtension, Value: s.mark(d.sess.owner, "b")}, event.Attribute{Name: retainExtension, Kind: event.Boolean, Value: "true"},
 		event.Attribute{Name: qosExtension, Kind: event.Integer, Value: "1"})
 	r.say("log/x", "plain")
 	d.gets("other", "plain")
@@ -99,6 +101,21 @@ func TestNoLocalAndAsPublished(t *testing.T) {
 				t.Errorf("the client sees %v", u)
 			}
 		}
+	}
+}
+
+// A mark is made under the router's key: nobody else can tell or make one, and the same client of another router has another.
+func TestMarksAreTheRoutersOwn(t *testing.T) {
+	s, again, other := &Server{o: Options{Key: [32]byte{1}}}, &Server{o: Options{Key: [32]byte{1}}}, &Server{o: Options{Key: [32]byte{2}}}
+	bare := sha256.Sum256([]byte("owner\x00a"))
+	switch mark := s.mark("owner", "a"); {
+	case len(mark) != 16 || mark != again.mark("owner", "a"):
+		t.Errorf("%q after a restart", mark)
+	case mark == other.mark("owner", "a") || mark == hex.EncodeToString(bare[:8]) || mark == s.mark("owner", "b") || mark == s.mark("b", "a"):
+		t.Errorf("%q is another's as well", mark)
+	}
+	if a, b := (Options{}).withDefaults(), (Options{}).withDefaults(); a.Key == b.Key {
+		t.Error("without a key all have the same")
 	}
 }
 

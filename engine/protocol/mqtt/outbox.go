@@ -2,6 +2,7 @@ package mqtt
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -89,7 +90,7 @@ type outbox struct {
 
 // An outbox is made for every session, most of which get little: maps are made when there is something in them.
 func newOutbox(s *Server, sess *session) *outbox {
-	return &outbox{s: s, sess: sess, mark: mark(sess.owner, sess.clientID)}
+	return &outbox{s: s, sess: sess, mark: s.mark(sess.owner, sess.clientID)}
 }
 
 // attach says that a connection is there: what was under way is sent again, and it goes on from there.
@@ -397,8 +398,10 @@ func (o *outbox) end() {
 	o.mu.Unlock()
 }
 
-// mark is how events tell which client published them, for no local (3.8.3.1), without telling others who it is.
-func mark(owner, clientID string) string {
-	sum := sha256.Sum256([]byte(owner + "\x00" + clientID))
-	return hex.EncodeToString(sum[:8])
+// mark is how events tell which client published them, for no local (3.8.3.1), without telling others who it is: under a key of
+// the router's, so that nobody makes one for somebody else's client, and a client of that name of another router has another.
+func (s *Server) mark(owner, clientID string) string {
+	m := hmac.New(sha256.New, s.o.Key[:])
+	_, _ = m.Write([]byte(owner + "\x00" + clientID))
+	return hex.EncodeToString(m.Sum(nil)[:8])
 }

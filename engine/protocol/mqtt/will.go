@@ -317,7 +317,7 @@ func (r *wills) publish(w *will) error {
 		return err
 	}
 	ctx := caller.Context(r.ctx)
-	madeBy(ev, pk.FixedHeader.Qos, w.Retain, mark(w.Owner, w.ClientID))
+	madeBy(ev, pk.FixedHeader.Qos, w.Retain, r.s.mark(w.Owner, w.ClientID))
 	if !ev.ClientID {
 		ev.ID, ev.ClientID = w.Event, true
 	}
