@@ -32,6 +32,38 @@ func (e *Engine) Explain(ctx context.Context, name, topic string, pos event.Posi
 	if d != nil && topic == d.topic.name {
 		s, d = d, nil
 	}
+	return e.explain(ctx, s, d, topic, rec, true)
+}
+
+// ExplainUnstored is Explain of an event that is not in the topic, and is not put there: what would become of it.
+//
+// Errors: those of Publish and event.ErrNotFound (subscription), ErrUnavailable (too many ask at once).
+func (e *Engine) ExplainUnstored(ctx context.Context, name, topic string, ev event.Event) (*event.Explained, error) {
+	s, err := e.subscription(name)
+	if err != nil {
+		return nil, err
+	}
+	t, err := e.topic(topic)
+	if err != nil {
+		return nil, err
+	}
+	var p publication
+	if err := e.admit(t, &p, &ev); err != nil {
+		return nil, err
+	}
+	rec := event.Record(ev.AppendRecord(nil))
+	rec.SetPlace(event.Position{}, e.now().UnixNano())
+	x, err := e.explain(ctx, s, e.plan.Load().subs[deliveryKey(name)], topic, rec, false)
+	if err == nil {
+		x.Position = ""
+	}
+	return x, err
+}
+
+// explain is about an event that is stored in topic, or that is not. d is the half that delivers, of a subscription that
+// has one besides s.
+func (e *Engine) explain(ctx context.Context, s, d *subscription, topic string, rec event.Record, stored bool) (*event.Explained, error) {
+	name, pos := s.name, rec.Position()
 	c := s.under()
 	if c == nil {
 		return nil, fmt.Errorf("subscription %s was just removed: %w", name, event.ErrNotFound)
@@ -46,6 +78,8 @@ func (e *Engine) Explain(ctx context.Context, name, topic string, pos event.Posi
 	if topic != s.topic.name {
 		x.State = event.StateOther
 		x.Detail = fmt.Sprintf("the subscription reads topic %q; this event is in %q. What follows is what would happen to it there", s.topic.name, topic)
+	} else if !stored {
+		x.State, x.Detail = event.StateDry, "nothing was stored or sent: this is a dry run"
 	} else if err := e.whereabouts(ctx, s, x, rec); err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/url"
 	"os"
 	"slices"
 	"strings"
@@ -29,8 +30,8 @@ type explainedName struct {
 	Event   json.RawMessage `json:"event,omitempty"`
 	Read    []readAs        `json:"read"` // by MQTT clients
 
-	Subscriptions []*event.Explained `json:"subscriptions,omitempty"` // of a dry run
-	Matches       []event.Match      `json:"matches,omitempty"`       // of a router
+	Subscriptions []*event.Explained `json:"subscriptions,omitempty"` // of rules in files, or the one that a router was asked for
+	Matches       []event.Match      `json:"matches,omitempty"`       // of all of a router's
 }
 
 type otherMapping struct {
@@ -115,16 +116,21 @@ func (p *program) explainNameDry(ctx context.Context, o explaining, args []strin
 		subs = slices.DeleteFunc(slices.Clone(subs), func(s rules.Subscription) bool { return s.Topic != x.Taken.Topic })
 	}
 	return x, explainDry(ctx, set, subs, x.Taken.Topic, rec, func(e *event.Explained) error {
-		x.Subscriptions = append(x.Subscriptions, e)
-		for _, out := range e.Outputs { // the functions may have made others of it
-			var ev event.Event
-			if err := event.ParseStructured(out.Event, event.Limits{}, &ev); err != nil {
-				return fmt.Errorf("what %s puts into %s: %w", e.Subscription, out.Topic, err)
-			}
-			x.readFrom(names, out.Topic, sampleRecord(&ev, 0))
-		}
-		return nil
+		return x.add(names, e)
 	})
+}
+
+// add takes what a subscription makes of the event, and the names under which that is read: functions may have made others of it.
+func (x *explainedName) add(names *mqtt.Names, e *event.Explained) error {
+	x.Subscriptions = append(x.Subscriptions, e)
+	for _, out := range e.Outputs {
+		var ev event.Event
+		if err := event.ParseStructured(out.Event, event.Limits{}, &ev); err != nil {
+			return fmt.Errorf("what %s puts into %s: %w", e.Subscription, out.Topic, err)
+		}
+		x.readFrom(names, out.Topic, sampleRecord(&ev, 0))
+	}
+	return nil
 }
 
 // explainNameAt asks a router which of its subscriptions take the event. Names under which they are read are told of
@@ -142,6 +148,16 @@ func (p *program) explainNameAt(cmd *cobra.Command, r *remote, o explaining, arg
 	if err != nil || rec == nil {
 		return x, err
 	}
+	if len(args) == 1 {
+		u := c.path("subscriptions", args[0], "explain")
+		u.RawQuery = url.Values{"mqttName": {o.name}, "data": {string(payload)}}.Encode()
+		var e event.Explained
+		if err := c.callJSON(cmd.Context(), "GET", u, nil, &e); err != nil {
+			return nil, err
+		}
+		x.Event = e.Event
+		return x, x.add(names, &e)
+	}
 	u := c.path("topics", x.Taken.Topic, "events")
 	u.RawQuery = "dryRun=true"
 	answer, err := c.call(cmd.Context(), "POST", u, x.Event, "Content-Type", "application/cloudevents+json")
@@ -155,12 +171,6 @@ func (p *program) explainNameAt(cmd *cobra.Command, r *remote, o explaining, arg
 		return nil, fmt.Errorf("%s answered something other than the expected JSON; is it a router?", c.base.Host)
 	}
 	x.Matches = dry.Events[0].Matches
-	if len(args) == 1 {
-		x.Matches = slices.DeleteFunc(x.Matches, func(m event.Match) bool { return m.Subscription != args[0] })
-		if len(x.Matches) == 0 {
-			return nil, fmt.Errorf("no subscription %q of topic %s is there for you", clean(args[0]), x.Taken.Topic)
-		}
-	}
 	for _, s := range def.subs {
 		if len(s.Functions) == 0 && slices.ContainsFunc(x.Matches, func(m event.Match) bool { return m.Matched && m.Subscription == s.Name }) {
 			x.readFrom(names, s.Deliver.Topic, rec)
@@ -232,6 +242,27 @@ func (x *explainedName) readFrom(names *mqtt.Names, topic string, rec event.Reco
 			x.Read = append(x.Read, readAs{s.Kind.String(), s.Name, string(as)})
 		}
 	}
+}
+
+// ExplainMQTT explains what an MQTT client would publish.
+func (b backend) ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool) (*event.Explained, error) {
+	if err := mqttname.CheckName(name); err != nil {
+		return nil, event.At("?mqttName", err)
+	}
+	names := b.MQTT()
+	if m, _, ok := names.Route(name, nil); !ok || !shown(m.Topic) {
+		return nil, event.Bad(event.ErrNotFound, "?mqttName", "no mapping that you may see takes it")
+	}
+	ev, m, err := mqtt.Preview(names, name, data, time.Now())
+	if err != nil {
+		return nil, event.At("?data", err)
+	}
+	x, err := b.Engine.ExplainUnstored(ctx, subscription, m.Topic, ev)
+	if err != nil {
+		return nil, err
+	}
+	x.MQTT = &event.MQTTTaken{Name: name, By: m.Filter}
+	return x, nil
 }
 
 // writeExplainedName prints it for people.

@@ -2,11 +2,15 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"net/url"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/millrace/millrace/engine/event"
 )
 
 // What docs/mqtt.md shows of an explained name is what is printed, with the page's own rules.
@@ -51,5 +55,38 @@ func TestExplainedNameIsBounded(t *testing.T) {
 	}
 	if x.Taken == nil || x.Taken.By != "x/#" || len(x.Others) != othersShown || x.More != 26-othersShown || !x.Others[0].Matches || x.Others[0].Filter != "#" {
 		t.Errorf("%+v", x)
+	}
+}
+
+// Over HTTP too: nothing is stored, and a mapping that is not there for the caller is none.
+func TestExplainedNameOverHTTP(t *testing.T) {
+	p := startProcess(t, codeBlock(t, "mqtt.md", "yaml", 0)+codeBlock(t, "mqtt.md", "yaml", 1))
+	ask := func(status int, subscription, name, data string) string {
+		t.Helper()
+		q := url.Values{"mqttName": {name}, "data": {data}}.Encode()
+		return p.must(status, "GET", "/v1/subscriptions/"+subscription+"/explain?"+q, "", "")
+	}
+	for _, c := range []struct{ subscription, name, data, want string }{
+		{"hot", "plants/north/pump-7/temp", `{"celsius": 95}`, `"mqtt":{"name":"plants/north/pump-7/temp","by":"plants/+/+/temp"},"matched":true`},
+		{"hot", "plants/north/pump-7/temp", `{"celsius": 95}`, `"outputs":[{"topic":"hot.out"`},
+		{"hot", "plants/north/pump-7/temp", `{"celsius": 5}`, `"matched":false`},
+		{"hot", "other", `1`, `"state":"other-topic"`},
+	} {
+		if got := ask(200, c.subscription, c.name, c.data); !strings.Contains(got, c.want) || strings.Contains(got, `"position"`) {
+			t.Errorf("%s of %s %s: %s; want %s", c.subscription, c.name, c.data, got, c.want)
+		}
+	}
+	ask(404, "lukewarm", "other", "")
+	ask(400, "hot", "other/#", "")
+	if got := p.must(200, "GET", "/v1/topics/readings/events", "", ""); !strings.Contains(got, `"events":[]`) {
+		t.Errorf("something was stored: %s", got)
+	}
+	b := backend{Engine: p.r.engine, definitions: p.r.defs}
+	_, hidden := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(topic string) bool { return topic != "inbox" })
+	p.write("topics: {readings: {}}\nsubscriptions:\n  hot: {topic: readings, deliver: {pull: {}}}\n")
+	until(t, "the mappings go", func() bool { return len(p.r.defs.MQTT().Sources()) == 0 })
+	_, none := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(string) bool { return true })
+	if !errors.Is(hidden, event.ErrNotFound) || none == nil || hidden.Error() != none.Error() {
+		t.Errorf("a name that leads to what is hidden: %v; one that leads nowhere: %v", hidden, none)
 	}
 }

@@ -172,7 +172,7 @@ var questions = map[string][]question{
 	"PATCH /v1/topics/{topic}":                       {{contentType: "application/json", body: `{"retain":{"age":"1h"}}`}},
 	"DELETE /v1/topics/{topic}":                      {{}},
 	"POST /v1/publish":                               {{contentType: "application/json", body: `{"topic":"NAME","payload":1}`, of: "topic"}},
-	"GET /v1/subscriptions/{name}/explain":           {{query: "?event=glbx.own/0-0"}, {query: "?event=acme.orders/0-0"}, {own: "glbx.mine", of: "topic", query: "?event=NAME/0-0"}},
+	"GET /v1/subscriptions/{name}/explain":           {{query: "?event=glbx.own/0-0"}, {query: "?event=acme.orders/0-0"}, {own: "glbx.mine", of: "topic", query: "?event=NAME/0-0"}, {query: "?mqttName=a/b"}},
 	"GET /v1/subscriptions/{name}/stream":            {{}},
 	"POST /v1/subscriptions/{name}/pull":             {{contentType: "application/json", body: `{}`}},
 	"POST /v1/subscriptions/{name}/ack":              {{contentType: "application/json", body: `{"leases":["x"]}`}},

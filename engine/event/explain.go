@@ -13,6 +13,7 @@ type Explained struct {
 	Topic        string          `json:"topic"`
 	Position     string          `json:"position,omitempty"` // none in a dry run
 	Event        json.RawMessage `json:"event"`              // as CloudEvents in JSON
+	MQTT         *MQTTTaken      `json:"mqtt,omitempty"`     // of what an MQTT client would publish
 
 	Matched    bool        `json:"matched"`
 	Why        string      `json:"why"`                  // in one line: what decided
@@ -51,6 +52,12 @@ const (
 	StateDead      = "dead-lettered" // given up
 	StateSettled   = "settled"       // done with; nobody remembers how
 )
+
+// MQTTTaken says which mapping takes a topic name.
+type MQTTTaken struct {
+	Name string `json:"name"`
+	By   string `json:"by"` // the mapping's filter
+}
 
 // A Condition is a part of a filter.
 type Condition struct {

@@ -30,6 +30,13 @@ func (fakeExplains) Explain(_ context.Context, sub, topic string, pos event.Posi
 		Tries:    []event.Tried{{At: due, Verdict: "retry", Attempt: 1, Code: 503, Error: "no", Due: &due}}, TriesFrom: "trace"}, nil
 }
 
+func (fakeExplains) ExplainMQTT(_ context.Context, sub, name string, data []byte, shown func(string) bool) (*event.Explained, error) {
+	if !shown("orders") {
+		return nil, event.Bad(event.ErrNotFound, "?mqttName", "a fake shows orders only")
+	}
+	return &event.Explained{Subscription: sub, Topic: "orders", Event: data, MQTT: &event.MQTTTaken{Name: name, By: "#"}, State: event.StateDry}, nil
+}
+
 func (fakeExplains) EventTrace(_ context.Context, topic string, pos event.Position, _ func(string) bool) (*event.EventTrace, error) {
 	if topic != "orders" {
 		return nil, event.Bad(event.ErrNotFound, "topic", "a fake has orders only")
@@ -53,6 +60,9 @@ func TestExplain(t *testing.T) {
 		{"/v1/subscriptions/s/explain?event=orders", 400, "want topic/position"},
 		{"/v1/subscriptions/s/explain?event=orders/x", 400, "?event"},
 		{"/v1/subscriptions/s/explain?event=or%20ders/0-1", 400, "?event"},
+		{"/v1/subscriptions/s/explain?mqttName=a/b%2Fc&data=%7B%7D", 200, `"topic":"orders","event":{},"mqtt":{"name":"a/b/c","by":"#"}`},
+		{"/v1/subscriptions/s/explain?mqttName=a&event=orders/0-4", 400, "?event"},
+		{"/v1/subscriptions/s/explain?event=orders/0-4&data=1", 400, "?data"},
 		{"/v1/topics/orders/events/0-3/trace", 200, `"matched":1,"notMatched":2`},
 		{"/v1/topics/nope/events/0-3/trace", 404, "orders only"},
 		{"/v1/topics/orders/events/zero/trace", 400, "position"},

@@ -34,7 +34,7 @@ func routes() []*route {
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}", handle: (*call).one, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}/reply", handle: (*call).readReply, query: []string{"wait"}, needs: needs{may: access.Publish, or: access.Read, of: access.Topic, in: InPath}},
 		{method: "GET", path: "/v1/topics/{topic}/events/{position}/trace", handle: (*call).trace, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
-		{method: "GET", path: "/v1/subscriptions/{name}/explain", handle: (*call).explain, query: []string{"event"}, needs: needs{may: access.Read, of: access.Subscription, in: InPath}},
+		{method: "GET", path: "/v1/subscriptions/{name}/explain", handle: (*call).explain, query: []string{"event", "mqttName", "data"}, needs: needs{may: access.Read, of: access.Subscription, in: InPath}},
 		{method: "GET", path: "/v1/topics/{topic}/stream", handle: (*call).streamTopic, query: stream, stream: true, needs: needs{may: access.Read, of: access.Topic, in: InPath}},
 		{method: "POST", path: "/v1/publish", handle: (*call).publishShort, query: []string{"dryRun"}, needs: needs{may: access.Publish, of: access.Topic, in: InBody}},
 		{method: "GET", path: "/v1/subscriptions/{name}/stream", handle: (*call).streamSubscription, query: stream, stream: true, needs: needs{may: access.Consume, of: access.Subscription, in: InPath}},
