@@ -200,11 +200,8 @@ bridges:
 			if n := way.to().count(way.topic); n < told { // cheaper than reading all
 				return fmt.Errorf("%s: %d of %d events", way.topic, n, told)
 			}
-			return nil
+			return arrived(way.to(), way.topic, told) // what was stored and not answered is counted above, and may have come first
 		})
-		if err := arrived(way.to(), way.topic, told); err != nil {
-			t.Error(err)
-		}
 	}
 	// A log drops whole chunks, as it grows.
 	more := 0

@@ -137,7 +137,7 @@ subscriptions:
 		t.Fatal(err)
 	}
 	begin := time.Now()
-	eventually(t, 10*time.Second, func() error {
+	eventually(t, time.Minute, func() error {
 		if text := fill("after", 1); text != "" {
 			return fmt.Errorf("after 8 MiB were freed: %s", text)
 		}
@@ -148,8 +148,8 @@ subscriptions:
 	if len(acked) < first+10 {
 		t.Errorf("%d events fitted into 8 MiB that were freed", len(acked)-first)
 	}
-	if slowest > time.Second {
-		t.Errorf("the slowest answer took %s; want less than 1s", slowest)
+	if slowest > 5*time.Second { // on a quiet machine it is milliseconds
+		t.Errorf("the slowest answer took %s; want less than 5s", slowest)
 	}
 	r.kill()
 	r = serve(t, data, env, "--rules", rules)

@@ -14,7 +14,7 @@ import (
 )
 
 // mqttWait bounds everything that a case waits for.
-const mqttWait = 20 * time.Second
+const mqttWait = time.Minute
 
 // An mqttMessage is a message as a client of any version sees it.
 type mqttMessage struct {

@@ -166,7 +166,7 @@ func openPaho5(ctx context.Context, _ *mqttLab, c mqttConnect) (mqttClient, erro
 			return cp, nil
 		},
 		ClientConfig: paho.ClientConfig{
-			ClientID: c.id, PacketTimeout: mqttWait, EnableManualAcknowledgment: c.hold, SendAcksInterval: time.Millisecond,
+			ClientID: c.id, PacketTimeout: 20 * time.Second, EnableManualAcknowledgment: c.hold, SendAcksInterval: time.Millisecond,
 			OnPublishReceived: []func(paho.PublishReceived) (bool, error){func(r paho.PublishReceived) (bool, error) { return true, p.received(c.hold, r) }},
 		},
 	}

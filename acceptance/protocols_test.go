@@ -60,7 +60,7 @@ func TestProtocols(t *testing.T) {
 	write(t, rules, protocolsRules)
 	write(t, filepath.Join(dir, "convert.js"), protocolsConvert)
 	r := serve(t, filepath.Join(dir, "data"), nil, "--rules", rules, "--mqtt-listen", "127.0.0.1:0", "--grpc-listen", "unix:"+socket)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	g, err := grpcclient.Dial(ctx, "unix:"+socket, grpcclient.Options{})
 	if err != nil {
@@ -170,7 +170,7 @@ func TestProtocols(t *testing.T) {
 	wantHot(t, "a subscription's cursor that went on from gRPC to a stream", append(walked, rest...))
 
 	// A queue hands them out over gRPC and over HTTP, each once, and takes what is acknowledged over the other.
-	leased, err := g.Pull(ctx, "jobs", 1, 10*time.Second)
+	leased, err := g.Pull(ctx, "jobs", 1, 30*time.Second)
 	if err != nil || len(leased) != 1 {
 		t.Fatalf("pulling over gRPC: %d deliveries, %v", len(leased), err)
 	}
@@ -182,9 +182,9 @@ func TestProtocols(t *testing.T) {
 				Event json.RawMessage
 			}
 		}
-		r.call("POST", "/v1/subscriptions/jobs/pull", "application/json", []byte(`{"max": 10, "wait": "10s"}`), &answer)
+		r.call("POST", "/v1/subscriptions/jobs/pull", "application/json", []byte(`{"max": 10, "wait": "30s"}`), &answer)
 		if len(answer.Deliveries) == 0 {
-			t.Fatalf("after 10 s there is nothing to pull behind %q", pulled)
+			t.Fatalf("after 30 s there is nothing to pull behind %q", pulled)
 		}
 		for _, d := range answer.Deliveries {
 			text, _ := eventText(t, d.Event)
@@ -198,7 +198,7 @@ func TestProtocols(t *testing.T) {
 	if len(lost.Lost) > 0 || len(over) > 0 || err != nil {
 		t.Errorf("acknowledged over the other protocol: lost %q and %v, %v", lost.Lost, over, err)
 	}
-	r.settled(10*time.Second, "jobs")
+	r.settled(time.Minute, "jobs")
 	for _, d := range devices {
 		if err := d.close(); err != nil {
 			t.Error(err)

@@ -255,10 +255,7 @@ func TestEveryEventIsAccountedFor(t *testing.T) {
 		}
 	}
 	defer func() { t.Logf("%+v", w.info("s")) }()
-	eventually(t, "all settled", func() bool {
-		i := w.info("s")
-		return i.Lag == 0 && i.Outstanding == 0 && i.Parked == 0 && i.State == "running"
-	})
+	eventually(t, "all settled", func() bool { return w.settled("s") })
 	seen := map[string]int{}
 	for _, id := range sink.ids() {
 		seen[id] |= 1

@@ -308,7 +308,7 @@ func TestLeasesWaitWhileABacklogIsKept(t *testing.T) {
 			t.Errorf("the next look is at %d, %d are leased", at, w.info("s").Leased)
 		}
 		s.commits.Unlock()
-	case <-time.After(10 * time.Second):
+	case <-time.After(time.Minute):
 		t.Error("the clock waits for the commits of one subscription")
 		s.commits.Unlock()
 		<-ticked

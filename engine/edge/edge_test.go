@@ -147,7 +147,7 @@ func handshakeAt(t *testing.T, server, client *tls.Config) (tls.ConnectionState,
 			return
 		}
 		defer nc.Close()
-		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = nc.SetDeadline(time.Now().Add(time.Minute))
 		c := tls.Server(nc, server)
 		if err = c.Handshake(); err == nil {
 			_, err = c.Write([]byte("x")) // with it go the tickets of TLS 1.3
@@ -159,7 +159,7 @@ func handshakeAt(t *testing.T, server, client *tls.Config) (tls.ConnectionState,
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(time.Minute))
 	c := tls.Client(nc, client)
 	var b [1]byte
 	_, err = c.Read(b[:])
@@ -314,7 +314,7 @@ func TestWatchLooksAndEnds(t *testing.T) {
 	done := make(chan struct{})
 	go func() { defer close(done); e.Watch(ctx, nil) }()
 	put(t, dir, "a", make1(t, &ca, far, "b.example.com"))
-	for end := time.Now().Add(10 * time.Second); !e.Covers("b.example.com"); {
+	for end := time.Now().Add(time.Minute); !e.Covers("b.example.com"); {
 		if time.Now().After(end) {
 			t.Fatal("the change was not seen")
 		}

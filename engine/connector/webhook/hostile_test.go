@@ -95,7 +95,7 @@ func TestHostileReceivers(t *testing.T) {
 			s := open(t, Options{URL: url, Timeout: 300 * time.Millisecond})
 			start := time.Now()
 			err := s.Deliver(context.Background(), delivery("i", order))
-			if took := time.Since(start); took > 5*time.Second {
+			if took := time.Since(start); took > 20*time.Second {
 				t.Errorf("took %s", took)
 			}
 			for _, l := range append(s.bare, s.live...) {
@@ -356,7 +356,7 @@ func TestMaxConns(t *testing.T) {
 	for range 2 {
 		go func() { done <- s.Deliver(context.Background(), delivery("i", order)) }()
 	}
-	for end := time.Now().Add(5 * time.Second); now.Load() < 2; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(time.Minute); now.Load() < 2; time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			t.Fatal("two deliveries do not run at once")
 		}

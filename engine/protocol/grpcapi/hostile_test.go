@@ -41,7 +41,7 @@ func (h *harness) raw() *raw {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { nc.Close() })
-	_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetDeadline(time.Now().Add(time.Minute))
 	r := &raw{t: h.t, nc: nc, Framer: http2.NewFramer(nc, nc)}
 	r.hp = hpack.NewEncoder(&r.buf)
 	if _, err := nc.Write([]byte(http2.ClientPreface)); err != nil {
@@ -212,7 +212,7 @@ func TestSilentConnections(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer nc.Close()
-		_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+		_ = nc.SetReadDeadline(time.Now().Add(time.Minute))
 		b := make([]byte, 1024)
 		for err == nil {
 			_, err = nc.Read(b)
@@ -237,7 +237,7 @@ func TestTooManyConnections(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer nc.Close()
-	_ = nc.SetReadDeadline(time.Now().Add(10 * time.Second))
+	_ = nc.SetReadDeadline(time.Now().Add(time.Minute))
 	if n, err := nc.Read(make([]byte, 1)); n > 0 || err == nil {
 		t.Error("one connection too many is spoken to")
 	} else if ne, ok := err.(net.Error); ok && ne.Timeout() {

@@ -440,7 +440,7 @@ func TestDrain(t *testing.T) {
 	eventually(t, "four streams", func() bool { return h.s.Stats().Streams == 4 })
 	done := make(chan error, 1)
 	go func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		done <- h.s.Shutdown(ctx)
 	}()

@@ -62,7 +62,7 @@ func serveFaces(t *testing.T, o Options, faces ...Face) (*Server, []string) {
 	done := make(chan error, 1)
 	go func() { done <- s.ServeFaces(context.Background(), faces...) }()
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Error(err)
@@ -202,7 +202,7 @@ func TestDrainOverTLS(t *testing.T) {
 	}
 	defer silent.Close()
 	eventually(t, "two connections", func() bool { return s.Connections() == 2 })
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {
 		t.Fatal(err)
@@ -238,7 +238,7 @@ func TestRedirect(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		_ = nc.SetDeadline(time.Now().Add(10 * time.Second))
+		_ = nc.SetDeadline(time.Now().Add(time.Minute))
 		_, _ = io.WriteString(nc, x.send)
 		res, body := answer(t, bufio.NewReader(nc), "GET")
 		if res.StatusCode != x.status || res.Header.Get("Location") != x.location || x.status == 200 && body != "a.example/.well-known/acme-challenge/token" {

@@ -32,7 +32,7 @@ func raw(t *testing.T, base, send string) (answers []*http.Response, closed bool
 	if _, err := io.WriteString(nc, send); err != nil {
 		t.Fatal(err)
 	}
-	_ = nc.SetReadDeadline(time.Now().Add(700 * time.Millisecond))
+	_ = nc.SetReadDeadline(time.Now().Add(time.Minute))
 	all, err := io.ReadAll(nc)
 	closed = !errors.Is(err, os.ErrDeadlineExceeded) // a reset ends it as well
 	r := bufio.NewReader(bytes.NewReader(all))
@@ -59,7 +59,7 @@ func TestSmuggling(t *testing.T) {
 	const h = "Host: localhost\r\n"
 	const post = "POST /v1/topics/orders/events HTTP/1.1\r\n" + h + "Content-Type: text/plain\r\n"
 	f := newFake("orders")
-	_, base := serve(t, Options{Backend: f, HeaderTimeout: 300 * time.Millisecond, Limits: event.Limits{Body: 100_000}})
+	_, base := serve(t, Options{Backend: f, HeaderTimeout: time.Second, Limits: event.Limits{Body: 100_000}})
 	for _, tt := range []struct {
 		name, send string
 		status     int

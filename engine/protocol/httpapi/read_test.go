@@ -131,7 +131,7 @@ func TestLongPollWakes(t *testing.T) {
 // until waits for a condition of the fake.
 func (f *fake) until(t testing.TB, what string, cond func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); ; {
+	for end := time.Now().Add(time.Minute); ; {
 		f.mu.Lock()
 		ok := cond()
 		f.mu.Unlock()
@@ -139,7 +139,7 @@ func (f *fake) until(t testing.TB, what string, cond func() bool) {
 			return
 		}
 		if time.Now().After(end) {
-			t.Fatalf("no %s within 10 s", what)
+			t.Fatalf("no %s within a minute", what)
 		}
 		time.Sleep(time.Millisecond)
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,6 +37,22 @@ func closeOut(t testing.TB, s *Server) {
 	if err := s.Shutdown(ctx); err != nil {
 		t.Error(err)
 	}
+}
+
+// A handClock is a server's time that the test moves, while what it has begun may look at it.
+type handClock struct{ at atomic.Pointer[time.Time] }
+
+func newHandClock() *handClock {
+	c, at := &handClock{}, time.Now()
+	c.at.Store(&at)
+	return c
+}
+
+func (c *handClock) now() time.Time { return *c.at.Load() }
+
+func (c *handClock) forward(d time.Duration) {
+	at := c.now().Add(d)
+	c.at.Store(&at)
 }
 
 // A device is a client's side of a session: a packetWriter whose packets it keeps.

@@ -45,7 +45,7 @@ func FuzzConnection(f *testing.F) {
 		reading.Go(func() { _, _ = io.Copy(io.Discard, here) })
 		ended.Add(1)
 		s.attend(t.Context(), there, door, ended.Done)
-		_ = here.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		_ = here.SetWriteDeadline(time.Now().Add(time.Minute))
 		_, _ = here.Write(data)
 		here.Close()
 		ended.Wait()

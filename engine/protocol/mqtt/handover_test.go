@@ -133,7 +133,7 @@ func TestHandover(t *testing.T) {
 				l.seen = 0
 			}
 		}
-		for end := time.Now().Add(10 * time.Second); len(l.times) < n; time.Sleep(100 * time.Microsecond) {
+		for end := time.Now().Add(time.Minute); len(l.times) < n; time.Sleep(100 * time.Microsecond) {
 			l.take(rt, d, 1000)
 			if time.Now().After(end) {
 				var missing []string

@@ -114,7 +114,7 @@ func TestViolations(t *testing.T) {
 
 // What is wrong with CONNECT is answered in CONNACK, as far as the client's version has a word for it.
 func TestConnectRefused(t *testing.T) {
-	r := newRig(t, newFakeRouter(t), nil, Options{ConnectTimeout: 300 * time.Millisecond})
+	r := newRig(t, newFakeRouter(t), nil, Options{ConnectTimeout: time.Second})
 	five := func(with func(pk *packets.Packet)) []byte { return encode(t, connectPacket(5, "dev", with)) }
 	four := func(with func(pk *packets.Packet)) []byte { return encode(t, connectPacket(4, "dev", with)) }
 	set := func(b []byte, at int, v byte) []byte { b[at] = v; return b }
@@ -242,7 +242,7 @@ func TestHalfOpen(t *testing.T) {
 
 // Who does not read what it is sent is dropped.
 func TestSlowReader(t *testing.T) {
-	r := newRig(t, newFakeRouter(t), nil, Options{WriteTimeout: 100 * time.Millisecond})
+	r := newRig(t, newFakeRouter(t), nil, Options{WriteTimeout: time.Second})
 	here, there := net.Pipe()
 	defer here.Close()
 	r.s.attend(t.Context(), there, r.door, nil)
@@ -258,8 +258,8 @@ func TestSlowReader(t *testing.T) {
 func TestKeepAlive(t *testing.T) {
 	r := newRig(t, newFakeRouter(t), nil, Options{PacketTimeout: 200 * time.Millisecond})
 	alive := func(pk *packets.Packet) { pk.Connect.Keepalive = 1 }
+	begun := time.Now() // the server counts from what it has read, which is later
 	silent, _ := r.connect(5, "silent", alive)
-	begun := time.Now()
 	pings, _ := r.connect(5, "pings", alive)
 	slow, _ := r.connect(5, "slow", nil)
 	slow.raw([]byte{packets.Publish << 4})

@@ -157,10 +157,10 @@ func TestRetainedLate(t *testing.T) {
 
 func TestMessageExpiry(t *testing.T) {
 	r := newLogRouter(t, 1)
-	now := time.Now()
-	s := newOut(t, r, Options{Now: func() time.Time { return now }})
+	clock := newHandClock()
+	s := newOut(t, r, Options{Now: clock.now})
 	defer closeOut(t, s)
-	ends := event.Attribute{Name: expiryExtension, Kind: event.Timestamp, Value: now.Add(10 * time.Second).UTC().Format(time.RFC3339)}
+	ends := event.Attribute{Name: expiryExtension, Kind: event.Timestamp, Value: clock.now().Add(10 * time.Second).UTC().Format(time.RFC3339)}
 	d, _ := join(t, s, deviceOptions{id: "a", expiry: never})
 	d.sub("log/#", 2)
 	d.part()
@@ -169,14 +169,14 @@ func TestMessageExpiry(t *testing.T) {
 	if err := r.keepSaid(t, s, "log/kept", "ends too", ends); err != nil {
 		t.Fatal(err)
 	}
-	now = now.Add(5 * time.Second)
+	clock.forward(5 * time.Second)
 	e, _ := join(t, s, deviceOptions{id: "e", auto: true})
 	e.sub("log/kept", 1)
 	e.gets("ends too")
 	if left := e.published()[0].Properties.MessageExpiryInterval; left < 4 || left > 6 {
 		t.Errorf("%d seconds are left", left)
 	}
-	now = now.Add(6 * time.Second)
+	clock.forward(6 * time.Second)
 	d, _ = join(t, s, deviceOptions{id: "a", expiry: never, auto: true})
 	d.gets("stays")
 	f, _ := join(t, s, deviceOptions{id: "f", auto: true})

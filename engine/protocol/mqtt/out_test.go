@@ -306,9 +306,8 @@ func TestQoS2WaitsForItsRow(t *testing.T) {
 
 func TestSessionExpiry(t *testing.T) {
 	r := newLogRouter(t, 1)
-	now := time.Now()
-	clock := func() time.Time { return now }
-	s := newOut(t, r, Options{Now: clock})
+	clock := newHandClock()
+	s := newOut(t, r, Options{Now: clock.now})
 	for id, expiry := range map[string]time.Duration{"none": 0, "hour": time.Hour, "ever": never} {
 		d, _ := join(t, s, deviceOptions{id: id, expiry: expiry})
 		d.sub("log/#", 1)
@@ -331,8 +330,8 @@ func TestSessionExpiry(t *testing.T) {
 	d.part()
 	after := r.crash()
 	closeOut(t, s)
-	now = now.Add(2 * time.Hour)
-	r, s = after, newOut(t, after, Options{Now: clock})
+	clock.forward(2 * time.Hour)
+	r, s = after, newOut(t, after, Options{Now: clock.now})
 	defer func() { closeOut(t, s) }()
 	if n := s.sessions.count(); n != 1 {
 		t.Errorf("%d sessions are left; want the one that never ends", n)
@@ -348,7 +347,7 @@ func TestSessionExpiry(t *testing.T) {
 		t.Error("clean start found a session")
 	}
 	d.part()
-	now = now.Add(2 * time.Minute)
+	clock.forward(2 * time.Minute)
 	s.sessions.expire(t.Context())
 	if n, rows := s.sessions.count(), len(r.rows); n != 0 || rows != 0 {
 		t.Errorf("%d sessions and %d rows are left: %q", n, rows, r.rows)
