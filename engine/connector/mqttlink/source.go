@@ -364,7 +364,8 @@ func (s *Source) ping(ctx context.Context) error {
 
 // repeated reports whether a message is stored, and was sent again because the broker does not have the acknowledgement: it has
 // the number and the content of one that was stored last. A broker that gives a number to another message as soon as it
-// has the acknowledgement would send an equal one in the same way: it is known by that, and nothing is held for repeated.
+// has the acknowledgement would send an equal one in the same way: it is known by that from the first that comes without DUP, and
+// nothing is held for repeated from then on. Before that the two cannot be told: docs/bridges.md says so.
 func (s *Source) repeated(pk *packets.Packet) bool {
 	m := mark{pk.PacketID, hashOf(pk)}
 	p := &s.place

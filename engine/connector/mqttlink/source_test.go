@@ -173,6 +173,14 @@ func play(nc net.Conn, turn turn) error {
 	return nil
 }
 
+// many are n messages from a number on.
+func many(id uint16, n int) (all []sent) {
+	for i := range n {
+		all = append(all, sent{id + uint16(i), false, "x"})
+	}
+	return all
+}
+
 // What the broker sends again, because it does not have the acknowledgement, is told from what is another message.
 func TestSourceTellsRepeats(t *testing.T) {
 	dialer, err := egress.New(egress.Options{AllowPrivate: true})
@@ -193,6 +201,13 @@ func TestSourceTellsRepeats(t *testing.T) {
 		"equal, and not sent again":       {turns: []turn{{send: []sent{{1, false, "a"}, {2, false, "a"}}, acks: 2}, {session: true, send: []sent{{3, false, "a"}}, acks: 1}}, want: "a a a"},
 		"equal, of a broker that gives numbers again": {turns: []turn{{send: []sent{{1, false, "a"}}, acks: 1}, {session: true, send: []sent{{1, false, "b"}}, acks: 1},
 			{session: true, send: []sent{{1, true, "b"}}, acks: 1}}, want: "a b b"},
+		// Byte for byte what "sent again" is: the one case in which an equal message is lost.
+		"equal, and the first that gets a number again, with DUP alone": {turns: []turn{{send: []sent{{1, false, "a"}}, acks: 1}, {session: true, send: []sent{{1, true, "a"}}, acks: 1},
+			{session: true, send: []sent{{2, false, "b"}}, acks: 1}}, want: "a b", repeats: 1},
+		"once numbers were given again nothing is dropped": {turns: []turn{{send: []sent{{1, false, "a"}, {1, false, "b"}, {2, false, "c"}}, acks: 3},
+			{session: true, send: []sent{{1, true, "b"}, {2, true, "c"}, {1, true, "b"}}, acks: 3}}, want: "a b c b c b"},
+		"more than 256 ago": {turns: []turn{{send: append([]sent{{1, false, "a"}, {2, false, "b"}}, many(3, window-1)...), acks: window + 1}, {session: true, send: []sent{{1, true, "a"}, {2, true, "b"}, {1000, true, "z"}}, acks: 3}},
+			want: "a b" + strings.Repeat(" x", window-1) + " a z", repeats: 1},
 		"numbers begin anew":    {turns: []turn{{send: []sent{{65535, false, "a"}, {1, false, "b"}}, acks: 2}, {session: true, send: []sent{{1, true, "b"}}, acks: 1}}, want: "a b", repeats: 1},
 		"not stored":            {turns: []turn{{send: []sent{{1, false, "a"}}}, {session: true, send: []sent{{1, true, "a"}}, acks: 1}}, fail: 1, want: "a"},
 		"the session is gone":   {turns: []turn{{send: []sent{{1, false, "a"}}, acks: 1}, {send: []sent{{1, false, "a"}}, acks: 1}}, want: "a a", lost: 1},
