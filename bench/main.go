@@ -166,7 +166,7 @@ func run(ctx context.Context, o options, bar *progress) (_ *report, err error) {
 	if err != nil {
 		return nil, err
 	}
-	todo, err := needed(picked, measurements())
+	wanted, err := needed(picked, measurements())
 	if err != nil {
 		return nil, err
 	}
@@ -177,9 +177,9 @@ func run(ctx context.Context, o options, bar *progress) (_ *report, err error) {
 	}
 	defer func() { err = errors.Join(err, l.close()) }()
 	vals := newValues()
-	bar.steps(stepsOf(todo, o.rounds))
+	bar.steps(stepsOf(wanted, o.rounds))
 	for round := range o.rounds {
-		for _, m := range todo {
+		for _, m := range wanted {
 			if m.once && round > 0 || vals.failed(m) {
 				continue
 			}
@@ -195,15 +195,15 @@ func run(ctx context.Context, o options, bar *progress) (_ *report, err error) {
 		}
 	}
 	bar.end()
-	rep := vals.report(picked, todo, o)
+	rep := vals.report(picked, wanted, o)
 	rep.Machine = l.machine()
 	rep.Took = time.Since(begin).Round(time.Second).String()
 	return rep, nil
 }
 
-func stepsOf(todo []measurement, rounds int) int {
+func stepsOf(wanted []measurement, rounds int) int {
 	n := 0
-	for _, m := range todo {
+	for _, m := range wanted {
 		if m.once {
 			n++
 		} else {

@@ -59,9 +59,9 @@ type report struct {
 
 // report makes the lines. Figure and limit are medians of the rounds, the ratio is the median of the rounds' ratios:
 // what drifts between rounds leaves it alone.
-func (v *values) report(picked []row, todo []measurement, o options) *report {
+func (v *values) report(picked []row, wanted []measurement, o options) *report {
 	rep := &report{Rounds: o.rounds, Seconds: o.seconds, Values: v.taken}
-	for _, m := range todo {
+	for _, m := range wanted {
 		if err := v.notes[m.gives[0]]; err != nil && !errors.Is(err, errMissing) {
 			if text := m.name + ": " + err.Error(); !slices.Contains(rep.Failed, text) {
 				rep.Failed = append(rep.Failed, text)

@@ -33,7 +33,7 @@ func needed(picked []row, all []measurement) ([]measurement, error) {
 		}
 	}
 	given := map[string]bool{}
-	var todo []measurement
+	var wanted []measurement
 	for i, m := range all {
 		if !take[i] {
 			continue
@@ -46,14 +46,14 @@ func needed(picked []row, all []measurement) ([]measurement, error) {
 		for _, v := range m.gives {
 			given[v] = true
 		}
-		todo = append(todo, m)
+		wanted = append(wanted, m)
 	}
 	for v := range want {
 		if !given[v] {
 			return nil, fmt.Errorf("nothing measures %s", v)
 		}
 	}
-	return todo, nil
+	return wanted, nil
 }
 
 // values are what was measured, by name and round, and what failed.
