@@ -101,7 +101,6 @@ type Options struct {
 	Heartbeat      time.Duration // between two messages of a reader, empty ones where nothing comes; 20 s
 	MessageTimeout time.Duration // from a message's first byte to its last; 60 s
 	LookEvery      time.Duration // between two looks whether the router is ready, for health; 1 s
-	Silence        time.Duration // after which a connection is asked whether it is there, which takes 20 s more; 30 s
 }
 
 // Bounds of a connection and of its streams.
@@ -144,7 +143,6 @@ func (o Options) withDefaults() Options {
 	fill(&o.Heartbeat, 20*time.Second)
 	fill(&o.MessageTimeout, time.Minute)
 	fill(&o.LookEvery, time.Second)
-	fill(&o.Silence, 30*time.Second)
 	return o
 }
 
@@ -165,7 +163,7 @@ func (o Options) validate() error {
 	for _, x := range []struct {
 		d    time.Duration
 		name string
-	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.IdleTimeout, "IdleTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.Heartbeat, "Heartbeat"}, {o.MessageTimeout, "MessageTimeout"}, {o.LookEvery, "LookEvery"}, {o.Silence, "Silence"}} {
+	}{{o.ConnectTimeout, "ConnectTimeout"}, {o.IdleTimeout, "IdleTimeout"}, {o.WriteTimeout, "WriteTimeout"}, {o.Heartbeat, "Heartbeat"}, {o.MessageTimeout, "MessageTimeout"}, {o.LookEvery, "LookEvery"}} {
 		if x.d < 0 {
 			errs = append(errs, fmt.Errorf("options: %s is %s; want a positive duration, or 0 for the default", x.name, x.d))
 		}

@@ -92,7 +92,7 @@ func (x *events) PublishStream(stream publishStream) error {
 		var broken error // of the reader; set when taken is closed
 		x.s.detached.Go(func() {
 			defer close(p.taken)
-			broken = p.read(ctx)
+			broken = x.s.guarded(func() error { return p.read(ctx) })
 		})
 		for {
 			select {

@@ -29,7 +29,7 @@ type Server struct {
 	health   *health.Server
 	draining context.Context // ends when the server takes no new work
 	drain    context.CancelFunc
-	detached sync.WaitGroup // what still waits in a stream whose call has ended
+	detached sync.WaitGroup // what reads streams: it ends after their calls, since to end a read is to tell gRPC's own status
 
 	codec   *codec
 	singles map[string]bool // methods of one message

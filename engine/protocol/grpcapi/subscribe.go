@@ -50,18 +50,6 @@ func (x *events) Subscribe(stream subscribeStream) error {
 	}
 	u := &subscriber{s: x.s, se: se, stream: stream, more: make(chan struct{}, 1), out: &line{stream: stream}}
 	begun := make(chan struct{})
-	said := make(chan error, 1) // how what the client says ended
-	begin := func(ctx context.Context) error {
-		x.s.detached.Go(func() { said <- x.s.guarded(func() error { return u.listen(ctx, begun) }) })
-		select {
-		case <-begun:
-			return nil
-		case err := <-said:
-			return err
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 	// What he may do with what is read is known once he has said what that is.
 	still := func() error {
 		select {
@@ -72,26 +60,26 @@ func (x *events) Subscribe(stream subscribeStream) error {
 		}
 	}
 	return x.s.supervise(ctx, se, still, func(ctx context.Context) (err error) {
-		if err := begin(ctx); err != nil {
-			u.abandon(begun)
-			if errors.Is(err, io.EOF) {
-				err = event.Invalid("begin", "is missing: the first message says what to stream")
-			}
-			return err
-		}
 		ctx, cancel := context.WithCancelCause(ctx)
 		defer cancel(errEnded)
-		stopped := make(chan struct{})
-		x.s.detached.Go(func() { // a client that says no more may still read
-			defer close(stopped)
-			select {
-			case err := <-said:
-				if !errors.Is(err, io.EOF) {
-					cancel(err)
+		x.s.detached.Go(func() {
+			err := x.s.guarded(func() error { return u.listen(ctx, begun) })
+			if errors.Is(err, io.EOF) {
+				select {
+				case <-begun: // a client that says no more may still read
+					return
+				default:
+					err = event.Invalid("begin", "is missing: the first message says what to stream")
 				}
-			case <-ctx.Done():
 			}
+			cancel(err)
 		})
+		select {
+		case <-begun:
+		case <-ctx.Done():
+			u.abandon(begun)
+			return context.Cause(ctx)
+		}
 		if u.reader != nil {
 			err = u.read(ctx)
 			u.reader.Close()
@@ -108,8 +96,6 @@ func (x *events) Subscribe(stream subscribeStream) error {
 		if u.reader == nil && !errors.Is(err, errDraining) {
 			u.giveBack(ctx)
 		}
-		cancel(errEnded)
-		<-stopped
 		return err
 	})
 }

@@ -46,7 +46,7 @@ func (s *Server) serving() *http.Server {
 			MaxConcurrentStreams:          maxStreams,
 			MaxReceiveBufferPerStream:     streamWindow,
 			MaxReceiveBufferPerConnection: connWindow,
-			SendPingTimeout:               s.o.Silence,
+			SendPingTimeout:               30 * time.Second, // of silence
 			PingTimeout:                   20 * time.Second,
 			WriteByteTimeout:              s.o.WriteTimeout,
 		},
