@@ -84,6 +84,10 @@ for mod in $(find . -name go.mod -not -path ./go.mod -not -path ./sdk/client/go.
 	check "vet $dir for wasm" sh -c "cd $dir && GOOS=wasip1 GOARCH=wasm $GO vet ./..."
 done
 
+# Machine code of functions that cmd/router's tests make is made once, without race detector, for all runs below.
+export MILLRACE_TEST_CACHE="$work/functions"
+mkdir "$MILLRACE_TEST_CACHE"
+
 # Without goroutines, or driving built programs from outside: without race detector.
 plain='/engine/event$|/engine/rules$|/filters$|/scripts/|/examples/|/bench$|/cmd/router/templates$'
 outside='/acceptance$'
@@ -111,7 +115,7 @@ fi
 # take many seeds or faults one after the other: their neighbours show races over the same code.
 guests='/plugins$|/plugins/abi|/plugins/abitest$|/plugins/js$|/plugins/meter$'
 sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage|Stress'
-router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample|RecipesOfSources'
+router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample|RecipesOfSources|Canaries|OneDialer|BackupNamesAreBounded|SemanticsNameTheirProofs|SecurityNamesItsProofs'
 engine='CounterThroughPowerCuts|PoisonOfEveryKeyIsIsolated|StateComesAndGoes|StepsAgainstAModel|QuickstartFunction|ConservationOfLongScripts|RedriveThroughPowerCuts|ReplayThroughPowerCuts|HistoryAndRollback|NoHerd'
 store='Crash|FlippedBit|TornLog|RingGivesItsSpaceBack'
 singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain|CollectModules)"

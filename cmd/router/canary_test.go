@@ -103,6 +103,8 @@ func (f *flock) run(p *process, stdin string, args ...string) string {
 			return p.base
 		case "HOME":
 			return filepath.Dir(p.o.data)
+		case "XDG_CACHE_HOME": // machine code, see withCache
+			return os.Getenv(name)
 		}
 		return f.env[name]
 	}

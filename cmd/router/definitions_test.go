@@ -36,8 +36,8 @@ func newProcess(t *testing.T) *process {
 	t.Helper()
 	p := &process{t: t, log: &bytes.Buffer{}, hangup: make(chan os.Signal), o: routerOptions{data: filepath.Join(t.TempDir(), "data"), listen: "127.0.0.1:0", private: true, look: 20 * time.Millisecond,
 		memory: splitMemory(256 << 20), env: func(string) string { return "" }}}
-	p.o.memory.Total = 0                                                         // the test's own limit stands
-	p.o.cache = filepath.Join(os.Getenv("XDG_CACHE_HOME"), "millrace-processes") // see withCache
+	p.o.memory.Total = 0                                                           // the test's own limit stands
+	p.o.cache = filepath.Join(os.Getenv("XDG_CACHE_HOME"), "millrace", "compiled") // the commands' too: see withCache
 	p.o.log = slog.New(slog.NewTextHandler(p.log, nil))
 	return p
 }
@@ -114,12 +114,12 @@ func (p *process) must(status int, method, path, contentType, body string) strin
 	return text
 }
 
-// until polls for at most ten seconds.
+// until polls for at most a minute.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("not within 10 s: %s", what)
+			t.Fatalf("not within a minute: %s", what)
 		}
 	}
 }

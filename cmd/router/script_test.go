@@ -22,11 +22,18 @@ func TestMain(m *testing.M) {
 	testscript.Main(withCache{m}, map[string]func(){"router": main})
 }
 
-// withCache gives the tests of a run one cache of compiled functions: to compile the engine of scripts takes seconds.
+// withCache gives the tests of a run one cache of compiled functions, and all runs that scripts/test.sh makes together
+// the one that it names: to compile the engine of scripts takes seconds, and ten under the race detector.
 type withCache struct{ m *testing.M }
 
 // Run runs the tests.
 func (w withCache) Run() int {
+	if dir := os.Getenv("MILLRACE_TEST_CACHE"); dir != "" {
+		if err := os.Setenv("XDG_CACHE_HOME", dir); err != nil {
+			return 1
+		}
+		return w.m.Run()
+	}
 	dir, err := os.MkdirTemp("", "millrace-cache-")
 	if err != nil {
 		return w.m.Run()

@@ -20,8 +20,8 @@ import (
 	"github.com/millrace/millrace/engine/event"
 )
 
-// raw sends bytes on one connection and returns everything that comes back until the server closes, or
-// until it has been silent for a while on a connection that it keeps.
+// raw sends bytes on one connection and returns everything that comes back until the server closes. closed is false
+// where it does not within a minute.
 func raw(t *testing.T, base, send string) (answers []*http.Response, closed bool) {
 	t.Helper()
 	nc, err := net.Dial("tcp", strings.TrimPrefix(base, "http://"))
