@@ -71,3 +71,33 @@ func TestExpireWhileItComesBack(t *testing.T) {
 		})
 	}
 }
+
+// Sessions that expire together, or have while there was no router, share the syncs of their removal, which nothing else waits for.
+func TestExpireTogether(t *testing.T) {
+	r := newLogRouter(t, 1)
+	s := newOut(t, r, Options{})
+	for _, id := range []string{"a", "b", "c"} {
+		d, _ := join(t, s, deviceOptions{id: id, expiry: time.Hour})
+		d.sub("log/x", 1)
+		d.part()
+	}
+	closeOut(t, s)
+	var at atomic.Int32
+	r.hook(nil, func(rows []event.ShelfRow) error {
+		if rows[0].Under {
+			at.Add(1)
+			for end := time.Now().Add(10 * time.Second); at.Load() < 3; time.Sleep(time.Millisecond) {
+				if time.Now().After(end) {
+					return event.ErrUnavailable
+				}
+			}
+		}
+		return nil
+	})
+	s = newOut(t, r, Options{Now: func() time.Time { return time.Now().Add(2 * time.Hour) }})
+	s.sessions.expire(t.Context())
+	if n := s.Stats().Sessions; n != 0 || len(r.rows) != 0 {
+		t.Errorf("%d sessions and %d rows are left", n, len(r.rows))
+	}
+	closeOut(t, s)
+}

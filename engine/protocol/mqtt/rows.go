@@ -212,9 +212,9 @@ func (o *outbox) changes() (rows []event.ShelfRow, then func()) {
 	}
 }
 
-// restore gives an outbox that nobody has come for its rows.
-func (o *outbox) restore(ctx context.Context, filters []*subscription) error {
-	rows := o.s.o.Backend.Rows()
+// restore gives an outbox that nobody has come for its subscriptions; restoreCursor and restoreMessage then a row each, whose
+// key is without what is the session's.
+func (o *outbox) restore(filters []*subscription) error {
 	o.subs = map[string]*subscription{}
 	for _, sub := range filters {
 		if err := sub.parse(); err != nil {
@@ -222,28 +222,32 @@ func (o *outbox) restore(ctx context.Context, filters []*subscription) error {
 		}
 		o.subs[sub.Filter] = sub
 	}
-	prefix := o.sess.prefix(cursorRows)
-	err := rows.Scan(ctx, event.ShelfSessions, prefix, func(key string, value []byte) error {
-		d := o.loaded(key[len(prefix):])
-		return json.Unmarshal(value, &d.row)
-	})
-	if err != nil {
-		return fmt.Errorf("session of client %q: %w", o.sess.clientID, err)
+	return nil
+}
+
+func (o *outbox) restoreCursor(source string, value []byte) error {
+	return json.Unmarshal(value, &o.loaded(source).row)
+}
+
+func (o *outbox) restoreMessage(key string, v []byte) error {
+	source, at, ok := cutText(key)
+	if !ok || len(at) != 12 || len(v) != 4 {
+		return fmt.Errorf("a row of what is under way has %d bytes under %d", len(v), len(key))
 	}
-	prefix = o.sess.prefix(outRows)
-	return rows.Scan(ctx, event.ShelfPackets, prefix, func(key string, v []byte) error {
-		k := []byte(key[len(prefix):])
-		if len(k) < 14 || len(k) != 14+int(binary.BigEndian.Uint16(k)) || len(v) != 4 {
-			return fmt.Errorf("session of client %q: a row of what is under way has %d bytes under %d", o.sess.clientID, len(v), len(k))
-		}
-		n := 2 + int(binary.BigEndian.Uint16(k))
-		d := o.loaded(string(k[2:n]))
-		m := &outgoing{feed: d, pos: place{Partition: binary.BigEndian.Uint32(k[n:]), Offset: binary.BigEndian.Uint64(k[n+4:])},
-			state: min(state(v[0]), done), qos: min(v[1], 2), id: binary.BigEndian.Uint16(v[2:]), rowed: true, tried: true}
-		m.stored = m.state
-		o.stood(m)
-		return nil
-	})
+	m := &outgoing{feed: o.loaded(source), pos: place{Partition: binary.BigEndian.Uint32([]byte(at)), Offset: binary.BigEndian.Uint64([]byte(at[4:]))},
+		state: min(state(v[0]), done), qos: min(v[1], 2), id: binary.BigEndian.Uint16(v[2:]), rowed: true, tried: true}
+	m.stored = m.state
+	o.stood(m)
+	return nil
+}
+
+// cutText cuts off a text that appendText has appended; ok is false if none begins s.
+func cutText(s string) (text, rest string, ok bool) {
+	if len(s) < 2 || len(s) < 2+int(s[0])<<8+int(s[1]) {
+		return "", "", false
+	}
+	n := 2 + int(s[0])<<8 + int(s[1])
+	return s[2:n], s[n:], true
 }
 
 // loaded is a feed that is being restored.

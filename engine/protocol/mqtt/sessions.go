@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/millrace/millrace/engine/event"
@@ -36,37 +37,49 @@ func newSessions(s *Server) *sessions {
 // process ended lost it now.
 func (r *sessions) open(ctx context.Context) error {
 	now := r.s.o.Now()
-	var found []sessionRow
 	err := r.s.o.Backend.Rows().Scan(ctx, event.ShelfSessions, string(rune(sessionRows)), func(_ string, value []byte) error {
 		var row sessionRow
 		if err := json.Unmarshal(value, &row); err != nil {
 			return fmt.Errorf("the row of a session: %w", err)
 		}
-		found = append(found, row)
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	for _, row := range found {
 		s := &session{owner: row.Owner, tenant: row.Tenant, clientID: row.Client, expiry: row.Expiry, left: now, stored: true}
 		if row.Left != 0 {
 			s.left = time.Unix(0, row.Left)
 		}
 		s.out = newOutbox(r.s, s)
-		if s.over(now) {
-			if err := r.forget(ctx, s); err != nil {
-				return err
-			}
-			continue
-		}
-		if err := s.out.restore(ctx, row.Filters); err != nil {
-			return err
-		}
 		r.all[sessionKey{row.Owner, row.Client}] = s
 		r.stored++
+		return s.out.restore(row.Filters)
+	})
+	if err == nil {
+		err = r.scan(ctx, event.ShelfSessions, cursorRows, (*outbox).restoreCursor)
 	}
-	return nil
+	if err == nil {
+		err = r.scan(ctx, event.ShelfPackets, outRows, (*outbox).restoreMessage)
+	}
+	if err == nil {
+		r.expire(ctx)
+	}
+	return err
+}
+
+// scan gives sessions their rows of a kind. One scan for all: one for each takes seconds where there are many.
+func (r *sessions) scan(ctx context.Context, shelf event.Shelf, kind byte, restore func(o *outbox, key string, value []byte) error) error {
+	return r.s.o.Backend.Rows().Scan(ctx, shelf, string(rune(kind)), func(key string, value []byte) error {
+		owner, rest, ok := cutText(key[1:])
+		clientID, rest, named := cutText(rest)
+		if !ok || !named {
+			return fmt.Errorf("the row of a session has a key of %d bytes that names none", len(key))
+		}
+		s := r.all[sessionKey{owner, clientID}]
+		if s == nil {
+			return nil
+		}
+		if err := restore(s.out, rest, value); err != nil {
+			return fmt.Errorf("session of client %q: %w", clientID, err)
+		}
+		return nil
+	})
 }
 
 // over reports whether a session without a connection has come to its end.
@@ -219,8 +232,17 @@ func (r *sessions) expire(ctx context.Context) {
 		}
 	}
 	r.mu.Unlock()
-	for _, sess := range over {
-		if r.over(ctx, sess) != nil { // nor the others' now
+	for part := range slices.Chunk(over, 100) { // at once: they share their syncs
+		var failed atomic.Bool
+		var group sync.WaitGroup
+		for _, sess := range part {
+			group.Go(func() {
+				if r.over(ctx, sess) != nil {
+					failed.Store(true)
+				}
+			})
+		}
+		if group.Wait(); failed.Load() { // nor the others' now
 			return
 		}
 	}
