@@ -64,6 +64,14 @@ func TestCanariesOfBothEdges(t *testing.T) {
 		}
 		rules += "  " + name + ": {topic: orders, start: earliest, retry: {attempts: 1}, deliver: {webhook: {url: \"" + with + "}}}\n"
 	}
+	const mqttHost = "mqtt://127.0.0.1:1"
+	rules += "bridges:\n" +
+		"  to-router: {topic: orders, start: earliest, to: {router: \"" + hook + "/far\", topic: orders, token: " + f.plant("a literal token of a bridge")[:20] + "}}\n" +
+		"  from-router: {topic: far, from: {router: \"" + hook + "/far\", topic: orders, token: \"" + f.variable("BRIDGE_TOKEN")[:len("${env:BRIDGE_TOKEN}")] + "\"}}\n" +
+		"  to-broker: {topic: orders, start: earliest, to: {mqtt: \"" + mqttHost + "\", topic: x, user: me, password: " + inQuotes(f.plant("a literal password of a bridge")) + "}}\n" +
+		"  from-broker: {topic: far, from: {mqtt: \"" + mqttHost + "\", filters: [x], user: me, password: \"" + f.variable("BROKER_PASSWORD") + "\"}}\n"
+	f.env["BRIDGE_TOKEN"] = f.env["BRIDGE_TOKEN"][:20] // of what goes into a header
+	inURL := strings.ReplaceAll(rules, "//127.0.0.1", "//me:"+f.plant("a password in a URL")[:20]+"@127.0.0.1")
 	f.env["MILLRACE_RULES_TOKEN"] = f.plant("the token of rules by URL")[:20]
 
 	p := f.unstarted(write("rules.yaml", rules))
@@ -118,12 +126,26 @@ func TestCanariesOfBothEdges(t *testing.T) {
 		f.everyGet(p, "orders", s, "none")
 		f.run(p, "", "explain", s, "orders/0-0")
 	}
-	for _, args := range [][]string{{"rules", "show"}, {"rules", "show", p.o.rules, "--effective"}, {"keys", "list", "-o", "json"}, {"keys", "show", apiKey.ID}, {"sources", "list"}, {"sources", "show", "github"},
+	until(t, "the bridges say why they wait", func() bool {
+		_, text := f.ask(p, "GET", "/v1/bridges", "", "")
+		return strings.Count(text, `"state":"waiting"`) == 4
+	})
+	for _, name := range []string{"to-router", "to-broker"} {
+		f.everyGet(p, "orders", "bridge."+name, "none")
+	}
+	bad := write("bad3.yaml", inURL)
+	for _, args := range [][]string{{"bridges"}, {"bridges", "-o", "json"}, {"rules", "validate", bad}, {"rules", "diff", bad}, {"rules", "apply", bad, "-y"}, {"rules", "show", bad}, {"rules", "show"}, {"rules", "show", p.o.rules, "--effective"}, {"keys", "list", "-o", "json"}, {"keys", "show", apiKey.ID}, {"sources", "list"}, {"sources", "show", "github"},
 		{"access", "check", p.o.accessFile}, {"egress", "check", "--egress", p.o.egress, "http://far.invalid/"}, {"egress", "check", "--egress", p.o.egress, "-o", "json", hook}, {"doctor"},
 		{"serve", "--rules", "http://127.0.0.1:1/rules", "--data", filepath.Join(dir, "afar")}, {"serve", "--access", write("bad.yaml", strings.Replace(policy, "roles: [reader]", "rolez: [reader]", 1)), "--data", filepath.Join(dir, "bad")},
 		{"rules", "validate", write("bad2.yaml", strings.ReplaceAll(strings.ReplaceAll(rules, "clientId", "client"), "authToken", "token"))},
 	} {
 		f.run(p, "", args...)
+	}
+	p.write(inURL)
+	if err := p.r.defs.reload(t.Context()); err == nil {
+		t.Error("a password in a URL is taken")
+	} else {
+		f.came("reload", err.Error())
 	}
 	_, audit := f.ask(p, "GET", "/v1/topics/audit/events?since=1h", "", "")
 	f.askQuietly(p, "DELETE", "/v1/keys/"+apiKey.ID, "")

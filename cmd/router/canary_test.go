@@ -218,6 +218,9 @@ func tattler(t *testing.T) string {
 			fmt.Fprintf(w, `{"access_token":%q,"token_type":"Bearer","expires_in":3600,"about":%q}`, r.URL.Query().Get("give"), all)
 		case "/moved":
 			http.Redirect(w, r, "/?"+r.URL.RawQuery, http.StatusFound)
+		case "/far/v1/topics/orders/events": // of another router
+			w.WriteHeader(http.StatusForbidden)
+			fmt.Fprintf(w, `{"type":"urn:millrace:problem:denied","detail":%q}`, r.Header.Get("Authorization"))
 		}
 	}))
 	t.Cleanup(s.Close)
