@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -144,6 +145,27 @@ func TestReadingTakesNoMemory(t *testing.T) {
 	_ = append(b.events[0].Extensions, event.Attribute{Name: "another"})
 	if name := b.events[1].Extensions[0].Name; name != "a" {
 		t.Errorf("an attribute that one event got is the next one's %s", name)
+	}
+}
+
+// TestRequestsHoldWhatTheyNeed: a small request does not hold what it was read into, and a large one no more than twice itself.
+func TestRequestsHoldWhatTheyNeed(t *testing.T) {
+	c := &codec{limits: event.Limits{}.WithDefaults()}
+	for _, n := range []int{10, largeMessage - 100, largeMessage + 100, 100_000, 1 << 20, 3 << 20} {
+		for range 2 { // the second may have the memory of the first
+			wire := encodedRequest(t, "orders", &pb.CloudEvent{Data: &pb.CloudEvent_BinaryData{BinaryData: make([]byte, n)}})
+			read := append(make([]byte, 0, len(wire)+16<<10), wire...)
+			half := len(read) / 2
+			var x taken
+			if err := c.Unmarshal(mem.BufferSlice{mem.SliceBuffer(read[:half]), mem.SliceBuffer(read[half:])}, &x); err != nil || x.size != len(wire) || len(x.events) != 1 {
+				t.Fatal(err, x.size, x.events)
+			}
+			held := cap(x.wire.ReadOnlyData())
+			if clear(read); x.topic != "orders" || held >= 2*len(wire) || n <= largeMessage && held > len(wire)+len(wire)/4+64 {
+				t.Errorf("of %d bytes %d are held, for %q", len(wire), held, x.topic)
+			}
+			x.free()
+		}
 	}
 }
 
