@@ -1,6 +1,7 @@
 package mqtt
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -22,6 +23,8 @@ const (
 	maxKept       = 10_000   // retained messages that wait for one session
 	retainedWait  = time.Minute
 	lateStore     = 5 * time.Second // from an event's commit to its being kept, at most
+	maxAsked      = 100_000         // subscriptions of that time, the last ones
+	maxCleared    = 10_000          // names that were cleared, the last ones at least
 )
 
 // retained are the last messages of names that came with RETAIN set (3.3.1.3). Each has a row, name → topic behind its
@@ -38,6 +41,7 @@ type retained struct {
 	names   int
 	bytes   int64
 	cleared map[string]*retainedMessage // names that were cleared just now, by what: what comes late is older
+	before  map[string]*retainedMessage // those that were before cleared was begun
 	asked   []asked                     // subscriptions of the last seconds
 	next    time.Time                   // when expired ones are looked for
 }
@@ -133,7 +137,7 @@ func (r *retained) store(ctx context.Context, name, topic string, pos event.Posi
 	defer busy.Unlock()
 	m := &retainedMessage{name: strings.Clone(name), topic: strings.Clone(topic), rec: slices.Clone(rec)}
 	r.mu.Lock()
-	old, late := r.get(name), r.cleared[name]
+	old, late := r.get(name), cmp.Or(r.cleared[name], r.before[name])
 	stale := old != nil && !m.newer(old) || late != nil && !m.newer(late)
 	full := false
 	if !stale && !empty {
@@ -161,7 +165,10 @@ func (r *retained) store(ctx context.Context, name, topic string, pos event.Posi
 	defer r.mu.Unlock()
 	if row.Value == nil {
 		r.cut(name)
-		r.cleared[m.name] = &retainedMessage{name: m.name, topic: m.topic, rec: m.rec[:min(len(m.rec), event.HeaderSize)]}
+		if len(r.cleared) >= maxCleared {
+			r.turn()
+		}
+		r.cleared[m.name] = &retainedMessage{name: m.name, topic: m.topic, rec: slices.Clone(m.rec[:min(len(m.rec), event.HeaderSize)])}
 		if full {
 			r.refused.Add(1)
 			return event.Bad(event.ErrFull, "retain", fmt.Sprintf("there are %d retained messages with %d bytes; at most %d with %d: clear some with an empty retained message", r.names, r.bytes, maxRetained, retainedBytes))
@@ -184,9 +191,15 @@ func (r *retained) tell(m *retainedMessage) {
 	}
 }
 
+// turn forgets names that were cleared a while ago. The caller holds r.mu.
+func (r *retained) turn() {
+	r.before, r.cleared = r.cleared, map[string]*retainedMessage{}
+}
+
 // pass forgets subscriptions for which nothing comes late any more. The caller holds r.mu.
 func (r *retained) pass(now time.Time) {
-	n := 0
+	n := max(0, len(r.asked)-maxAsked)
+	clear(r.asked[:n])
 	for n < len(r.asked) && now.Sub(r.asked[n].at) > lateStore {
 		r.asked[n] = asked{}
 		n++
@@ -203,8 +216,8 @@ func (r *retained) match(o *outbox, sub *subscription, allowed func(topic, name 
 	var all []found
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.pass(now)
 	r.asked = append(r.asked, asked{o, sub, now})
+	r.pass(now)
 	r.root.walk(sub.filter, true, func(m *retainedMessage) {
 		if !m.expired(now) && allowed(m.topic, m.name) {
 			all = append(all, found{m, sub})
@@ -318,16 +331,13 @@ func (r *retained) expire(ctx context.Context) {
 	now := r.s.o.Now()
 	var over []*retainedMessage
 	r.mu.Lock()
+	r.pass(now)
 	if now.Before(r.next) {
 		r.mu.Unlock()
 		return
 	}
 	r.next = now.Add(retainedWait)
-	for name, m := range r.cleared {
-		if now.UnixNano()-m.rec.Received() > int64(retainedWait) {
-			delete(r.cleared, name)
-		}
-	}
+	r.turn()
 	r.root.under(func(m *retainedMessage) {
 		if m.expired(now) {
 			over = append(over, m)
