@@ -5,7 +5,9 @@ import (
 	"encoding/base64"
 	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"strings"
+	"time"
 )
 
 // Forwarded says where a batch of events comes from that another router forwards.
@@ -135,6 +137,18 @@ func Loops(via, router string) bool {
 type Intake interface {
 	// Run works until ctx ends, whatever happens on the other side.
 	Run(ctx context.Context, into Inlet)
+}
+
+// Backoff waits before an Intake tries again: half a second that doubles with each failure, 30 s at most, give or take a fifth, and
+// least at the least. It ends with ctx.
+func Backoff(ctx context.Context, fails int, least time.Duration) {
+	d := min(500*time.Millisecond<<min(fails, 10), 30*time.Second)
+	t := time.NewTimer(max(least, time.Duration(float64(d)*(0.8+0.4*rand.Float64()))))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
 }
 
 // An Inlet is where an Intake puts events. It belongs to one goroutine.

@@ -1,9 +1,12 @@
 package event
 
 import (
+	"context"
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestForwardedTravels(t *testing.T) {
@@ -58,6 +61,30 @@ func FuzzForwarded(f *testing.F) {
 		again, err := ParseForwarded(string(got.Append(nil)), n)
 		if err != nil || !slices.Equal(again.At, got.At) {
 			t.Fatalf("%q: %v, then %v %v", v, got, again, err)
+		}
+	})
+}
+
+// Backoff doubles up to its bound, waits what is asked for at the least, and ends with its context.
+func TestBackoff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			fails      int
+			least      time.Duration
+			from, upTo time.Duration
+		}{{0, 0, 400 * time.Millisecond, 600 * time.Millisecond}, {3, 0, 3200 * time.Millisecond, 4800 * time.Millisecond}, {1000, 0, 24 * time.Second, 36 * time.Second},
+			{0, time.Minute, time.Minute, time.Minute}} {
+			began := time.Now()
+			Backoff(t.Context(), c.fails, c.least)
+			if d := time.Since(began); d < c.from || d > c.upTo {
+				t.Errorf("%d failures, at least %s: %s", c.fails, c.least, d)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		began := time.Now()
+		if Backoff(ctx, 1000, 0); time.Since(began) != time.Second {
+			t.Errorf("it goes on for %s after its context ended", time.Since(began))
 		}
 	})
 }

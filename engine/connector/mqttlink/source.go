@@ -8,7 +8,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"strings"
@@ -96,22 +95,7 @@ func (s *Source) Run(ctx context.Context, into event.Inlet) {
 			fails = 0
 		}
 		into.Tell(err)
-		pause(ctx, backoff(fails))
-	}
-}
-
-// backoff is the wait after so many failures: half a second that doubles, 30 s at most, give or take a fifth.
-func backoff(fails int) time.Duration {
-	d := min(500*time.Millisecond<<min(fails, 10), 30*time.Second)
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
+		event.Backoff(ctx, fails, 0)
 	}
 }
 

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"slices"
@@ -157,27 +156,12 @@ func (s *Source) Run(ctx context.Context, into event.Inlet) {
 		}
 		into.Tell(err)
 		var after *event.RetryAfter
-		wait := backoff(fails)
+		least := time.Duration(0)
 		if errors.As(err, &after) {
-			wait = max(wait, after.Wait)
+			least = after.Wait
 		}
+		event.Backoff(ctx, fails, least)
 		fails++
-		pause(ctx, wait)
-	}
-}
-
-// backoff is the wait after so many failures: half a second that doubles, 30 s at most, give or take a fifth.
-func backoff(fails int) time.Duration {
-	d := min(500*time.Millisecond<<min(fails, 10), 30*time.Second)
-	return time.Duration(float64(d) * (0.8 + 0.4*rand.Float64()))
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }
 
