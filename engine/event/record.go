@@ -83,8 +83,8 @@ func (t Tag) header() string {
 // and for TagTopic, which is no CloudEvents attribute.
 func (t Tag) Name() string { return strings.TrimPrefix(t.header(), "ce-") }
 
-// tagOf is the tag of the attribute that CloudEvents calls name; TagExtension if it has none.
-func tagOf(name string) Tag {
+// TagOf is the tag of the attribute that CloudEvents calls name; TagExtension if it has none.
+func TagOf(name string) Tag {
 	switch name {
 	case "id":
 		return TagID
@@ -446,7 +446,7 @@ func (r Record) Decode(e *Event) {
 func (e *Event) Set(a Attr) {
 	tag := a.Tag
 	if tag == TagExtension {
-		tag = tagOf(a.Name)
+		tag = TagOf(a.Name)
 	}
 	if tag != TagExtension {
 		if a.Unset {

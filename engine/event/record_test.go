@@ -81,8 +81,8 @@ func TestRecordLookup(t *testing.T) {
 		if got := r.Attr(tag); got != *e.field(tag) || got == "" {
 			t.Errorf("tag %d: %q", tag, got)
 		}
-		if name := tag.Name(); name != "" && tagOf(name) != tag {
-			t.Errorf("tag %d is called %s, which is tag %d", tag, name, tagOf(name))
+		if name := tag.Name(); name != "" && TagOf(name) != tag {
+			t.Errorf("tag %d is called %s, which is tag %d", tag, name, TagOf(name))
 		}
 	}
 	for name, want := range map[string]string{"c": "7", "a": "", "partitionkey": "k", "traceparent": "00-1"} {

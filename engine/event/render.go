@@ -120,7 +120,7 @@ func FromHeader(e *Event, name, value string) (isCE bool, err error) {
 		case "datacontenttype":
 			return true, Invalid("ce-datacontenttype", "is not a header of binary mode; send it as Content-Type")
 		}
-		tag = tagOf(borrow(lower))
+		tag = TagOf(borrow(lower))
 	}
 	if tag != TagExtension {
 		switch f := e.field(tag); {

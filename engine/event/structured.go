@@ -221,7 +221,7 @@ func (r *reading) member(name string, v value) {
 		twice = r.base64.raw != nil
 		r.base64 = v
 	default:
-		tag := tagOf(name)
+		tag := TagOf(name)
 		if tag == TagExtension {
 			r.extension(name, v)
 			return

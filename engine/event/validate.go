@@ -126,7 +126,7 @@ func checkAttributeName(name string) string {
 		return "an attribute has no name"
 	case len(name) > MaxName: // far below what the record's u16 can say
 		return fmt.Sprintf("the attribute's name has %d bytes; the limit is %d", len(name), MaxName)
-	case name == "specversion", name == "data", name == "data_base64", tagOf(name) != TagExtension:
+	case name == "specversion", name == "data", name == "data_base64", TagOf(name) != TagExtension:
 		return "this name cannot be an extension: CloudEvents or the router gives it a meaning"
 	}
 	for i := 0; i < len(name); i++ {

@@ -67,7 +67,7 @@ func attribute(ev *event.Event, name string) *string {
 // isExtension reports whether a user property can be an extension: CloudEvents allows lower-case letters and digits.
 func isExtension(name string) bool {
 	switch name {
-	case "", "specversion", "data", TopicExtension, plainExtension, formatExtension, qosExtension, retainExtension, fromExtension:
+	case "", "specversion", "data", TopicExtension, plainExtension, formatExtension:
 		return false
 	}
 	if isMade(name) {

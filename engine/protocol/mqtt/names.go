@@ -229,26 +229,13 @@ func (t *templateNames) nameOf(dst []byte, rec event.Record) ([]byte, bool) {
 }
 
 // attributeOf is an attribute by the name that templates have for it; an empty one is none.
-func attributeOf(rec event.Record, name string) (string, bool) {
-	var v string
-	switch name {
-	case "id":
-		v = rec.Attr(event.TagID)
-	case "source":
-		v = rec.Attr(event.TagSource)
-	case "type":
-		v = rec.Attr(event.TagType)
-	case "subject":
-		v = rec.Attr(event.TagSubject)
-	case "key":
-		v = rec.Attr(event.TagPartitionKey)
-	case "datacontenttype":
-		v = rec.Attr(event.TagDataContentType)
-	case "dataschema":
-		v = rec.Attr(event.TagDataSchema)
-	case "time":
-		v = rec.Attr(event.TagTime)
-	default:
+func attributeOf(rec event.Record, name string) (v string, ok bool) {
+	if name == "key" {
+		name = "partitionkey"
+	}
+	if tag := event.TagOf(name); tag != event.TagExtension {
+		v = rec.Attr(tag)
+	} else {
 		x, _ := rec.Extension(name)
 		v = x.Value
 	}

@@ -185,3 +185,16 @@ func TestRegister(t *testing.T) {
 	default:
 	}
 }
+
+// A template reaches every attribute, and the partition key by the short name as well.
+func TestAttributesOfTemplates(t *testing.T) {
+	ev := event.Event{ID: "i", Source: "/s", Type: "t", Subject: "j", Time: "2026-01-01T00:00:00Z", DataContentType: "text/plain", DataSchema: "urn:x", PartitionKey: "k",
+		Extensions: []event.Attribute{{Name: "site", Value: "north"}}}
+	rec := event.Record(ev.AppendRecord(nil))
+	for name, want := range map[string]string{"id": "i", "source": "/s", "type": "t", "subject": "j", "time": "2026-01-01T00:00:00Z", "datacontenttype": "text/plain",
+		"dataschema": "urn:x", "key": "k", "partitionkey": "k", "site": "north", "other": ""} {
+		if v, ok := attributeOf(rec, name); v != want || ok != (want != "") {
+			t.Errorf("%s: %q, %v; want %q", name, v, ok, want)
+		}
+	}
+}

@@ -101,7 +101,7 @@ func (s *Server) accept(ctx context.Context, nc net.Conn) {
 	s.attend(ctx, nc, visit, nil)
 }
 
-// attend serves a connection on a goroutine of its own; ahead is what was read of it already.
+// attend serves a connection on a goroutine of its own, and calls done, which may be nil, once that is over.
 func (s *Server) attend(ctx context.Context, nc net.Conn, visit Visit, done func()) {
 	c := newConn(s, nc, visit)
 	s.mu.Lock()
