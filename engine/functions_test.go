@@ -358,6 +358,31 @@ func TestFaceChangesWhileOutputsWait(t *testing.T) {
 	}
 }
 
+// What waits for a function that nobody has pushed does not hold up a drain, and is delivered after the next start.
+func TestCloseDoesNotWaitForAFunctionThatIsNotPushed(t *testing.T) {
+	w, digest := functionWorld(t, Options{})
+	sink := &outputs{}
+	w.apply(through("", 1, sink, nil))
+	w.publish("orders", "a=p")
+	eventually(t, "it waits", func() bool { return w.info("s").State == "waiting" })
+	closed := make(chan error, 1)
+	go func() { closed <- w.e.Close(context.Background()) }()
+	select {
+	case err := <-closed:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("Close has not returned in a minute")
+	}
+	if err := w.store.Close(); err != nil {
+		t.Error(err)
+	}
+	w.open()
+	w.apply(through(digest, 1, sink, nil))
+	eventually(t, "it is delivered", func() bool { return slices.Equal(sink.sorted(), []string{"a=p"}) })
+}
+
 // A drain that is out of time breaks off a function that would run on, and does not take its events up again.
 func TestCloseBreaksOffAFunction(t *testing.T) {
 	w, digest := functionWorld(t, Options{})

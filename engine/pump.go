@@ -74,15 +74,19 @@ func (s *subscription) pump(crew *crew) {
 		clear(all)
 		clear(h.level)
 		h.items = all[:0]
-		switch {
-		case failed != nil && ctx.Err() != nil: // the drain has broken it off: taken again it would fail again, for ever
-			s.mu.Lock()
-			crew.running--
-			s.mu.Unlock()
-			return
-		case failed != nil:
-			pause(ctx, 200*time.Millisecond)
+		if failed == nil {
+			continue
 		}
+		s.mu.Lock()
+		over := s.ended || ctx.Err() != nil // taken again it would fail again, until the drain is out of time and after
+		if over {
+			crew.running--
+		}
+		s.mu.Unlock()
+		if over {
+			return
+		}
+		pause(ctx, 200*time.Millisecond)
 	}
 }
 
