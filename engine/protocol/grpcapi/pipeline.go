@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"unsafe"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/mem"
@@ -42,7 +43,7 @@ type taken struct {
 	wire     mem.Buffer                       // what came; nil: batch borrows from asked
 	asked    *millracev1.PublishStreamRequest // what protobuf had to decode
 	sequence uint64
-	size     int    // of what came
+	size     int    // of what came; from hold on with what was made of it
 	to       string // the topic
 	err      error  // why nothing of it is to be stored
 	pos      []event.Position
@@ -53,6 +54,16 @@ var takenPool = sync.Pool{New: func() any { return new(taken) }}
 
 // keptEvents is how many events a request may have had whose memory is kept.
 const keptEvents = 1000
+
+// holds is how many bytes the request takes: many small events take more than what they were sent in.
+func (t *taken) holds() int {
+	const ofEvent, ofAttribute = int(unsafe.Sizeof(event.Event{})), int(unsafe.Sizeof(event.Attribute{}))
+	n := t.size + len(t.events)*ofEvent + len(t.attrs)*ofAttribute
+	if t.asked != nil { // the messages and the events that are made of them, about as large
+		n += 2 * len(t.asked.GetEvents()) * ofEvent
+	}
+	return n
+}
 
 // drop lets go of what was received, at which nobody may look any more.
 func (t *taken) drop() {
@@ -144,6 +155,7 @@ func (p *pipeline) read(ctx context.Context) error {
 			p.topic = strings.Clone(name)
 		}
 		t.sequence, t.to = sequence, p.topic
+		t.size = t.holds()
 		if err := p.hold(ctx, t.size); err != nil {
 			if ctx.Err() != nil {
 				return err

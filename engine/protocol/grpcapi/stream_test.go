@@ -8,6 +8,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -110,6 +111,39 @@ func TestStreamHoldsSoMuch(t *testing.T) {
 	close(hold)
 	for i := range 20 {
 		if m, err := stream.Recv(); err != nil || m.Error != nil || m.Sequence != uint64(i+1) {
+			t.Fatal(i, m, err)
+		}
+	}
+	eventually(t, "the room is given back", func() bool { used, _, _ := h.door.InFlight(); return used == 0 })
+}
+
+// TestSmallEventsAreCounted: events of two bytes take a hundred times that, and count as much.
+func TestSmallEventsAreCounted(t *testing.T) {
+	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
+	hold := make(chan struct{})
+	h.f.change(func() { h.f.hold = hold })
+	stream, err := h.events().PublishStream(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const requests, events = 20, 200 // 400 bytes each
+	many := make([]*pb.CloudEvent, events)
+	for i := range many {
+		many[i] = &pb.CloudEvent{}
+	}
+	for range requests {
+		if err := stream.Send(&millracev1.PublishStreamRequest{Topic: "orders", Events: many}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	least := events * int(unsafe.Sizeof(event.Event{}))
+	eventually(t, "one takes its room", func() bool { used, _, _ := h.door.InFlight(); return used > int64(least-largeMessage) })
+	if used, _, _ := h.door.InFlight(); used > 64<<10 {
+		t.Errorf("%d bytes are held", used)
+	}
+	close(hold)
+	for i := range requests {
+		if m, err := stream.Recv(); err != nil || m.Error != nil || m.Sequence != uint64(i+1) || len(m.Events) != events {
 			t.Fatal(i, m, err)
 		}
 	}
