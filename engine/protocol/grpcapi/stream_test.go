@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 	"unsafe"
@@ -91,6 +92,8 @@ func TestStreamHoldsSoMuch(t *testing.T) {
 	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
 	hold := make(chan struct{})
 	h.f.change(func() { h.f.hold = hold })
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release) // before the server's: it waits for what is held
 	stream, err := h.events().PublishStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +111,7 @@ func TestStreamHoldsSoMuch(t *testing.T) {
 	if used, _, _ := h.door.InFlight(); used > 64<<10+readAhead+2*21<<10 { // read ahead
 		t.Errorf("%d bytes are held", used)
 	}
-	close(hold)
+	release()
 	for i := range 20 {
 		if m, err := stream.Recv(); err != nil || m.Error != nil || m.Sequence != uint64(i+1) {
 			t.Fatal(i, m, err)
@@ -122,6 +125,8 @@ func TestSmallEventsAreCounted(t *testing.T) {
 	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
 	hold := make(chan struct{})
 	h.f.change(func() { h.f.hold = hold })
+	release := sync.OnceFunc(func() { close(hold) })
+	t.Cleanup(release) // before the server's: it waits for what is held
 	stream, err := h.events().PublishStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -141,7 +146,7 @@ func TestSmallEventsAreCounted(t *testing.T) {
 	if used, _, _ := h.door.InFlight(); used > 64<<10 {
 		t.Errorf("%d bytes are held", used)
 	}
-	close(hold)
+	release()
 	for i := range requests {
 		if m, err := stream.Recv(); err != nil || m.Error != nil || m.Sequence != uint64(i+1) || len(m.Events) != events {
 			t.Fatal(i, m, err)
