@@ -87,17 +87,24 @@ func TestStreamIsCommittedTogether(t *testing.T) {
 	}
 }
 
-// TestStreamHoldsSoMuch: what a stream has not been answered is bounded, in requests and in bytes.
-func TestStreamHoldsSoMuch(t *testing.T) {
-	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
+// stalled is a server of small limits that stores nothing before release, and a stream to it.
+func stalled(t *testing.T) (h *harness, stream millracev1.Events_PublishStreamClient, release func()) {
+	t.Helper()
+	h = serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
 	hold := make(chan struct{})
 	h.f.change(func() { h.f.hold = hold })
-	release := sync.OnceFunc(func() { close(hold) })
+	release = sync.OnceFunc(func() { close(hold) })
 	t.Cleanup(release) // before the server's: it waits for what is held
 	stream, err := h.events().PublishStream(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
+	return h, stream, release
+}
+
+// TestStreamHoldsSoMuch: what a stream has not been answered is bounded, in requests and in bytes.
+func TestStreamHoldsSoMuch(t *testing.T) {
+	h, stream, release := stalled(t)
 	large := &pb.CloudEvent{Data: &pb.CloudEvent_BinaryData{BinaryData: make([]byte, 20<<10)}}
 	go func() {
 		for range 20 {
@@ -122,15 +129,7 @@ func TestStreamHoldsSoMuch(t *testing.T) {
 
 // TestSmallEventsAreCounted: events of two bytes take a hundred times that, and count as much.
 func TestSmallEventsAreCounted(t *testing.T) {
-	h := serve(t, Options{Limits: event.Limits{Body: 64 << 10}}, admission.Options{Bytes: 1 << 20})
-	hold := make(chan struct{})
-	h.f.change(func() { h.f.hold = hold })
-	release := sync.OnceFunc(func() { close(hold) })
-	t.Cleanup(release) // before the server's: it waits for what is held
-	stream, err := h.events().PublishStream(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
+	h, stream, release := stalled(t)
 	const requests, events = 20, 200 // 400 bytes each
 	many := make([]*pb.CloudEvent, events)
 	for i := range many {
