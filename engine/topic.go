@@ -47,6 +47,9 @@ type topicDef struct {
 	schema *jsonschema.Schema
 }
 
+// schemaName is what errors call a topic's schema: a name that is no URL would be taken for a file in the working directory.
+const schemaName = "urn:schema"
+
 func compileSchema(t event.Topic) (*jsonschema.Schema, error) {
 	if t.Schema == nil {
 		return nil, nil
@@ -57,10 +60,10 @@ func compileSchema(t event.Topic) (*jsonschema.Schema, error) {
 	}
 	c := jsonschema.NewCompiler()
 	c.UseLoader(jsonschema.SchemeURLLoader{}) // nothing is fetched
-	if err := c.AddResource("schema.json", doc); err != nil {
+	if err := c.AddResource(schemaName, doc); err != nil {
 		return nil, event.Invalid("schema", err.Error())
 	}
-	s, err := c.Compile("schema.json")
+	s, err := c.Compile(schemaName)
 	if err != nil {
 		return nil, event.Invalid("schema", err.Error())
 	}

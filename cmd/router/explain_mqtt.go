@@ -245,13 +245,23 @@ func (x *explainedName) readFrom(names *mqtt.Names, topic string, rec event.Reco
 }
 
 // ExplainMQTT explains what an MQTT client would publish.
-func (b backend) ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool) (*event.Explained, error) {
+func (b backend) ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool, mayPublish func(topic string) error) (*event.Explained, error) {
 	if err := mqttname.CheckName(name); err != nil {
 		return nil, event.At("?mqttName", err)
 	}
 	names := b.MQTT()
-	if m, _, ok := names.Route(name, nil); !ok || !shown(m.Topic) {
+	to, _, ok := names.Route(name, nil)
+	if !ok || !shown(to.Topic) {
 		return nil, event.Bad(event.ErrNotFound, "?mqttName", "no mapping that you may see takes it")
+	}
+	of, err := b.Engine.Subscription(subscription)
+	if err != nil {
+		return nil, err
+	}
+	for _, topic := range [...]string{to.Topic, of.Topic} { // its function runs on the caller's own input
+		if err := mayPublish(topic); err != nil {
+			return nil, err
+		}
 	}
 	ev, m, err := mqtt.Preview(names, name, data, time.Now())
 	if err != nil {

@@ -82,10 +82,22 @@ func TestExplainedNameOverHTTP(t *testing.T) {
 		t.Errorf("something was stored: %s", got)
 	}
 	b := backend{Engine: p.r.engine, definitions: p.r.defs}
-	_, hidden := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(topic string) bool { return topic != "inbox" })
+	anyTopic := func(string) error { return nil }
+	for _, refused := range []string{"inbox", "readings"} { // that it goes into, and that the subscription reads
+		_, err := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(string) bool { return true }, func(topic string) error {
+			if topic == refused {
+				return event.ErrDenied
+			}
+			return nil
+		})
+		if !errors.Is(err, event.ErrDenied) {
+			t.Errorf("who may not publish into %s runs functions on what he sends: %v", refused, err)
+		}
+	}
+	_, hidden := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(topic string) bool { return topic != "inbox" }, anyTopic)
 	p.write("topics: {readings: {}}\nsubscriptions:\n  hot: {topic: readings, deliver: {pull: {}}}\n")
 	until(t, "the mappings go", func() bool { return len(p.r.defs.MQTT().Sources()) == 0 })
-	_, none := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(string) bool { return true })
+	_, none := b.ExplainMQTT(t.Context(), "hot", "other", nil, func(string) bool { return true }, anyTopic)
 	if !errors.Is(hidden, event.ErrNotFound) || none == nil || hidden.Error() != none.Error() {
 		t.Errorf("a name that leads to what is hidden: %v; one that leads nowhere: %v", hidden, none)
 	}

@@ -15,7 +15,7 @@ type Explainer interface {
 	Explain(ctx context.Context, subscription, topic string, pos event.Position) (*event.Explained, error)
 	// ExplainMQTT is about what an MQTT client of version 3.1.1 would publish under a topic name, which is not published. A
 	// mapping into a topic that shown reports false for is none.
-	ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool) (*event.Explained, error)
+	ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool, mayPublish func(topic string) error) (*event.Explained, error)
 	// EventTrace is about one event at those subscriptions of its topic that sees reports true for; nil is all, those
 	// that were removed as well.
 	EventTrace(ctx context.Context, topic string, pos event.Position, sees func(subscription string) bool) (*event.EventTrace, error)
@@ -68,7 +68,8 @@ func (c *call) explainMQTT() error {
 	shown := func(topic string) bool {
 		return p.Check(access.Read, access.Topic, topic) == nil || p.Check(access.Publish, access.Topic, topic) == nil
 	}
-	x, err := c.s.o.Backend.ExplainMQTT(c.s.work, sub, strings.Clone(c.query("mqttName")), []byte(c.query("data")), shown)
+	x, err := c.s.o.Backend.ExplainMQTT(c.s.work, sub, strings.Clone(c.query("mqttName")), []byte(c.query("data")), shown,
+		func(topic string) error { return c.may(access.Publish, access.Topic, topic) })
 	if err != nil {
 		return err
 	}

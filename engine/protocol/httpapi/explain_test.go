@@ -30,7 +30,7 @@ func (fakeExplains) Explain(_ context.Context, sub, topic string, pos event.Posi
 		Tries:    []event.Tried{{At: due, Verdict: "retry", Attempt: 1, Code: 503, Error: "no", Due: &due}}, TriesFrom: "trace"}, nil
 }
 
-func (fakeExplains) ExplainMQTT(_ context.Context, sub, name string, data []byte, shown func(string) bool) (*event.Explained, error) {
+func (fakeExplains) ExplainMQTT(_ context.Context, sub, name string, data []byte, shown func(string) bool, _ func(string) error) (*event.Explained, error) {
 	if !shown("orders") {
 		return nil, event.Bad(event.ErrNotFound, "?mqttName", "a fake shows orders only")
 	}
