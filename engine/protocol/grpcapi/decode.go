@@ -22,12 +22,13 @@ import (
 type batch struct {
 	topic  string
 	events []event.Event
-	attrs  []event.Attribute // of which the events' extensions are parts
+	attrs  []event.Attribute // of which the last events' extensions are parts
+	parts  int               // how many extensions all events have
 }
 
 // decode reads a PublishStreamRequest. False: it is not of the forms that are known here, or not right.
 func (b *batch) decode(wire []byte, l event.Limits) bool {
-	b.topic, b.events, b.attrs = "", b.events[:0], b.attrs[:0]
+	b.topic, b.events, b.attrs, b.parts = "", b.events[:0], b.attrs[:0], 0
 	for len(wire) > 0 {
 		f, rest, ok := first(wire)
 		wire = rest
@@ -37,7 +38,7 @@ func (b *batch) decode(wire []byte, l event.Limits) bool {
 			b.topic, ok = f.text()
 		case f.tag == 2<<3|hasBytes && len(b.events) < l.Events:
 			b.events = append(b.events, event.Event{})
-			ok = b.decodeEvent(&b.events[len(b.events)-1], f.value, l)
+			ok = b.decodeEvent(&b.events[len(b.events)-1], f.value, l) && len(b.events)+2*b.parts <= recordsOfEvent*l.Events
 		default:
 			ok = false
 		}
@@ -91,6 +92,9 @@ func (b *batch) decodeEvent(e *event.Event, wire []byte, l event.Limits) bool {
 			if e.Extensions[i].Name == e.Extensions[i+1].Name { // the last that came would count
 				return false
 			}
+		}
+		if b.parts += len(e.Extensions); len(b.attrs)+len(e.Extensions) > cap(b.attrs) { // what came before stays where it is: to move it would keep it twice
+			b.attrs = make([]event.Attribute, 0, max(2*cap(b.attrs), len(e.Extensions), 16))
 		}
 		b.attrs = append(b.attrs, e.Extensions...) // mostly where they are already
 		e.Extensions = b.attrs[len(b.attrs)-len(e.Extensions) : len(b.attrs) : len(b.attrs)]

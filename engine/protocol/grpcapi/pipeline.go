@@ -58,9 +58,12 @@ const keptEvents = 1000
 // holds is how many bytes the request takes: many small events take more than what they were sent in.
 func (t *taken) holds() int {
 	const ofEvent, ofAttribute = int(unsafe.Sizeof(event.Event{})), int(unsafe.Sizeof(event.Attribute{}))
-	n := t.size + len(t.events)*ofEvent + len(t.attrs)*ofAttribute
+	n := t.size + len(t.events)*ofEvent + t.parts*ofAttribute
 	if t.asked != nil { // the messages and the events that are made of them, about as large
 		n += 2 * len(t.asked.GetEvents()) * ofEvent
+		for _, e := range t.asked.GetEvents() {
+			n += len(e.GetAttributes()) * 5 * ofAttribute
+		}
 	}
 	return n
 }
@@ -146,17 +149,18 @@ func (p *pipeline) read(ctx context.Context) error {
 		case ctx.Err() != nil:
 			return context.Cause(ctx)
 		}
-		if sequence > 1 { // the first came with the call
-			if err := paced(ctx, p.se); err != nil {
-				return err
-			}
-		}
 		if name := t.names(); name != "" && name != p.topic { // also of one that is refused: those behind it mean the same
 			p.topic = strings.Clone(name)
 		}
 		t.sequence, t.to = sequence, p.topic
 		t.size = t.holds()
-		if err := p.hold(ctx, t.size); err != nil {
+		err = p.hold(ctx, t.size)
+		if sequence > 1 && ctx.Err() == nil { // the first came with the call
+			if err := paced(ctx, p.se); err != nil {
+				return err
+			}
+		}
+		if err != nil {
 			if ctx.Err() != nil {
 				return err
 			}
@@ -193,6 +197,10 @@ func (p *pipeline) check(t *taken) (err error) {
 func (p *pipeline) hold(ctx context.Context, n int) error {
 	for {
 		p.mu.Lock()
+		if ctx.Err() != nil { // nor may room be taken that nobody gives back
+			p.mu.Unlock()
+			return context.Cause(ctx)
+		}
 		if p.bytes == 0 || p.bytes+n <= p.s.o.Limits.Body {
 			defer p.mu.Unlock()
 			if need := p.bytes + n - max(p.reserved, largeMessage); need > 0 {

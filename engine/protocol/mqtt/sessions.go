@@ -112,10 +112,17 @@ func (r *sessions) take(ctx context.Context, caller Caller, clientID string, cle
 		sess.out = newOutbox(r.s, sess)
 		r.all[key] = sess
 	}
+	free := 0 // the place of the session that ends
+	if old != nil && old != sess {
+		if old.mu.Lock(); old.stored {
+			free = 1
+		}
+		old.mu.Unlock()
+	}
 	sess.mu.Lock()
 	was := sess.expiry
 	sess.connected, sess.caller, sess.expiry = true, caller, expiry
-	stored, full := sess.stored, expiry > 0 && !sess.stored && r.stored >= maxSessions
+	stored, full := sess.stored, expiry > 0 && !sess.stored && r.stored-free >= maxSessions
 	if expiry > 0 && !stored && !full {
 		sess.stored = true
 		r.stored++
@@ -124,7 +131,16 @@ func (r *sessions) take(ctx context.Context, caller Caller, clientID string, cle
 	r.mu.Unlock()
 	if old != nil && old != sess {
 		old.out.end()
-		err = r.forget(ctx, old)
+		if err = r.forget(ctx, old); err != nil { // its rows are this one's to remove now
+			r.mu.Lock()
+			sess.mu.Lock()
+			if !sess.stored {
+				sess.stored = true
+				r.stored++
+			}
+			sess.mu.Unlock()
+			r.mu.Unlock()
+		}
 	}
 	switch {
 	case err != nil:
