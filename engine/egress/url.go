@@ -20,17 +20,11 @@ func CheckURL(raw string) error {
 	}
 	u, err := url.Parse(raw)
 	if err != nil {
-		var ue *url.Error
-		if errors.As(err, &ue) {
-			err = ue.Err // without the URL, which may hold a password
-		}
-		if strings.Contains(raw, "@") {
-			return errors.New("URL cannot be read; percent-encode what is special in it")
-		}
 		if !strings.Contains(raw, "://") { // such as 127.0.0.1:9000, of which the parser says something else
 			return errors.New("URL has no scheme; want such as https://example.com/hook")
 		}
-		return fmt.Errorf("URL cannot be read: %w", err)
+		// The parser quotes what it stumbles over, which may be a password: https://me:PASSWORD, its host forgotten.
+		return errors.New("URL cannot be read; percent-encode what is special in it")
 	}
 	switch {
 	case u.Scheme == "":

@@ -130,22 +130,23 @@ func newVeil(src *source) *veil {
 		return v
 	}
 	var all, secrets []*node
-	var walk func(n *node, secret bool)
-	walk = func(n *node, secret bool) {
+	var walk func(n *node, secret, target bool)
+	walk = func(n *node, secret, target bool) {
 		all = append(all, n)
-		if n.kind == scalar && isHidden(n, secret) {
+		if n.kind == scalar && (isHidden(n, secret) || target && !plainTarget.MatchString(reference.ReplaceAllString(n.raw, "1"))) {
 			secrets = append(secrets, n)
 		}
 		for i, item := range n.items {
-			under := secret
+			under, to := secret, target
 			if n.kind == mapping {
 				all = append(all, n.keys[i])
 				under = secret || likeSecretKey(n.keys[i].raw)
+				to = slices.Contains(targetKeys, n.keys[i].raw)
 			}
-			walk(item, under)
+			walk(item, under, to)
 		}
 	}
-	walk(src.root, false)
+	walk(src.root, false, false)
 	place := func(a, b *node) int { return cmp.Or(cmp.Compare(a.line, b.line), cmp.Compare(a.col, b.col)) }
 	slices.SortFunc(all, place)
 	for _, n := range secrets {
@@ -199,6 +200,10 @@ func onlyReferences(s string) bool {
 
 // brokenURL tells what is no URL, or none that is taken, and has what may be a password where one stands in a URL, or behind a #.
 var brokenURL = regexp.MustCompile(`^[^\s"'/]*(//)?[^\s"'/]*:[^\s"']*@|^[A-Za-z][A-Za-z0-9+.-]*://[^\s"']*#`)
+
+// plainTarget is a bridge's URL that has no room for a password. What is none is refused, and where in it a password stands
+// cannot be told: it is not shown at all.
+var plainTarget = regexp.MustCompile(`^([A-Za-z][A-Za-z0-9+.-]*://([A-Za-z0-9._-]*|\[[0-9A-Fa-f:.]*\])(:[0-9]{0,5})?(/[A-Za-z0-9._~/-]*)?|1)?$`)
 
 // isHidden reports whether a scalar is, or may have in it, a literal secret.
 func isHidden(n *node, secret bool) bool {
@@ -272,6 +277,7 @@ const maxAbove = 200
 const secretPrefix = "whsec_"
 
 var (
+	targetKeys = []string{"router", "mqtt"} // of the other side of a bridge
 	secretKeys = []string{"secret", "secrets", "token", "password", "credential", "credentials", "headers", "authorization", "apikey", "private"}
 	words      = regexp.MustCompile(`[A-Za-z_-]{4,}`)
 
