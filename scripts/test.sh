@@ -118,9 +118,11 @@ sharing='Pool|Share|Turns|Idle|Beside|Context|Concurren|Race|Close|Collect|Stage
 router='Tutorial|Script|Cookbook|RollbackBringsModulesBack|PushedFunctionWaitsForItsVersion|QuickstartRules|Formatted|Arrows|RulesTestsRunAsInProduction|ScriptsOverHTTP|RequestResponseExample|RecipesOfSources|Canaries|OneDialer|BackupNamesAreBounded|SemanticsNameTheirProofs|SecurityNamesItsProofs'
 engine='CounterThroughPowerCuts|PoisonOfEveryKeyIsIsolated|StateComesAndGoes|StepsAgainstAModel|QuickstartFunction|ConservationOfLongScripts|RedriveThroughPowerCuts|ReplayThroughPowerCuts|HistoryAndRollback|NoHerd'
 store='Crash|FlippedBit|TornLog|RingGivesItsSpaceBack'
-singly="^Test($router|$engine|$store)\$|^Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain|CollectModules)"
+whole="Test($router|$engine|$store)" begin='Test(BacktestOf|BacktestCounts|BacktestSays|ReusedTrial|Trial|Explain[A-Z]|CollectModules)'
+singly="^$whole\$|^$begin"
+dirs=$(gofiles | grep '_test\.go$' | xargs grep -lE "^func ($whole\(|$begin)" | xargs -n1 dirname | sort -u | grep -v -e '^\./sdk/' -e '^\./examples/')
 beside "functions" . -skip "^(${counting:-none})\$" $($GO list ./... | grep -E "$guests")
-tests "programs, seeds and faults, one after the other" . -run "$singly" ./cmd/router ./engine ./storage/pebblestore
+tests "programs, seeds and faults, one after the other" . -run "$singly" $($GO list $dirs | grep -vE "$plain|$outside|$guests")
 joined
 # The binary driven from outside waits most of its time.
 beside "the binary, from outside" . $($GO list ./... | grep -E "$outside")
