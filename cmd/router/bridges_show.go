@@ -73,7 +73,7 @@ func (d *definitions) bridges(ctx context.Context) ([]byte, error) {
 	}
 	for i := range file.Bridges {
 		b := &file.Bridges[i]
-		if p.Check(access.Read, access.Subscription, rules.BridgePrefix+b.Name) != nil {
+		if p.Check(access.Read, access.Subscription, event.BridgePrefix+b.Name) != nil {
 			continue
 		}
 		side, err := sideOf(b)

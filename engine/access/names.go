@@ -25,6 +25,9 @@ func fullTenant(s string) (tenant, why string) {
 	if err := event.CheckName("tenant", s); err != nil || strings.HasSuffix(s, ".") || strings.Contains(s, "..") {
 		return "", fmt.Sprintf("%.60q is no prefix of names; want a name such as acme, which stands for every name that begins with acme.", s)
 	}
+	if strings.HasPrefix(s+".", event.BridgePrefix) {
+		return "", fmt.Sprintf("%.60q would own the router's bridges, whose subscriptions are called bridge.NAME; choose another name", s)
+	}
 	return s + ".", ""
 }
 

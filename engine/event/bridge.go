@@ -23,6 +23,9 @@ type Taken struct {
 	Loops   int // has been here, or passed too many routers: see ViaAttribute
 }
 
+// BridgePrefix begins the name of the subscription that a bridge is.
+const BridgePrefix = "bridge."
+
 // ViaAttribute is the extension that lists, by comma, the routers that have forwarded an event, so that it does not come
 // back to one of them.
 const ViaAttribute = "bridgevia"

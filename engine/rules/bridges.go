@@ -54,9 +54,6 @@ func IntakeOf[O any](open func(ctx context.Context, o O) (event.Intake, error)) 
 	}}
 }
 
-// BridgePrefix begins the name of the subscription that a bridge is.
-const BridgePrefix = "bridge."
-
 const (
 	bridgeBytes = 1 << 30
 	bridgeWait  = time.Minute
@@ -103,13 +100,13 @@ type bridgeDef struct {
 // bridgeTo makes the subscription that forwards.
 func (p *parser) bridgeTo(b *bridgeDef, f map[string]*node, to *node) {
 	d := &subscriptionDef{n: b.n, Subscription: event.Subscription{
-		Name: BridgePrefix + b.Name, Topic: b.Topic, Owner: b.Owner, Concurrency: 1, Parked: 256 << 20, Backlog: bridgeBytes,
+		Name: event.BridgePrefix + b.Name, Topic: b.Topic, Owner: b.Owner, Concurrency: 1, Parked: 256 << 20, Backlog: bridgeBytes,
 		Retry: event.RetryPolicy{Attempts: event.Unlimited, Exponential: &event.Exponential{First: time.Second, Max: bridgeWait, Factor: 2}, Jitter: 0.2},
 	}}
 	b.sub = d
 	d.Deliver.Face = event.Push
 	if event.CheckName("subscription", d.Name+".dead") != nil {
-		p.fault(b.key, "the name %s is too long for its subscription %s; shorten it", quote(b.Name), quote(BridgePrefix+"….dead"))
+		p.fault(b.key, "the name %s is too long for its subscription %s; shorten it", quote(b.Name), quote(event.BridgePrefix+"….dead"))
 		return
 	}
 	d.DeadLetter = d.Name + ".dead"

@@ -9,8 +9,8 @@ import (
 )
 
 // Preview is the event that data becomes which a client of MQTT 3.1.1 publishes under name at a time, and the mapping that
-// takes it. Its id aside it has what it gets where it is stored; nothing is published. The error is that of a client's
-// message.
+// takes it. Its id, mqttqos, mqttretain and mqttfrom aside it has what it gets where it is stored; nothing is published. The
+// error is that of a client's message.
 func Preview(n *Names, name string, data []byte, now time.Time) (event.Event, event.MQTTMapping, error) {
 	var in intake
 	var ev event.Event
