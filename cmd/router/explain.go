@@ -29,7 +29,8 @@ there are. The file is an event as CloudEvents JSON, or the data of one. Secrets
 
 With --mqtt-name it begins where an MQTT client publishes: which mapping takes the name and why the others do not, the event that the
 payload in --data or --file becomes, under which names MQTT clients read it, and what subscriptions make of it: with --rules as in
-a dry run, else which of the router's take it. Nothing is published.`,
+a dry run, else which of the router's take it. Nothing is published. With SUBSCRIPTION and without --rules the payload goes into a URL:
+at most 8 KiB of it as it stands there, where each byte but letters and digits may take three.`,
 		Example: `  router explain big-eu-orders orders/0-42
   router explain orders/0-42
   router explain --file event.json --rules millrace.yaml big-eu-orders
@@ -44,7 +45,7 @@ a dry run, else which of the router's take it. Nothing is published.`,
 	f.StringVar(&o.rules, "rules", "", "the rules file or folder (`path`) for --file")
 	f.StringVar(&o.topic, "topic", "", "the `topic` that the event of --file would be in")
 	f.StringVar(&o.name, "mqtt-name", "", "explain what an MQTT client would publish under this `name`")
-	f.StringVar(&o.data, "data", "", "the payload for --mqtt-name, as `text`")
+	f.StringVar(&o.data, "data", "", "the payload for --mqtt-name, as `text`; with SUBSCRIPTION at a router at most 8 KiB in a URL")
 	cmd.MarkFlagsMutuallyExclusive("data", "file")
 	cmd.MarkFlagsMutuallyExclusive("mqtt-name", "topic")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {

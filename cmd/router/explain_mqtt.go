@@ -49,6 +49,10 @@ type readAs struct {
 // othersShown bounds what is said of mappings that do not take a name.
 const othersShown = 20
 
+// maxAsked bounds a payload that a router is asked about, in bytes as a URL has them (%22 is three): beside the longest
+// name and a token it fits into what a request line with its headers may have by default, 16 KiB.
+const maxAsked = 8 << 10
+
 // explainName explains what an MQTT client would publish.
 func (p *program) explainName(cmd *cobra.Command, r *remote, o explaining, args []string) error {
 	if err := mqttname.CheckName(o.name); err != nil {
@@ -64,6 +68,9 @@ func (p *program) explainName(cmd *cobra.Command, r *remote, o explaining, args 
 	payload, err := p.payload(o)
 	if err != nil {
 		return err
+	}
+	if n := len(url.QueryEscape(string(payload))); o.rules == "" && len(args) == 1 && n > maxAsked {
+		return usagef(cmd, "the payload is %d bytes in a URL, and a router is asked about SUBSCRIPTION with at most %d; a smaller one, or --rules with the router's rules files, which has no bound", n, maxAsked)
 	}
 	told := func() (*explainedName, error) { return p.explainNameAt(cmd, r, o, args, payload) }
 	if o.rules != "" {
@@ -248,6 +255,9 @@ func (x *explainedName) readFrom(names *mqtt.Names, topic string, rec event.Reco
 func (b backend) ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool, mayPublish func(topic string) error) (*event.Explained, error) {
 	if err := mqttname.CheckName(name); err != nil {
 		return nil, event.At("?mqttName", err)
+	}
+	if len(data) > maxAsked {
+		return nil, event.Invalid("?data", fmt.Sprintf("is %d bytes; want at most %d", len(data), maxAsked))
 	}
 	names := b.MQTT()
 	to, _, ok := names.Route(name, nil)

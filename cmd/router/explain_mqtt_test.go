@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -77,6 +78,21 @@ func TestExplainedNameOverHTTP(t *testing.T) {
 		}
 	}
 	ask(404, "lukewarm", "other", "")
+	ask(200, "hot", strings.Repeat("é", 512), strings.Repeat("é", maxAsked/len("%C3%A9"))) // the longest
+	ask(400, "hot", "other", strings.Repeat("a", maxAsked+1))
+	for _, x := range []struct {
+		bytes int
+		rest  []string
+		want  string
+	}{
+		{maxAsked / 3, []string{"hot"}, ""}, {maxAsked/3 + 1, []string{"hot"}, "in a URL"}, {1 << 16, nil, ""}, {1 << 16, []string{"hot", "--rules", p.o.rules}, ""},
+	} {
+		cmd := rootCommand(&program{stdout: io.Discard, stderr: io.Discard, env: func(string) string { return "" }})
+		cmd.SetArgs(append([]string{"explain", "--server", p.base, "--mqtt-name", "other", "--data", strings.Repeat("\"", x.bytes)}, x.rest...))
+		if err := cmd.ExecuteContext(t.Context()); (err != nil) != (x.want != "") || err != nil && !strings.Contains(err.Error(), x.want) {
+			t.Errorf("%d quotes to %s: %v; want %q", x.bytes, x.rest, err, x.want)
+		}
+	}
 	ask(400, "hot", "other/#", "")
 	if got := p.must(200, "GET", "/v1/topics/readings/events", "", ""); !strings.Contains(got, `"events":[]`) {
 		t.Errorf("something was stored: %s", got)
