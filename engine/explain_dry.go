@@ -48,6 +48,16 @@ func ExplainDry(ctx context.Context, o TrialOptions, spec SubscriptionSpec, topi
 	return x, nil
 }
 
+// CheckData says where data breaks the schema of a topic that need not be there: event.ErrSchema, or ErrInvalid where the
+// schema itself is wrong.
+func CheckData(t event.Topic, data []byte) error {
+	schema, err := compileSchema(t)
+	if err != nil {
+		return err
+	}
+	return (&topicDef{t, schema}).checkSchema(data)
+}
+
 // explainChain runs functions over an event and fills in what each makes of it. It returns what they would
 // deliver.
 func explainChain(ctx context.Context, o TrialOptions, version string, x *event.Explained, rec event.Record) []event.Record {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/millrace/millrace/engine"
 	"github.com/millrace/millrace/engine/event"
 	"github.com/millrace/millrace/engine/mqttname"
 	"github.com/millrace/millrace/engine/protocol/mqtt"
@@ -120,6 +121,14 @@ func (p *program) explainNameDry(ctx context.Context, o explaining, args []strin
 	if err != nil || rec == nil {
 		return x, err
 	}
+	for _, t := range set.Topics {
+		if t.Name != x.Taken.Topic {
+			continue
+		}
+		if err := engine.CheckData(t.Topic, rec.Data()); err != nil {
+			return x.refuse(err), nil
+		}
+	}
 	if len(args) == 0 {
 		subs = slices.DeleteFunc(slices.Clone(subs), func(s rules.Subscription) bool { return s.Topic != x.Taken.Topic })
 	}
@@ -175,6 +184,9 @@ func (p *program) explainNameAt(cmd *cobra.Command, r *remote, o explaining, arg
 	}
 	if len(args) == 1 {
 		e, err := ask()
+		if hasStatus(err, http.StatusUnprocessableEntity) {
+			return x.refuse(err), nil
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -184,6 +196,9 @@ func (p *program) explainNameAt(cmd *cobra.Command, r *remote, o explaining, arg
 	u := c.path("topics", x.Taken.Topic, "events")
 	u.RawQuery = "dryRun=true"
 	answer, err := c.call(cmd.Context(), "POST", u, x.Event, "Content-Type", "application/cloudevents+json")
+	if hasStatus(err, http.StatusUnprocessableEntity) {
+		return x.refuse(err), nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -239,8 +254,7 @@ func explainMapping(def mqttDefinitions, name string, payload []byte) (x *explai
 	now := time.Now()
 	ev, _, err := mqtt.Preview(names, name, payload, now)
 	if err != nil {
-		x.Refused = strings.ReplaceAll(err.Error(), "\n", "; ")
-		return x, names, nil, nil
+		return x.refuse(err), names, nil, nil
 	}
 	if ev.ID == "" {
 		ev.ID = "event"
@@ -253,6 +267,12 @@ func explainMapping(def mqttDefinitions, name string, payload []byte) (x *explai
 	x.Event = rec.AppendStructured(nil)
 	x.readFrom(names, x.Taken.Topic, rec)
 	return x, names, rec, nil
+}
+
+// refuse says why the payload is not taken: there is no event then, and nobody reads it.
+func (x *explainedName) refuse(err error) *explainedName {
+	x.Refused, x.Event, x.Read = strings.ReplaceAll(err.Error(), "\n", "; "), nil, []readAs{}
+	return x
 }
 
 // readFrom adds the names under which MQTT clients read an event of a topic.
