@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -290,6 +291,9 @@ func (x *explainedName) readFrom(names *mqtt.Names, topic string, rec event.Reco
 // ExplainMQTT explains what an MQTT client would publish.
 func (b backend) ExplainMQTT(ctx context.Context, subscription, name string, data []byte, shown func(topic string) bool, mayPublish func(topic string) error) (*event.Explained, error) {
 	if err := mqttname.CheckName(name); err != nil {
+		if f := (*event.Faults)(nil); errors.As(err, &f) && len(f.List) > 0 { // that of a topic name: here it is the parameter
+			err = event.Invalid("", f.List[0].Detail)
+		}
 		return nil, event.At("?mqttName", err)
 	}
 	if len(data) > maxAsked {

@@ -93,7 +93,9 @@ func TestExplainedNameOverHTTP(t *testing.T) {
 			t.Errorf("%d quotes to %s: %v; want %q", x.bytes, x.rest, err, x.want)
 		}
 	}
-	ask(400, "hot", "other/#", "")
+	if got := ask(400, "hot", "other/#", ""); !strings.Contains(got, "?mqttName") || strings.Contains(got, "?mqttName.") {
+		t.Error(got)
+	}
 	if got := p.must(200, "GET", "/v1/topics/readings/events", "", ""); !strings.Contains(got, `"events":[]`) {
 		t.Errorf("something was stored: %s", got)
 	}
