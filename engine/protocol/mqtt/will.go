@@ -185,6 +185,17 @@ func (r *wills) here(ctx context.Context, sess *session, present bool, next *wil
 		return nil
 	}
 	waits := old != nil && r.cancel(old) // else it is published already
+	if waits && !present {               // while it has its row
+		r.mu.Unlock()
+		err := r.publish(old)
+		r.mu.Lock()
+		if again(err) {
+			r.wait(old, retryWill)
+			return err
+		}
+		r.done(old, err)
+		waits = false
+	}
 	if next != nil {
 		r.all[key] = next
 	} else {
@@ -201,15 +212,10 @@ func (r *wills) here(ctx context.Context, sess *session, present bool, next *wil
 	}
 	switch {
 	case !waits:
-	case err == nil && present:
-		r.bytes -= old.size()
 	case err == nil:
-		r.wait(old, 0)
+		r.bytes -= old.size()
 	default:
-		r.all[key] = old
-		if !present {
-			r.wait(old, 0)
-		} else if old.Due != 0 {
+		if r.all[key] = old; old.Due != 0 {
 			r.wait(old, time.Duration(old.Due-r.s.o.Now().UnixNano()))
 		}
 	}
@@ -252,22 +258,30 @@ func (r *wills) gone(sess *session, bye, draining bool) {
 // retry is how long a will waits that could not be stored.
 const retryWill = 5 * time.Second
 
-// fire publishes a will and forgets it.
-func (r *wills) fire(w *will) {
-	err := r.publish(w)
-	if err != nil && (errors.Is(err, event.ErrUnavailable) || errors.Is(err, context.Canceled)) {
-		r.mu.Lock()
-		r.wait(w, retryWill)
-		r.mu.Unlock()
-		return
-	}
-	if err != nil {
+// again reports whether a will that was not published for err is to be tried again.
+func again(err error) bool {
+	return errors.Is(err, event.ErrUnavailable) || errors.Is(err, context.Canceled)
+}
+
+// done lets go of the room of a will that is published, or never will be. The caller holds mu.
+func (r *wills) done(w *will, err error) {
+	if r.bytes -= w.size(); err != nil {
 		code, _, _ := reasonOf(err)
 		r.s.stats.refused[code].Add(1)
 		r.s.o.Log.Warn("a will is not published", "client", w.ClientID, "error", err)
 	}
+}
+
+// fire publishes a will and forgets it.
+func (r *wills) fire(w *will) {
+	err := r.publish(w)
 	r.mu.Lock()
-	r.bytes -= w.size()
+	if again(err) {
+		r.wait(w, retryWill)
+		r.mu.Unlock()
+		return
+	}
+	r.done(w, err)
 	mine := r.all[w.key()] == w
 	if mine {
 		w.ending = make(chan struct{})

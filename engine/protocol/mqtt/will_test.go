@@ -134,3 +134,30 @@ func TestWillRefused(t *testing.T) {
 		t.Fatalf("CONNACK %+v", ok)
 	}
 }
+
+// The will of a session that a clean start ended is published though the router cannot store it just then and stops.
+func TestWillOfAnEndedSession(t *testing.T) {
+	f := newFakeRouter(t)
+	r := newRig(t, f, nil, Options{WillGrace: time.Hour})
+	c, _ := r.connect(5, "dev", withWill("old", 3600))
+	c.nc.Close()
+	eventually(t, "the end", func() bool { return r.s.Stats().Connections == 0 })
+	f.hook(func([]event.Event) error { return event.ErrUnavailable }, nil)
+	next := r.dial()
+	next.send(connectPacket(5, "dev", func(pk *packets.Packet) { withWill("new", 3600)(pk); pk.Connect.Clean = true }))
+	if pk := next.want(packets.Connack); pk.ReasonCode != packets.ErrServerUnavailable.Code {
+		t.Fatalf("CONNACK 0x%02X; want 0x88", pk.ReasonCode)
+	}
+	begun := time.Now()
+	r.stop()
+	if d := time.Since(begun); d >= retryWill/2 {
+		t.Errorf("to stop took %s", d)
+	}
+	f.hook(nil, nil)
+	r = newRig(t, f, nil, Options{WillGrace: time.Hour})
+	r.connect(5, "dev", func(pk *packets.Packet) { pk.Connect.Clean = true })
+	if got := f.stored("logs"); !slices.Equal(got, []string{"old"}) {
+		t.Errorf("published %q; want the will of the session that ended", got)
+	}
+	r.stop()
+}
