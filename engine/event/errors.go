@@ -62,6 +62,19 @@ func (f *Faults) text(long bool) string {
 // Unwrap returns the kind of error.
 func (f *Faults) Unwrap() error { return f.Is }
 
+// Add notes a fault.
+func (f *Faults) Add(at, format string, args ...any) {
+	f.List = append(f.List, Fault{At: at, Detail: fmt.Sprintf(format, args...)})
+}
+
+// Err is f where something is wrong, else nil.
+func (f *Faults) Err() error {
+	if len(f.List) == 0 {
+		return nil
+	}
+	return f
+}
+
 // Invalid is an ErrInvalid about one field.
 func Invalid(at, detail string) error { return Bad(ErrInvalid, at, detail) }
 

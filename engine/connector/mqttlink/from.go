@@ -63,46 +63,46 @@ func (o From) WithDefaults() From {
 // Validate reports everything wrong in what rules say, each fault at its key: *event.Faults. Secrets are never shown.
 func (o From) Validate() error {
 	o = o.WithDefaults()
-	var f faults
+	f := faults{event.Faults{Is: event.ErrInvalid}}
 	if err := checkURL(o.MQTT); err != nil {
-		f.add("mqtt", "%v", err)
+		f.Add("mqtt", "%v", err)
 	}
 	o.checkFilters(&f)
 	if o.QoS != "0" && o.QoS != "1" {
-		f.add("qos", "is %.20q; want 0 or 1", o.QoS)
+		f.Add("qos", "is %.20q; want 0 or 1", o.QoS)
 	}
 	if o.SessionExpiry < time.Second || o.SessionExpiry > maxExpiry {
-		f.add("sessionExpiry", "is %s; want 1s to %s", o.SessionExpiry, maxExpiry)
+		f.Add("sessionExpiry", "is %s; want 1s to %s", o.SessionExpiry, maxExpiry)
 	}
 	f.client(o.ClientID, o.User, o.Password)
 	f.connection(o.Timeout, o.TLS)
-	return f.err()
+	return f.Err()
 }
 
 // checkFilters checks the filters, and that the templates name wildcards which each of them has.
 func (o From) checkFilters(f *faults) {
 	if len(o.Filters) == 0 {
-		f.add("filters", "missing; want topic filters such as [\"sensors/#\"]")
+		f.Add("filters", "missing; want topic filters such as [\"sensors/#\"]")
 		return
 	}
 	if len(o.Filters) > maxFilters {
-		f.add("filters", "has %d filters; the limit is %d: the wildcards + and # stand for many names", len(o.Filters), maxFilters)
+		f.Add("filters", "has %d filters; the limit is %d: the wildcards + and # stand for many names", len(o.Filters), maxFilters)
 		return
 	}
 	least, fewest := 0, ""
 	for i, filter := range o.Filters {
 		at := fmt.Sprintf("filters[%d]", i)
 		if err := mqttname.CheckFilter(filter); err != nil {
-			f.add(at, "%v", err)
+			f.Add(at, "%v", err)
 			continue
 		}
 		if strings.HasPrefix(filter, "$share/") {
-			f.add(at, "is that of a shared subscription, which has no session; want the filter alone")
+			f.Add(at, "is that of a shared subscription, which has no session; want the filter alone")
 			continue
 		}
 		for _, other := range o.Filters[:i] {
 			if mqttname.ValidFilter(other) && mqttname.Overlap(filter, other) {
-				f.add(at, "%q and %q may match one name, and a broker may send what both match twice; keep one, or make two bridges", filter, other)
+				f.Add(at, "%q and %q may match one name, and a broker may send what both match twice; keep one, or make two bridges", filter, other)
 			}
 		}
 		if n := mqttname.Wildcards(filter); fewest == "" || n < least {
@@ -115,11 +115,11 @@ func (o From) checkFilters(f *faults) {
 	for _, x := range []struct{ at, text string }{{"type", o.Type}, {"subject", o.Subject}, {"key", o.Key}, {"source", o.Source}} {
 		switch t, err := mqttname.ParseTemplate(x.text); {
 		case err != nil:
-			f.add(x.at, "%v", err)
+			f.Add(x.at, "%v", err)
 		case len(t.Attributes()) > 0:
-			f.add(x.at, "has {%s}; want the number of a wildcard, such as {1}", t.Attributes()[0])
+			f.Add(x.at, "has {%s}; want the number of a wildcard, such as {1}", t.Attributes()[0])
 		case t.Max() > least:
-			f.add(x.at, "has {%d}; the filter %q has %d wildcards", t.Max(), fewest, least)
+			f.Add(x.at, "has {%d}; the filter %q has %d wildcards", t.Max(), fewest, least)
 		}
 	}
 }
@@ -141,27 +141,16 @@ func Limits() event.Limits {
 }
 
 // faults gathers what is wrong.
-type faults struct{ list []event.Fault }
-
-func (f *faults) add(at, format string, args ...any) {
-	f.list = append(f.list, event.Fault{At: at, Detail: fmt.Sprintf(format, args...)})
-}
-
-func (f *faults) err() error {
-	if len(f.list) == 0 {
-		return nil
-	}
-	return &event.Faults{Is: event.ErrInvalid, List: f.list}
-}
+type faults struct{ event.Faults }
 
 // client checks who the bridge is on a broker.
 func (f *faults) client(id, user, password string) {
 	if password != "" && user == "" {
-		f.add("user", "missing; a password is a user's")
+		f.Add("user", "missing; a password is a user's")
 	}
 	for _, x := range []struct{ at, v string }{{"clientId", id}, {"user", user}, {"password", password}} {
 		if len(x.v) > 1<<16-1 || strings.ContainsRune(x.v, 0) {
-			f.add(x.at, "has over 65,535 bytes, or a zero byte")
+			f.Add(x.at, "has over 65,535 bytes, or a zero byte")
 		}
 	}
 }
@@ -169,9 +158,9 @@ func (f *faults) client(id, user, password string) {
 // connection checks how a broker is reached.
 func (f *faults) connection(timeout time.Duration, o egress.TLSOptions) {
 	if timeout < time.Second || timeout > maxTimeout {
-		f.add("timeout", "is %s; want 1s to %s", timeout, maxTimeout)
+		f.Add("timeout", "is %s; want 1s to %s", timeout, maxTimeout)
 	}
 	if _, err := egress.NewTLS(o); err != nil {
-		f.add("tls", "%v", err)
+		f.Add("tls", "%v", err)
 	}
 }

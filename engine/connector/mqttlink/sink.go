@@ -65,8 +65,8 @@ func (o To) WithDefaults() To {
 // Validate reports everything wrong in what rules say, each fault at its key: *event.Faults. Secrets are never shown.
 func (o To) Validate() error {
 	o = o.WithDefaults()
-	var f faults
-	add := f.add
+	f := faults{event.Faults{Is: event.ErrInvalid}}
+	add := f.Add
 	if err := checkURL(o.MQTT); err != nil {
 		add("mqtt", "%v", err)
 	}
@@ -92,7 +92,7 @@ func (o To) Validate() error {
 	}
 	f.client(o.ClientID, o.User, o.Password)
 	f.connection(o.Timeout, o.TLS)
-	return f.err()
+	return f.Err()
 }
 
 // checkURL never shows what it was given: a password may stand in it.

@@ -48,58 +48,47 @@ func (o To) WithDefaults() To {
 
 // Validate reports everything wrong in what rules say, each fault at its key: *event.Faults. Secrets are never shown.
 func (o To) Validate() error {
-	var f faults
+	f := faults{event.Faults{Is: event.ErrInvalid}}
 	f.router(o.Router)
 	f.name("topic", o.Topic)
 	f.token(o.Token)
 	f.timeout(o.WithDefaults().Timeout)
 	f.tls(o.TLS)
-	return f.err()
+	return f.Err()
 }
 
 // faults gathers what is wrong.
-type faults struct{ list []event.Fault }
-
-func (f *faults) add(at, format string, args ...any) {
-	f.list = append(f.list, event.Fault{At: at, Detail: fmt.Sprintf(format, args...)})
-}
-
-func (f *faults) err() error {
-	if len(f.list) == 0 {
-		return nil
-	}
-	return &event.Faults{Is: event.ErrInvalid, List: f.list}
-}
+type faults struct{ event.Faults }
 
 func (f *faults) router(raw string) {
 	if raw == "" {
-		f.add("router", "missing; want the URL of the other router, such as https://hq.example.com")
+		f.Add("router", "missing; want the URL of the other router, such as https://hq.example.com")
 		return
 	}
 	u, err := url.Parse(raw)
 	if err == nil && u.User != nil {
-		f.add("router", "has a user or password in it; give token beside it, such as token: ${env:HQ_TOKEN}")
+		f.Add("router", "has a user or password in it; give token beside it, such as token: ${env:HQ_TOKEN}")
 		return
 	}
 	if bad := egress.CheckURL(raw); bad != nil {
-		f.add("router", "%v", bad)
+		f.Add("router", "%v", bad)
 		return
 	}
 	if err != nil || u.RawQuery != "" || u.ForceQuery {
-		f.add("router", "has a query; want the URL of the other router's API alone, such as https://hq.example.com")
+		f.Add("router", "has a query; want the URL of the other router's API alone, such as https://hq.example.com")
 	}
 }
 
 func (f *faults) name(at, name string) {
 	if err := event.CheckName(at, name); err != nil {
-		f.add(at, "is %.60q; want the name of one on the other router, of letters, digits and . _ -", name)
+		f.Add(at, "is %.60q; want the name of one on the other router, of letters, digits and . _ -", name)
 	}
 }
 
 func (f *faults) token(token string) {
 	for _, r := range token {
 		if r <= ' ' || r >= 0x7F {
-			f.add("token", "has a blank or another character that does not go into a header")
+			f.Add("token", "has a blank or another character that does not go into a header")
 			return
 		}
 	}
@@ -107,13 +96,13 @@ func (f *faults) token(token string) {
 
 func (f *faults) timeout(d time.Duration) {
 	if d < time.Second || d > maxTimeout {
-		f.add("timeout", "is %s; want 1s to %s", d, maxTimeout)
+		f.Add("timeout", "is %s; want 1s to %s", d, maxTimeout)
 	}
 }
 
 func (f *faults) tls(o egress.TLSOptions) {
 	if _, err := egress.NewTLS(o); err != nil {
-		f.list = append(f.list, below("tls", err)...)
+		f.List = append(f.List, below("tls", err)...)
 	}
 }
 

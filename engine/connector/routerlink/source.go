@@ -56,33 +56,33 @@ const (
 
 // Validate reports everything wrong in what rules say, each fault at its key: *event.Faults. Secrets are never shown.
 func (o From) Validate() error {
-	var f faults
+	f := faults{event.Faults{Is: event.ErrInvalid}}
 	f.router(o.Router)
 	switch {
 	case o.Topic == "" && o.Subscription == "":
-		f.add("topic", "missing; want the topic of the other router, or subscription: one of its pull subscriptions")
+		f.Add("topic", "missing; want the topic of the other router, or subscription: one of its pull subscriptions")
 	case o.Topic != "" && o.Subscription != "":
-		f.add("subscription", "is beside topic; keep one of them")
+		f.Add("subscription", "is beside topic; keep one of them")
 	case o.Topic != "":
 		f.name("topic", o.Topic)
 		if o.Start != "" && o.Start != latest && o.Start != earliest {
 			if _, err := event.ParseSince(o.Start, time.Now()); err != nil {
-				f.add("start", "is %.60q; want latest, earliest, a time such as 2026-01-31T12:00:00Z, or a duration back such as 24h", o.Start)
+				f.Add("start", "is %.60q; want latest, earliest, a time such as 2026-01-31T12:00:00Z, or a duration back such as 24h", o.Start)
 			}
 		}
 	default:
 		f.name("subscription", o.Subscription)
 		if o.Start != "" {
-			f.add("start", "is of a topic; the subscription of the other router says where it begins")
+			f.Add("start", "is of a topic; the subscription of the other router says where it begins")
 		}
 		if o.Filter != "" {
-			f.add("filter", "is of a topic; the subscription of the other router has its own")
+			f.Add("filter", "is of a topic; the subscription of the other router has its own")
 		}
 	}
 	f.token(o.Token)
 	f.timeout(o.WithDefaults().Timeout)
 	f.tls(o.TLS)
-	return f.err()
+	return f.Err()
 }
 
 // Bounds of what is read at once.
